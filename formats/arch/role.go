@@ -1,0 +1,2 @@
+// (see arch.go for the package comment)
+package arch
