@@ -28,10 +28,22 @@ func FromF16(h uint16) float32 { return f16Table()[h] }
 // become infinite, NaN becomes a quiet NaN of the same sign with no payload
 // (0x7E00): ggml's GGML_FP32_TO_FP16 does the same.
 func ToF16(f float32) uint16 {
-	if f != f {
-		return uint16(math.Float32bits(f)>>16)&0x8000 | 0x7E00
+	u := math.Float32bits(f)
+	sign := uint16(u>>16) & 0x8000
+	u &= 0x7fffffff
+	switch {
+	case u > 0x7f800000:
+		return sign | 0x7e00
+	case u >= 0x47800000: // 65536
+		return sign | 0x7c00
+	case u < 0x38800000: // 2^-14, below which halves are subnormal
+		// The last bit of 0.5+x weighs 2^-24, like that of a subnormal half:
+		// the addition rounds x as wanted and leaves it in the lower bits.
+		return sign | uint16(math.Float32bits(math.Float32frombits(u)+0.5))
 	}
-	return float16.Fromfloat32(f).Bits()
+	// The exponent bias falls from 127 to 15. A carry out of the mantissa
+	// moves the exponent up, to infinity from 65520 on.
+	return sign | uint16((u-112<<23+0xfff+(u>>13&1))>>13)
 }
 
 // FromBF16 converts bfloat16 bits to float32, exactly.
