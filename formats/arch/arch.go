@@ -1,0 +1,613 @@
+// Package arch holds the one description of every model family that winnow
+// knows: how config.json becomes hyper-parameters and metadata, which tensors
+// a model has, what they are called in the checkpoint and in GGUF, how they
+// are cut, and which mechanisms the forward pass is made of.
+//
+// convert walks the description to plan, quant keys recipes on its roles,
+// engine binds tensors by role and switches on the mechanisms, verify checks
+// files against it. A family is one file of values; see deepseek2.go.
+package arch
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/winnow-moe/winnow/formats/gguf"
+)
+
+// All lists the families. The order is that of listings.
+var All = []*Family{&deepseek2, &llama}
+
+// Family describes one model family.
+type Family struct {
+	// Arch is the value of general.architecture.
+	Arch string
+	// Classes are the class names of config.json's architectures list.
+	Classes []string
+	// Settings make hyper-parameters from config.json, in the order in which
+	// llama.cpp's converter writes the keys.
+	Settings []Setting
+	// Asserts are config values that the description depends on.
+	Asserts []Assert
+	// Defaults are hyper-parameters of GGUF files that lack the key.
+	Defaults Params
+	// Block names the mechanisms of the forward pass.
+	Block Block
+	// Rules are the tensors. Among tensors completed by the same checkpoint
+	// tensor the order of the rules is the order in the file.
+	Rules []Rule
+	// Drop lists checkpoint tensors that the GGUF form has no place for.
+	Drop []Drop
+	// DropMTP: llama.cpp's converter leaves the MTP blocks out by default.
+	DropMTP bool
+	// Pre lists the pre-tokenizer names the family uses where the structure
+	// of tokenizer.json allows several.
+	Pre []string
+}
+
+// Assert refuses a config whose setting is present and has another value.
+type Assert struct {
+	Path string
+	In   []any // accepted values: string, bool, float64
+	Why  string
+}
+
+// Drop names checkpoint tensors that are left out, with the reason shown in
+// plans. A pattern may contain {l} and end in "*".
+type Drop struct {
+	Pattern, Why string
+}
+
+// Attention is the kind of attention of a block.
+type Attention int
+
+// The kinds of attention.
+const (
+	// GQA is grouped-query attention with separate q, k, v projections.
+	GQA Attention = iota + 1
+	// MLA is DeepSeek's multi-head latent attention, stored absorbed: k_b
+	// and v_b decompress the cached latent.
+	MLA
+)
+
+// Rope is the pairing of rotated elements.
+type Rope int
+
+// The pairings.
+const (
+	// RopeAdjacent rotates elements 2i and 2i+1 (llama.cpp NORM).
+	RopeAdjacent Rope = iota + 1
+	// RopeHalves rotates elements i and i+d/2 (llama.cpp NEOX, HF rotate_half).
+	RopeHalves
+)
+
+// GroupScore says how group-limited routing scores a group of experts.
+type GroupScore int
+
+// The group scores.
+const (
+	// GroupTop2 sums the two best experts of the group (DeepSeek V3).
+	GroupTop2 GroupScore = iota + 1
+	// GroupMax takes the best expert of the group (DeepSeek V2).
+	GroupMax
+)
+
+// Block names the mechanisms a family's blocks are made of. The engine
+// switches on these and refuses what it does not know.
+type Block struct {
+	Attn Attention
+	Rope Rope
+	// LatentNormEps, when not 0, replaces NormEps for the norms of the MLA
+	// compressions: HF's modules use 1e-6 whatever rms_norm_eps says.
+	LatentNormEps float32
+}
+
+// Dim is a symbolic length: its value for a model and the config settings
+// that determine it, for error messages.
+type Dim struct {
+	Name string
+	Of   func(*Params) int
+}
+
+// Where says which blocks have a tensor.
+type Where int
+
+// The block ranges.
+const (
+	Global      Where = iota // outside the blocks
+	AllBlocks                // every block, MTP blocks included
+	DenseBlocks              // the leading dense blocks
+	MoEBlocks                // blocks with routed experts, MTP blocks included
+	MTPBlocks                // only MTP blocks
+)
+
+// Rule maps one logical weight between its checkpoint names, its GGUF name and
+// its shape. {l} in a name runs over the blocks in Where, {e} over experts: a
+// rule with {e} stacks its sources along a new slowest axis.
+type Rule struct {
+	Role   Role
+	Suffix string // "" means "weight"
+	// HF lists accepted checkpoint names; the first present wins.
+	HF    []string
+	Where Where
+	// Shape is the tensor as GGUF users see it, slowest axis first.
+	Shape []Dim
+	// Source is the shape of each checkpoint tensor where it is not simply
+	// Shape (or Shape without the expert axis).
+	Source []Dim
+	// Cut, when set, takes a slice of every head of the source.
+	Cut *HeadCut
+	// Optional tensors may be missing.
+	Optional bool
+	// If limits the rule to models for which it holds.
+	If func(*Params) bool
+}
+
+// HeadCut views the source's rows as heads of Stride rows and takes rows
+// [Offset, Offset+Count) of each, in the given arrangement.
+type HeadCut struct {
+	Heads, Stride, Offset, Count Dim
+	Mode                         CutMode
+}
+
+// CutMode is the arrangement of the rows cut from a head.
+type CutMode int
+
+// The arrangements.
+const (
+	// CutRows keeps the rows as they are.
+	CutRows CutMode = iota
+	// CutTransposed swaps rows and columns of each head's slice.
+	CutTransposed
+	// CutInterleaved reorders rows i and i+n/2 to 2i and 2i+1, which turns a
+	// half-split rotary layout into an adjacent one.
+	CutInterleaved
+)
+
+// Stacked reports whether the rule stacks one source per expert.
+func (r *Rule) Stacked() bool { return strings.Contains(r.HF[0], "{e}") }
+
+// name returns the rule's GGUF name in block l (-1 outside the blocks).
+func (r *Rule) name(l int) Name {
+	s := r.Suffix
+	if s == "" {
+		s = "weight"
+	}
+	return Name{Layer: l, Role: r.Role, Suffix: s}
+}
+
+// Model is a family with the hyper-parameters of one model.
+type Model struct {
+	Family *Family
+	Params Params
+	// keys are the metadata keys the model carries, in writing order.
+	keys []string
+}
+
+// FromConfig recognises the family of a checkpoint and reads its settings.
+// withMTP keeps MTP blocks that the checkpoint announces.
+func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
+	class, err := cfg.Architecture()
+	if err != nil {
+		return nil, err
+	}
+	f := byClass(class)
+	if f == nil {
+		return nil, configError("architectures names %q, which is not supported (supported: %s)", class, knownClasses())
+	}
+	cfg.values["class"] = class // for conditions on the class
+	m := &Model{Family: f, Params: f.Defaults}
+	for i := range f.Asserts {
+		if err := f.Asserts[i].check(cfg); err != nil {
+			return nil, err
+		}
+	}
+	for i := range f.Settings {
+		if err := m.apply(cfg, &f.Settings[i]); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.applyMTP(cfg, withMTP); err != nil {
+		return nil, err
+	}
+	return m, m.check(configError)
+}
+
+func byClass(class string) *Family {
+	for _, f := range All {
+		for _, c := range f.Classes {
+			if c == class {
+				return f
+			}
+		}
+	}
+	return nil
+}
+
+// ByArch finds a family by the value of general.architecture.
+func ByArch(name string) (*Family, bool) {
+	for _, f := range All {
+		if f.Arch == name {
+			return f, true
+		}
+	}
+	return nil, false
+}
+
+func (a *Assert) check(cfg *Config) error {
+	v, ok := cfg.lookup(a.Path)
+	if !ok {
+		return nil
+	}
+	if f, isNum, _ := cfg.number(a.Path); isNum {
+		v = f
+	}
+	for _, want := range a.In {
+		if v == want {
+			return nil
+		}
+	}
+	return configError("%s is %s; this family's description covers only %s (%s)", userName(a.Path), show(v), show(a.In), a.Why)
+}
+
+// apply resolves one setting and records its key in writing order.
+func (m *Model) apply(cfg *Config, s *Setting) error {
+	if s.Key == keyFileType {
+		m.keys = append(m.keys, keyFileType)
+		return nil
+	}
+	v, ok, err := s.resolve(cfg, &m.Params)
+	if err != nil || !ok {
+		return err
+	}
+	if err := s.store(&m.Params, v); err != nil {
+		return err
+	}
+	if s.OmitZero && (v == false || v == 0.0 || v == "") {
+		return nil
+	}
+	m.keys = append(m.keys, s.Key)
+	return nil
+}
+
+// mtpSetting is where checkpoints announce multi-token prediction blocks.
+const mtpSetting = "num_nextn_predict_layers"
+
+func (m *Model) applyMTP(cfg *Config, keep bool) error {
+	n, ok, err := cfg.number(mtpSetting)
+	if err != nil || !ok || n <= 0 || !keep {
+		return err
+	}
+	s := req(KeyNextnLayers, mtpSetting)
+	if err := s.store(&m.Params, n); err != nil {
+		return err
+	}
+	m.Params.Layers += m.Params.NextnLayers
+	m.keys = append(m.keys, KeyNextnLayers)
+	return nil
+}
+
+// WriteMetadata appends the model's hyper-parameters to md in the order of
+// llama.cpp's converter, with fileType as general.file_type.
+func (m *Model) WriteMetadata(md *gguf.Metadata, fileType uint32) {
+	for _, k := range m.keys {
+		if k == keyFileType {
+			md.Set(gguf.KeyFileType, fileType)
+			continue
+		}
+		md.Set(m.Family.Arch+"."+k, m.Params.value(k))
+	}
+}
+
+// FromMetadata reads the model that GGUF metadata describes.
+func FromMetadata(md *gguf.Metadata) (*Model, error) {
+	name, ok := md.String(gguf.KeyArchitecture)
+	if !ok {
+		return nil, formatError("key %q is missing or not a string", gguf.KeyArchitecture)
+	}
+	f, ok := ByArch(name)
+	if !ok {
+		return nil, formatError("unknown architecture %q (known: %s)", name, knownArchs())
+	}
+	m := &Model{Family: f, Params: f.Defaults}
+	for i := range f.Settings {
+		if err := m.readKey(md, &f.Settings[i]); err != nil {
+			return nil, err
+		}
+	}
+	if has, err := m.Params.read(md, f.Arch+".", KeyNextnLayers); err != nil {
+		return nil, err
+	} else if has {
+		m.keys = append(m.keys, KeyNextnLayers)
+	}
+	if m.Params.Vocab == 0 {
+		// Only some families write vocab_size; the token list always tells.
+		if tokens, ok := md.Strings("tokenizer.ggml.tokens"); ok {
+			m.Params.Vocab = len(tokens)
+		}
+	}
+	return m, m.check(formatError)
+}
+
+func (m *Model) readKey(md *gguf.Metadata, s *Setting) error {
+	if s.Key == keyFileType {
+		m.keys = append(m.keys, keyFileType)
+		return nil
+	}
+	has, err := m.Params.read(md, m.Family.Arch+".", s.Key)
+	if err != nil {
+		return err
+	}
+	if has {
+		m.keys = append(m.keys, s.Key)
+		return nil
+	}
+	if s.Derive != nil {
+		return s.store(&m.Params, s.Derive(&m.Params))
+	}
+	if !s.Optional && !s.OmitZero && s.When == nil && s.Value == nil {
+		return formatError("key %q is missing", m.Family.Arch+"."+s.Key)
+	}
+	return nil
+}
+
+func knownArchs() string {
+	var names []string
+	for _, f := range All {
+		names = append(names, f.Arch)
+	}
+	return strings.Join(names, ", ")
+}
+
+// MaxLayers and the limits below bound what a file may claim (facts of
+// released models times ten; llama.cpp stops at 512 layers).
+const (
+	MaxLayers  = 512
+	maxVocab   = 16 << 20
+	maxExperts = 1 << 14
+	maxWidth   = 1 << 24
+)
+
+// check refuses contradictory hyper-parameters. errf makes the error: the
+// same facts come from config.json or from metadata keys.
+func (m *Model) check(errf func(string, ...any) error) error {
+	p := &m.Params
+	positive := []struct {
+		name string
+		v    int
+		max  int
+	}{
+		{"num_hidden_layers (block_count)", p.Layers, MaxLayers},
+		{"hidden_size (embedding_length)", p.Embed, maxWidth},
+		{"num_attention_heads (attention.head_count)", p.Heads, maxWidth},
+		{"num_key_value_heads (attention.head_count_kv)", p.KVHeads, maxWidth},
+		{"intermediate_size (feed_forward_length)", p.FF, maxWidth},
+		{"vocab_size", p.Vocab, maxVocab},
+	}
+	for _, c := range positive {
+		if c.v < 1 || c.v > c.max {
+			return errf("%s is %d, wanted 1 to %d", c.name, c.v, c.max)
+		}
+	}
+	if p.KVHeads > p.Heads || p.Heads%p.KVHeads != 0 {
+		return errf("num_key_value_heads (attention.head_count_kv) is %d, which does not divide num_attention_heads (attention.head_count) %d", p.KVHeads, p.Heads)
+	}
+	if !(p.NormEps > 0) {
+		return errf("rms_norm_eps (attention.layer_norm_rms_epsilon) is %g, wanted a positive number", p.NormEps)
+	}
+	if p.NextnLayers >= p.Layers {
+		return errf("%s is %d, more than the model's %d blocks", mtpSetting, p.NextnLayers, p.Layers)
+	}
+	if err := m.checkRope(errf); err != nil {
+		return err
+	}
+	return m.checkExperts(errf)
+}
+
+func (m *Model) checkRope(errf func(string, ...any) error) error {
+	p := &m.Params
+	if p.RopeDim%2 != 0 {
+		return errf("%d rotated elements per head (rope.dimension_count); the number must be even", p.RopeDim)
+	}
+	switch p.RopeScaling {
+	case "", "none":
+	case "linear", "yarn":
+		if !(p.RopeFactor > 0) {
+			return errf("rope_scaling has no positive factor (rope.scaling.factor %g)", p.RopeFactor)
+		}
+	default:
+		return errf("rope_scaling type %q is not supported", p.RopeScaling)
+	}
+	if m.Family.Block.Attn == MLA {
+		if p.KeyLenMLA <= p.RopeDim || p.ValueLenMLA < 1 || p.KVLora < 1 {
+			return errf("qk_nope_head_dim, v_head_dim and kv_lora_rank must be positive (key_length_mla %d, rope.dimension_count %d, value_length_mla %d, kv_lora_rank %d)", p.KeyLenMLA, p.RopeDim, p.ValueLenMLA, p.KVLora)
+		}
+	} else if p.KeyLen == 0 && p.Embed%p.Heads != 0 {
+		return errf("num_attention_heads (attention.head_count) %d does not divide hidden_size (embedding_length) %d", p.Heads, p.Embed)
+	}
+	return nil
+}
+
+func (m *Model) checkExperts(errf func(string, ...any) error) error {
+	p := &m.Params
+	if p.Experts == 0 {
+		return nil
+	}
+	switch {
+	case p.Experts > maxExperts:
+		return errf("%d experts (expert_count), more than the limit of %d", p.Experts, maxExperts)
+	case p.ExpertsUsed < 1 || p.ExpertsUsed > p.Experts:
+		return errf("num_experts_per_tok (expert_used_count) is %d, wanted 1 to %d", p.ExpertsUsed, p.Experts)
+	case p.ExpertFF < 1 || p.ExpertFF > maxWidth:
+		return errf("moe_intermediate_size (expert_feed_forward_length) is %d, wanted 1 to %d", p.ExpertFF, maxWidth)
+	case p.Gating != GatingSoftmax && p.Gating != GatingSigmoid:
+		return errf("expert_gating_func is %d, which is not supported", p.Gating)
+	case p.ExpertGroups > 1 && (p.Experts%p.ExpertGroups != 0 || p.GroupsUsed < 1 || p.GroupsUsed > p.ExpertGroups):
+		return errf("n_group (expert_group_count) %d and topk_group (expert_group_used_count) %d do not fit %d experts", p.ExpertGroups, p.GroupsUsed, p.Experts)
+	case p.LeadingDense > p.Layers:
+		return errf("first_k_dense_replace (leading_dense_block_count) is %d, more than the %d blocks", p.LeadingDense, p.Layers)
+	}
+	return nil
+}
+
+// HeadDim returns the elements per query head.
+func (p *Params) HeadDim() int {
+	switch {
+	case p.KeyLenMLA > 0:
+		return p.KeyLenMLA
+	case p.KeyLen > 0:
+		return p.KeyLen
+	case p.Heads > 0:
+		return p.Embed / p.Heads
+	}
+	return 0
+}
+
+// GroupScore says how groups of experts compare in group-limited routing. GGUF
+// has no key for it: in HF's code it goes with the gating function.
+func (p *Params) GroupScore() GroupScore {
+	if p.Gating == GatingSigmoid {
+		return GroupTop2
+	}
+	return GroupMax
+}
+
+// MoE reports whether block l has routed experts.
+func (p *Params) MoE(l int) bool { return p.Experts > 0 && l >= p.LeadingDense }
+
+// Trunk returns the number of blocks without the MTP blocks.
+func (p *Params) Trunk() int { return p.Layers - p.NextnLayers }
+
+// has reports whether block l (-1: outside) carries the rule's tensor.
+func (r *Rule) has(p *Params, l int) bool {
+	if r.If != nil && !r.If(p) {
+		return false
+	}
+	switch r.Where {
+	case Global:
+		return l < 0
+	case AllBlocks:
+		return l >= 0
+	case DenseBlocks:
+		return l >= 0 && !p.MoE(l)
+	case MoEBlocks:
+		return l >= 0 && p.MoE(l)
+	case MTPBlocks:
+		return l >= p.Trunk()
+	}
+	return false
+}
+
+// Tensor is one tensor of a model: a rule applied to a block.
+type Tensor struct {
+	Name  Name
+	Rule  *Rule
+	Shape []int64 // GGUF order: row length first
+}
+
+// Tensors lists the tensors the model has in GGUF form, globals first, then
+// block by block in the order of the rules.
+func (m *Model) Tensors() []Tensor {
+	var out []Tensor
+	for l := -1; l < m.Params.Layers; l++ {
+		for i := range m.Family.Rules {
+			r := &m.Family.Rules[i]
+			if r.has(&m.Params, l) {
+				out = append(out, Tensor{Name: r.name(l), Rule: r, Shape: m.shape(r.Shape)})
+			}
+		}
+	}
+	return out
+}
+
+// shape evaluates dims and reverses them into GGUF order.
+func (m *Model) shape(dims []Dim) []int64 {
+	s := make([]int64, len(dims))
+	for i, d := range dims {
+		s[len(dims)-1-i] = int64(d.Of(&m.Params))
+	}
+	return s
+}
+
+// SourceShape returns the shape (slowest axis first) that every checkpoint
+// tensor of the rule must have, and the settings it comes from.
+func (m *Model) SourceShape(r *Rule) (shape []int64, why string) {
+	dims := r.Source
+	if dims == nil {
+		dims = r.Shape
+		if r.Stacked() {
+			dims = dims[1:]
+		}
+	}
+	names := make([]string, len(dims))
+	for i, d := range dims {
+		shape = append(shape, int64(d.Of(&m.Params)))
+		names[i] = d.Name
+	}
+	return shape, "[" + strings.Join(names, ", ") + "]"
+}
+
+// Source returns the checkpoint name of a rule's template for block l and
+// expert e (ignored where the template does not mention them).
+func Source(template string, l, e int) string {
+	if strings.Contains(template, "{l}") {
+		template = strings.ReplaceAll(template, "{l}", fmt.Sprint(l))
+	}
+	if strings.Contains(template, "{e}") {
+		template = strings.ReplaceAll(template, "{e}", fmt.Sprint(e))
+	}
+	return template
+}
+
+// Dropped returns the reason why a checkpoint tensor has no place in the GGUF
+// form of the model.
+func (m *Model) Dropped(name string) (why string, ok bool) {
+	for _, d := range m.Family.Drop {
+		if matchPattern(d.Pattern, name) {
+			return d.Why, true
+		}
+	}
+	return "", false
+}
+
+// matchPattern matches a name with a pattern in which {l} stands for digits
+// and a final "*" for anything.
+func matchPattern(pattern, name string) bool {
+	for {
+		i := strings.Index(pattern, "{l}")
+		if i < 0 {
+			if prefix, ok := strings.CutSuffix(pattern, "*"); ok {
+				return strings.HasPrefix(name, prefix)
+			}
+			return pattern == name
+		}
+		if !strings.HasPrefix(name, pattern[:i]) {
+			return false
+		}
+		name, pattern = name[i:], pattern[i+3:]
+		n := 0
+		for n < len(name) && name[n] >= '0' && name[n] <= '9' {
+			n++
+		}
+		if n == 0 {
+			return false
+		}
+		name = name[n:]
+	}
+}
+
+// Layer returns the block number in a checkpoint tensor's name.
+func Layer(name string) (int, bool) {
+	i := strings.Index(name, "layers.")
+	if i < 0 {
+		return 0, false
+	}
+	n, digits := 0, 0
+	for _, c := range name[i+len("layers."):] {
+		if c < '0' || c > '9' || digits > 9 {
+			break
+		}
+		n, digits = n*10+int(c-'0'), digits+1
+	}
+	return n, digits > 0
+}
