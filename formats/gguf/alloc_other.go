@@ -1,0 +1,7 @@
+//go:build !linux
+
+package gguf
+
+import "os"
+
+func preallocate(*os.File, int64) error { return nil }
