@@ -1,0 +1,161 @@
+// Package quant turns rows of float32 numbers into the blocks of ggml's tensor
+// types and back. The bytes are those of ggml's own quantizers as compiled for
+// baseline x86-64 (no fused multiply-add), on every machine and with every Go
+// build setting: each product that feeds a sum is rounded on its own, and sums
+// run in ggml's order.
+//
+//	c, _ := quant.Lookup(gguf.Q4_K)
+//	c.Encode(dst, row, nil)
+//
+// Inputs are expected to be finite. NaN and infinities neither panic nor touch
+// other blocks; what they encode to is ggml's business, and Validate tells
+// whether a file may hold it.
+package quant
+
+import (
+	"fmt"
+
+	"github.com/winnow-moe/winnow/formats/gguf"
+)
+
+// Codec encodes and decodes rows of one type. A row is a whole number of
+// blocks; rows are independent of each other.
+type Codec struct {
+	Type gguf.Type
+	// Encode packs one row. len(src) is a multiple of the block length,
+	// dst has room for the encoded row, and weights is nil or holds one
+	// importance (mean squared activation) per column. It is nil for types
+	// that are only copied or read.
+	Encode func(dst []byte, src, weights []float32)
+	// Decode is the inverse: len(src) is a multiple of the block bytes.
+	Decode func(dst []float32, src []byte)
+	// UsesWeights says that weights change the encoding, NeedsWeights that
+	// ggml refuses to encode without them.
+	UsesWeights, NeedsWeights bool
+
+	// scales lists the offsets of the half precision scales in a block;
+	// values checks types that have none. Both serve Validate.
+	scales []int
+	values func(encoded []byte) (block int, what string)
+}
+
+// codecs has one entry per type.
+var codecs = [...]Codec{
+	{Type: gguf.F32, Encode: encodeF32, Decode: decodeF32, values: checkF32},
+	{Type: gguf.F16, Encode: encodeF16, Decode: decodeF16, values: checkF16},
+	{Type: gguf.BF16, Encode: encodeBF16, Decode: decodeBF16, values: checkBF16},
+	{Type: gguf.F64, Decode: decodeF64, values: checkF64},
+	{Type: gguf.I8, Decode: decodeI8},
+	{Type: gguf.I16, Decode: decodeI16},
+	{Type: gguf.I32, Decode: decodeI32},
+	{Type: gguf.I64, Decode: decodeI64},
+	{Type: gguf.Q4_0, Encode: encodeQ4_0, Decode: decodeQ4_0, UsesWeights: true, scales: []int{0}},
+	{Type: gguf.Q4_1, Encode: encodeQ4_1, Decode: decodeQ4_1, UsesWeights: true, scales: []int{0, 2}},
+	{Type: gguf.Q5_0, Encode: encodeQ5_0, Decode: decodeQ5_0, UsesWeights: true, scales: []int{0}},
+	{Type: gguf.Q5_1, Encode: encodeQ5_1, Decode: decodeQ5_1, UsesWeights: true, scales: []int{0, 2}},
+	{Type: gguf.Q8_0, Encode: encodeQ8_0, Decode: decodeQ8_0, scales: []int{0}},
+	{Type: gguf.Q2_K, Encode: encodeQ2K, Decode: decodeQ2K, UsesWeights: true, scales: []int{80, 82}},
+	{Type: gguf.Q3_K, Encode: encodeQ3K, Decode: decodeQ3K, UsesWeights: true, scales: []int{108}},
+	{Type: gguf.Q4_K, Encode: encodeQ4K, Decode: decodeQ4K, UsesWeights: true, scales: []int{0, 2}},
+	{Type: gguf.Q5_K, Encode: encodeQ5K, Decode: decodeQ5K, UsesWeights: true, scales: []int{0, 2}},
+	{Type: gguf.Q6_K, Encode: encodeQ6K, Decode: decodeQ6K, UsesWeights: true, scales: []int{208}},
+}
+
+// Lookup returns the codec of a type.
+func Lookup(t gguf.Type) (*Codec, bool) {
+	for i := range codecs {
+		if codecs[i].Type == t {
+			return &codecs[i], true
+		}
+	}
+	return nil, false
+}
+
+// EncodeRows packs rows of cols values each; every row gets the same weights
+// (nil, or one per column). dst must have exactly the encoded size.
+func EncodeRows(t gguf.Type, dst []byte, src []float32, cols int, weights []float32) error {
+	c, ok := Lookup(t)
+	switch {
+	case !ok || c.Encode == nil:
+		return fmt.Errorf("no encoder for type %s", t)
+	case cols <= 0 || cols%t.BlockLen() != 0:
+		return fmt.Errorf("row length %d is not a positive multiple of the %s block size %d", cols, t, t.BlockLen())
+	case len(src)%cols != 0:
+		return fmt.Errorf("%d values are not whole rows of %d", len(src), cols)
+	case weights != nil && len(weights) != cols:
+		return fmt.Errorf("%d weights for rows of %d values", len(weights), cols)
+	case weights == nil && c.NeedsWeights:
+		return fmt.Errorf("type %s needs importance weights", t)
+	}
+	rowBytes := int(t.RowBytes(int64(cols)))
+	if want := len(src) / cols * rowBytes; len(dst) != want {
+		return fmt.Errorf("destination has %d bytes, %d rows of %s need %d", len(dst), len(src)/cols, t, want)
+	}
+	for len(src) > 0 {
+		c.Encode(dst[:rowBytes], src[:cols], weights)
+		dst, src = dst[rowBytes:], src[cols:]
+	}
+	return nil
+}
+
+// DecodeRows unpacks whole blocks. dst must have exactly the decoded length.
+func DecodeRows(t gguf.Type, dst []float32, src []byte) error {
+	c, ok := Lookup(t)
+	if !ok {
+		return fmt.Errorf("no decoder for type %s", t)
+	}
+	if len(src)%t.BlockBytes() != 0 {
+		return fmt.Errorf("%d bytes are not whole %s blocks of %d bytes", len(src), t, t.BlockBytes())
+	}
+	if want := len(src) / t.BlockBytes() * t.BlockLen(); len(dst) != want {
+		return fmt.Errorf("destination has %d values, %d bytes of %s hold %d", len(dst), len(src), t, want)
+	}
+	c.Decode(dst, src)
+	return nil
+}
+
+// Validate reports the first block whose scales, or for unpacked types whose
+// values, are NaN or infinite: the rule of ggml_validate_row_data, without
+// which llama.cpp neither reads nor writes a tensor. rowBytes is the encoded
+// size of a row and only serves the message.
+func Validate(t gguf.Type, encoded []byte, rowBytes int) error {
+	c, ok := Lookup(t)
+	if !ok {
+		return fmt.Errorf("no codec for type %s", t)
+	}
+	size := t.BlockBytes()
+	if rowBytes <= 0 || rowBytes%size != 0 || len(encoded)%rowBytes != 0 {
+		return fmt.Errorf("%d bytes are not whole %s rows of %d bytes", len(encoded), t, rowBytes)
+	}
+	block, what := -1, ""
+	if c.values != nil {
+		block, what = c.values(encoded)
+	} else {
+		block, what = checkScales(encoded, size, c.scales)
+	}
+	if block < 0 {
+		return nil
+	}
+	perRow := rowBytes / size
+	return fmt.Errorf("%s row %d, block %d: %s", t, block/perRow, block%perRow, what)
+}
+
+// checkScales finds the first block with a non-finite half precision scale.
+func checkScales(encoded []byte, size int, offsets []int) (int, string) {
+	for b := 0; len(encoded) >= size; b++ {
+		for _, o := range offsets {
+			if h := le16(encoded[o:]); h&0x7c00 == 0x7c00 {
+				return b, nonFinite("scale", h&0x3ff != 0)
+			}
+		}
+		encoded = encoded[size:]
+	}
+	return -1, ""
+}
+
+func nonFinite(what string, nan bool) string {
+	if nan {
+		return what + " is NaN"
+	}
+	return what + " is infinite"
+}

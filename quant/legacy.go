@@ -1,0 +1,244 @@
+package quant
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// The block types of 32 elements (ggml-common.h block_q4_0 … block_q8_0).
+// Byte j of the 4-bit codes holds elements j (low) and j+16; bit j of the
+// 32-bit word qh is the fifth bit of element j.
+//
+//	Q4_0  18 B  f16 d | 16 B codes                     value = d·(code−8)
+//	Q4_1  20 B  f16 d | f16 m | 16 B codes             value = d·code + m
+//	Q5_0  22 B  f16 d | u32 qh | 16 B low bits         value = d·(code−16)
+//	Q5_1  24 B  f16 d | f16 m | u32 qh | 16 B low bits value = d·code + m
+//	Q8_0  34 B  f16 d | 32 × int8                      value = d·code
+const (
+	blockLen = 32
+	sizeQ4_0 = 18
+	sizeQ4_1 = 20
+	sizeQ5_0 = 22
+	sizeQ5_1 = 24
+	sizeQ8_0 = 34
+)
+
+func decodeQ4_0(dst []float32, src []byte) {
+	for len(src) >= sizeQ4_0 {
+		b, y := (*[sizeQ4_0]byte)(src), (*[blockLen]float32)(dst)
+		d := half(b[0:])
+		for j, c := range b[2:] {
+			y[j] = d * float32(int(c&15)-8)
+			y[j+16] = d * float32(int(c>>4)-8)
+		}
+		dst, src = dst[blockLen:], src[sizeQ4_0:]
+	}
+}
+
+func decodeQ4_1(dst []float32, src []byte) {
+	for len(src) >= sizeQ4_1 {
+		b, y := (*[sizeQ4_1]byte)(src), (*[blockLen]float32)(dst)
+		d, m := half(b[0:]), half(b[2:])
+		for j, c := range b[4:] {
+			y[j] = float32(d*float32(c&15)) + m
+			y[j+16] = float32(d*float32(c>>4)) + m
+		}
+		dst, src = dst[blockLen:], src[sizeQ4_1:]
+	}
+}
+
+func decodeQ5_0(dst []float32, src []byte) {
+	for len(src) >= sizeQ5_0 {
+		b, y := (*[sizeQ5_0]byte)(src), (*[blockLen]float32)(dst)
+		d, qh := half(b[0:]), binary.LittleEndian.Uint32(b[2:])
+		for j, c := range b[6:] {
+			y[j] = d * float32(int32(uint32(c&15)|qh<<4&16)-16)
+			y[j+16] = d * float32(int32(uint32(c>>4)|qh>>12&16)-16)
+			qh >>= 1
+		}
+		dst, src = dst[blockLen:], src[sizeQ5_0:]
+	}
+}
+
+func decodeQ5_1(dst []float32, src []byte) {
+	for len(src) >= sizeQ5_1 {
+		b, y := (*[sizeQ5_1]byte)(src), (*[blockLen]float32)(dst)
+		d, m, qh := half(b[0:]), half(b[2:]), binary.LittleEndian.Uint32(b[4:])
+		for j, c := range b[8:] {
+			y[j] = float32(d*float32(int32(uint32(c&15)|qh<<4&16))) + m
+			y[j+16] = float32(d*float32(int32(uint32(c>>4)|qh>>12&16))) + m
+			qh >>= 1
+		}
+		dst, src = dst[blockLen:], src[sizeQ5_1:]
+	}
+}
+
+func decodeQ8_0(dst []float32, src []byte) {
+	for len(src) >= sizeQ8_0 {
+		b, y := (*[sizeQ8_0]byte)(src), (*[blockLen]float32)(dst)
+		d := half(b[0:])
+		for j, c := range b[2:] {
+			y[j] = d * float32(int8(c))
+		}
+		dst, src = dst[blockLen:], src[sizeQ8_0:]
+	}
+}
+
+func encodeQ4_0(dst []byte, src, weights []float32) {
+	encodeSymmetric(dst, src, weights, sizeQ4_0, 8)
+}
+
+func encodeQ5_0(dst []byte, src, weights []float32) {
+	encodeSymmetric(dst, src, weights, sizeQ5_0, 16)
+}
+
+func encodeQ4_1(dst []byte, src, weights []float32) {
+	encodeAffine(dst, src, weights, sizeQ4_1, 15)
+}
+
+func encodeQ5_1(dst []byte, src, weights []float32) {
+	encodeAffine(dst, src, weights, sizeQ5_1, 31)
+}
+
+// encodeSymmetric encodes Q4_0 (n 8) and Q5_0 (n 16).
+func encodeSymmetric(dst []byte, src, weights []float32, size int, n int32) {
+	sigma2 := meanSquare(src, weights)
+	var codes [blockLen]uint8
+	var w [blockLen]float32
+	for ; len(src) >= blockLen; dst, src = dst[size:], src[blockLen:] {
+		x := (*[blockLen]float32)(src)
+		if weights == nil {
+			putHalf(dst, roundSymmetric(&codes, x, float32(n)))
+		} else {
+			importance(w[:], weights, x[:], sigma2)
+			fit := fitSymmetric(x[:], w[:], float32(n))
+			fit.codes(codes[:], x[:], n)
+			putHalf(dst, fit.scale)
+			weights = weights[blockLen:]
+		}
+		packLegacy(dst[2:size], &codes)
+	}
+}
+
+// encodeAffine encodes Q4_1 (n 15) and Q5_1 (n 31).
+func encodeAffine(dst []byte, src, weights []float32, size int, n int32) {
+	sigma2 := meanSquare(src, weights)
+	grid := affineGrid{n: float32(n), first: -0.9, delta: 0.05, steps: 36}
+	var codes [blockLen]uint8
+	var w [blockLen]float32
+	for ; len(src) >= blockLen; dst, src = dst[size:], src[blockLen:] {
+		x := (*[blockLen]float32)(src)
+		if weights == nil {
+			d, m := roundAffine(&codes, x, n)
+			putHalf(dst, d)
+			putHalf(dst[2:], m)
+		} else {
+			importance(w[:], weights, x[:], sigma2)
+			fit := grid.fit(x[:], w[:])
+			fit.codes(codes[:], x[:], n)
+			putHalf(dst, fit.scale)
+			putHalf(dst[2:], -fit.min)
+			weights = weights[blockLen:]
+		}
+		packLegacy(dst[4:size], &codes)
+	}
+}
+
+// meanSquare returns the variance that importance needs: that of the row.
+func meanSquare(row, weights []float32) float32 {
+	if weights == nil {
+		return 0
+	}
+	return sumSquares(row) / float32(len(row))
+}
+
+// roundSymmetric rounds to the grid that puts the largest magnitude at code 0
+// (its negative, so that the codes reach −n) and returns its scale.
+func roundSymmetric(codes *[blockLen]uint8, x *[blockLen]float32, n float32) float32 {
+	d := peak(x[:]) / -n
+	inv := inverse(d)
+	for i, v := range x {
+		codes[i] = uint8(min(int8(2*n-1), truncate(float32(v*inv)+(n+0.5))))
+	}
+	return d
+}
+
+// roundAffine rounds to the grid from the smallest to the largest value and
+// returns its scale and minimum.
+func roundAffine(codes *[blockLen]uint8, x *[blockLen]float32, n int32) (d, m float32) {
+	lo, hi := float32(math.MaxFloat32), -float32(math.MaxFloat32)
+	for _, v := range x {
+		if v < lo {
+			lo = v
+		}
+		if v > hi {
+			hi = v
+		}
+	}
+	d = (hi - lo) / float32(n)
+	inv := inverse(d)
+	for i, v := range x {
+		codes[i] = uint8(min(int8(n), truncate(float32((v-lo)*inv)+0.5)))
+	}
+	return d, lo
+}
+
+// inverse returns 1/d, and 0 for 0.
+func inverse(d float32) float32 {
+	if d == 0 {
+		return 0
+	}
+	return 1 / d
+}
+
+// truncate is C's conversion to int8 as x86-64 does it: toward zero to 32
+// bits, of which the low 8 remain. What does not fit 32 bits, and NaN, gives
+// 0x80000000 and thus 0; Go leaves that case to the machine.
+func truncate(v float32) int8 {
+	if v > -1<<31 && v < 1<<31 {
+		return int8(int32(v))
+	}
+	return 0
+}
+
+// packLegacy stores 4-bit codes in 16 bytes, or 5-bit codes in 20, the fifth
+// bits first.
+func packLegacy(dst []byte, codes *[blockLen]uint8) {
+	if len(dst) == 20 {
+		var qh uint32
+		for j, c := range codes {
+			qh |= uint32(c>>4&1) << j
+		}
+		binary.LittleEndian.PutUint32(dst, qh)
+		dst = dst[4:]
+	}
+	q := (*[16]byte)(dst)
+	for j := range q {
+		q[j] = codes[j]&15 | codes[j+16]<<4
+	}
+}
+
+func encodeQ8_0(dst []byte, src, _ []float32) {
+	for ; len(src) >= blockLen; dst, src = dst[sizeQ8_0:], src[blockLen:] {
+		x, b := (*[blockLen]float32)(src), (*[sizeQ8_0]byte)(dst)
+		var magnitude float32
+		for _, v := range x {
+			if a := abs32(v); !(magnitude > a) {
+				magnitude = a
+			}
+		}
+		d := magnitude / 127
+		putHalf(b[:], d)
+		inv := inverse(d)
+		for j, v := range x {
+			b[2+j] = uint8(truncate(awayFromZero(v * inv)))
+		}
+	}
+}
+
+// awayFromZero adds so much that truncating rounds to nearest, halves away
+// from zero (C's roundf): the largest number below one half, with v's sign.
+func awayFromZero(v float32) float32 {
+	const belowHalf = 0x3effffff
+	return float32(v) + math.Float32frombits(belowHalf|math.Float32bits(v)&(1<<31))
+}

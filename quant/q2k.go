@@ -1,0 +1,52 @@
+package quant
+
+// Q2_K: 256 elements in 84 bytes, 16 groups of 16 (ggml-common.h block_q2_K).
+//
+//	 0  16 B        per group the codes of scale (low) and minimum (high)
+//	16  64 B        codes, see packPairs
+//	80  f16  d      factor of the group scales
+//	82  f16  dmin   factor of the group minimums
+//
+// value = d·ls·code − dmin·lm.
+const sizeQ2K = 84
+
+var searchQ2K = affineType{
+	group:    16,
+	scaleMax: 15,
+	plain:    affineGrid{n: 3, first: -0.5, delta: 0.1, steps: 15, absolute: true},
+	weighted: affineGrid{n: 3, first: -0.9, delta: 0.05, steps: 36},
+	variance: 1.0 / superLen,
+}
+
+func decodeQ2K(dst []float32, src []byte) {
+	for len(src) >= sizeQ2K {
+		b, y := (*[sizeQ2K]byte)(src), (*[superLen]float32)(dst)
+		d, dmin := half(b[80:]), half(b[82:])
+		for g := range 16 {
+			scale, min := d*float32(b[g]&15), dmin*float32(b[g]>>4)
+			q, out := (*[16]byte)(b[16+g/8*32+g%2*16:]), (*[16]float32)(y[16*g:])
+			shift := g % 8 / 2 * 2
+			for l, c := range q {
+				out[l] = float32(scale*float32(c>>shift&3)) - min
+			}
+		}
+		dst, src = dst[superLen:], src[sizeQ2K:]
+	}
+}
+
+func encodeQ2K(dst []byte, src, weights []float32) {
+	encodeSuper(dst, src, weights, sizeQ2K, encodeBlockQ2K)
+}
+
+func encodeBlockQ2K(dst []byte, x, weights []float32) {
+	var s affineSuper
+	searchQ2K.search(&s, x, weights)
+	d, dmin := putHalf(dst[80:], s.d), putHalf(dst[82:], s.dmin)
+	var codes [superLen]uint8
+	for g := range 16 {
+		b := s.ls[g] | s.lm[g]<<4
+		dst[g] = b
+		s.requantize(codes[16*g:], x[16*g:][:16], g, d*float32(b&15), dmin*float32(b>>4), 3)
+	}
+	packPairs(dst[16:], &codes)
+}

@@ -1,0 +1,167 @@
+package quant
+
+// Q3_K: 256 elements in 110 bytes, 16 groups of 16 (ggml-common.h block_q3_K).
+//
+//	  0  32 B        high bits: bit k of byte m belongs to element 32k+m
+//	 32  64 B        low two bits, see packPairs
+//	 96  12 B        6-bit codes of the 16 scales: group g's low four bits in
+//	                 byte g%8 (low for g < 8), upper two in byte 8+g%4
+//	                 at bits 2(g/4)
+//	108  f16  d      factor of the group scales
+//
+// value = d·(scale−32)·(code−4).
+const sizeQ3K = 110
+
+func decodeQ3K(dst []float32, src []byte) {
+	for len(src) >= sizeQ3K {
+		b, y := (*[sizeQ3K]byte)(src), (*[superLen]float32)(dst)
+		d := half(b[108:])
+		for g := range 16 {
+			scale := d * scaleQ3K((*[12]byte)(b[96:]), g)
+			q := (*[16]byte)(b[32+g/8*32+g%2*16:])
+			high := (*[16]byte)(b[g%2*16:])
+			shift, bit := g%8/2*2, g/2
+			out := (*[16]float32)(y[16*g:])
+			for l := range out {
+				c := q[l]>>shift&3 | high[l]>>bit&1<<2
+				out[l] = scale * float32(int8(c)-4)
+			}
+		}
+		dst, src = dst[superLen:], src[sizeQ3K:]
+	}
+}
+
+// scaleQ3K reads the signed scale of group g.
+func scaleQ3K(b *[12]byte, g int) float32 {
+	low := b[g%8] >> (g / 8 * 4) & 15
+	high := b[8+g%4] >> (g / 4 * 2) & 3
+	return float32(int8(low|high<<4) - 32)
+}
+
+func encodeQ3K(dst []byte, src, weights []float32) {
+	encodeSuper(dst, src, weights, sizeQ3K, encodeBlockQ3K)
+}
+
+func encodeBlockQ3K(dst []byte, x, weights []float32) {
+	var s superQ3K
+	if weights != nil {
+		s.searchWeighted(x, weights)
+	} else {
+		s.search(x)
+	}
+	d := putHalf(dst[108:], s.d)
+	scales := (*[12]byte)(dst[96:])
+	clear(scales[:])
+	for g, c := range s.ls {
+		scales[g%8] |= c & 15 << (g / 8 * 4)
+		scales[8+g%4] |= c >> 4 << (g / 4 * 2)
+	}
+	for g := range 16 {
+		if scale := d * scaleQ3K(scales, g); scale != 0 {
+			requantizeSymmetric(s.codes[16*g:], x[16*g:][:16], symmetricFit{}, scale, 4)
+		}
+	}
+	high := (*[32]byte)(dst)
+	clear(high[:])
+	for i, c := range s.codes {
+		high[i%32] |= c >> 2 << (i / 32)
+	}
+	packPairs(dst[32:], &s.codes)
+}
+
+// superQ3K is a searched super-block.
+type superQ3K struct {
+	codes [superLen]uint8
+	ls    [16]uint8 // codes of the group scales, shifted to start at 0
+	d     float32   // their factor before rounding
+}
+
+func (s *superQ3K) searchWeighted(x, q []float32) {
+	var scales, sums, w [16]float32
+	sigma2 := 2 * sumSquares(x) / superLen
+	for g := range scales {
+		xg := x[16*g:][:16]
+		importance(w[:], q[16*g:], xg, sigma2)
+		sums[g] = sum(w[:])
+		fit := fitSymmetric(xg, w[:], 4)
+		fit.codes(s.codes[16*g:], xg, 4)
+		scales[g] = fit.scale
+	}
+	fit := fitSymmetric(scales[:], sums[:], 32)
+	fit.codes(s.ls[:], scales[:], 32)
+	s.d = fit.scale
+}
+
+func (s *superQ3K) search(x []float32) {
+	var scales [16]float32
+	for g := range scales {
+		scales[g] = fitThreeBit(s.codes[16*g:][:16], x[16*g:][:16])
+	}
+	top := peak(scales[:])
+	if top == 0 {
+		return
+	}
+	inv := -32 / top
+	s.d = 1 / inv
+	for g, v := range scales {
+		c := int8(nearest(inv * v))
+		s.ls[g] = uint8(max(-32, min(31, c)) + 32)
+	}
+}
+
+// fitThreeBit searches codes in [−4, 3] and their scale (ggml's
+// make_q3_quants), weighing by x². It starts with the largest magnitude at −4
+// and moves single codes while that helps, for at most five sweeps. The codes
+// are returned shifted to start at 0, except that zeros stay 0.
+func fitThreeBit(codes []uint8, x []float32) float32 {
+	top := peak(x)
+	if abs32(top) < groupEpsilon {
+		clear(codes)
+		return 0
+	}
+	var l [16]float32
+	inv := -4 / top
+	var a, b float32
+	for i, v := range x {
+		w := v * v
+		l[i] = float32(nearestIn(inv*v, -4, 3))
+		a += float32(float32(w*v) * l[i])
+		b += float32(float32(w*l[i]) * l[i])
+	}
+	for range 5 {
+		if !moveThreeBit(&l, x, &a, &b) {
+			break
+		}
+	}
+	for i := range codes {
+		codes[i] = uint8(int8(l[i]) + 4)
+	}
+	if b > 0 {
+		return a / b
+	}
+	return 0
+}
+
+// moveThreeBit is one sweep of fitThreeBit; a and b are Σ(w·x)·l and Σ(w·l)·l.
+func moveThreeBit(l *[16]float32, x []float32, a, b *float32) bool {
+	changed := false
+	for i, v := range x {
+		w := v * v
+		wx := float32(w * v)
+		restA := *a - float32(wx*l[i])
+		if !(restA > 0) {
+			continue
+		}
+		restB := *b - float32(float32(w*l[i])*l[i])
+		c := float32(nearestIn(float32(v*restB)/restA, -4, 3))
+		if c == l[i] {
+			continue
+		}
+		restA += float32(wx * c)
+		restB += float32(float32(w*c) * c)
+		if restB > 0 && float32(restA*restA)**b > float32(*a**a)*restB {
+			l[i], *a, *b, changed = c, restA, restB, true
+		}
+	}
+	return changed
+}

@@ -1,0 +1,93 @@
+package quant
+
+// Q4_K: 256 elements in 144 bytes, 8 groups of 32 (ggml-common.h block_q4_K).
+//
+//	 0  f16  d      factor of the group scales
+//	 2  f16  dmin   factor of the group minimums
+//	 4  12 B        6-bit codes of 8 scales and 8 minimums, see packScales
+//	16  128 B       codes: byte l of each 32 holds elements l (low) and l+32
+//
+// value = d·ls·code − dmin·lm.
+const sizeQ4K = 144
+
+var searchQ4K = affineType{
+	group:    32,
+	scaleMax: 63,
+	plain:    affineGrid{n: 15, first: -1, delta: 0.1, steps: 20},
+	weighted: affineGrid{n: 15, first: -0.9, delta: 0.05, steps: 36},
+	variance: 2.0 / superLen,
+}
+
+func decodeQ4K(dst []float32, src []byte) {
+	for len(src) >= sizeQ4K {
+		b, y := (*[sizeQ4K]byte)(src), (*[superLen]float32)(dst)
+		d, dmin := half(b[0:]), half(b[2:])
+		for g := range 4 {
+			s1, m1 := scaleMin((*[12]byte)(b[4:]), 2*g)
+			s2, m2 := scaleMin((*[12]byte)(b[4:]), 2*g+1)
+			d1, min1, d2, min2 := d*s1, dmin*m1, d*s2, dmin*m2
+			q, out := (*[32]byte)(b[16+32*g:]), (*[64]float32)(y[64*g:])
+			for l, c := range q {
+				out[l] = float32(d1*float32(c&15)) - min1
+				out[l+32] = float32(d2*float32(c>>4)) - min2
+			}
+		}
+		dst, src = dst[superLen:], src[sizeQ4K:]
+	}
+}
+
+func encodeQ4K(dst []byte, src, weights []float32) {
+	encodeSuper(dst, src, weights, sizeQ4K, encodeBlockQ4K)
+}
+
+func encodeBlockQ4K(dst []byte, x, weights []float32) {
+	var s affineSuper
+	searchQ4K.search(&s, x, weights)
+	if weights == nil {
+		limitScales(&s)
+	}
+	scales := (*[12]byte)(dst[4:])
+	packScales(scales, &s)
+	d, dmin := putHalf(dst, s.d), putHalf(dst[2:], s.dmin)
+	var codes [superLen]uint8
+	for g := range 8 {
+		ls, lm := scaleMin(scales, g)
+		s.requantize(codes[32*g:], x[32*g:][:32], g, d*ls, dmin*lm, 15)
+	}
+	for g := range 4 {
+		c, out := (*[64]uint8)(codes[64*g:]), (*[32]byte)(dst[16+32*g:])
+		for l := range out {
+			out[l] = c[l] | c[l+32]<<4
+		}
+	}
+}
+
+// limitScales caps the codes of scales and minimums to their six bits.
+// With importance weights they can exceed them (see fitPositive): ggml caps
+// them in Q5_K and lets Q4_K's spill over into their neighbours.
+func limitScales(s *affineSuper) {
+	for g := range 8 {
+		s.ls[g], s.lm[g] = min(63, s.ls[g]), min(63, s.lm[g])
+	}
+}
+
+// packScales stores the 6-bit codes of Q4_K and Q5_K: those of groups 0 to 3
+// in the low bits of bytes 0–3 (scales) and 4–7 (minimums); of groups 4 to 7
+// the low four bits in bytes 8–11 (scale low, minimum high), the upper two in
+// the top bits of bytes 0–3 and 4–7.
+func packScales(dst *[12]byte, s *affineSuper) {
+	for j := range 4 {
+		ls, lm := s.ls[j+4], s.lm[j+4]
+		dst[j] = s.ls[j] | ls>>4<<6
+		dst[j+4] = s.lm[j] | lm>>4<<6
+		dst[j+8] = ls&15 | lm<<4
+	}
+}
+
+// scaleMin reads the codes of group g back.
+func scaleMin(b *[12]byte, g int) (scale, min float32) {
+	if g < 4 {
+		return float32(b[g] & 63), float32(b[g+4] & 63)
+	}
+	return float32(b[g+4]&15 | b[g-4]>>6<<4), float32(b[g+4]>>4 | b[g]>>6<<4)
+}

@@ -1,0 +1,67 @@
+package quant
+
+// Q5_K: 256 elements in 176 bytes, 8 groups of 32 (ggml-common.h block_q5_K).
+//
+//	 0  f16  d      factor of the group scales
+//	 2  f16  dmin   factor of the group minimums
+//	 4  12 B        6-bit codes of scales and minimums as in Q4_K
+//	16  32 B        fifth bits: bit g of byte l belongs to element 32g+l
+//	48  128 B       low four bits, as in Q4_K
+//
+// value = d·ls·code − dmin·lm.
+const sizeQ5K = 176
+
+var searchQ5K = affineType{
+	group:    32,
+	scaleMax: 63,
+	plain:    affineGrid{n: 31, first: -0.5, delta: 0.1, steps: 15},
+	weighted: affineGrid{n: 31, first: -0.9, delta: 0.05, steps: 36},
+	variance: 2.0 / superLen,
+}
+
+func decodeQ5K(dst []float32, src []byte) {
+	for len(src) >= sizeQ5K {
+		b, y := (*[sizeQ5K]byte)(src), (*[superLen]float32)(dst)
+		d, dmin := half(b[0:]), half(b[2:])
+		high := (*[32]byte)(b[16:])
+		for g := range 4 {
+			s1, m1 := scaleMin((*[12]byte)(b[4:]), 2*g)
+			s2, m2 := scaleMin((*[12]byte)(b[4:]), 2*g+1)
+			d1, min1, d2, min2 := d*s1, dmin*m1, d*s2, dmin*m2
+			q, out := (*[32]byte)(b[48+32*g:]), (*[64]float32)(y[64*g:])
+			for l, c := range q {
+				h := high[l] >> (2 * g)
+				out[l] = float32(d1*float32(c&15|h&1<<4)) - min1
+				out[l+32] = float32(d2*float32(c>>4|h&2<<3)) - min2
+			}
+		}
+		dst, src = dst[superLen:], src[sizeQ5K:]
+	}
+}
+
+func encodeQ5K(dst []byte, src, weights []float32) {
+	encodeSuper(dst, src, weights, sizeQ5K, encodeBlockQ5K)
+}
+
+func encodeBlockQ5K(dst []byte, x, weights []float32) {
+	var s affineSuper
+	searchQ5K.search(&s, x, weights)
+	limitScales(&s)
+	scales := (*[12]byte)(dst[4:])
+	packScales(scales, &s)
+	d, dmin := putHalf(dst, s.d), putHalf(dst[2:], s.dmin)
+	var codes [superLen]uint8
+	for g := range 8 {
+		ls, lm := scaleMin(scales, g)
+		s.requantize(codes[32*g:], x[32*g:][:32], g, d*ls, dmin*lm, 31)
+	}
+	high := (*[32]byte)(dst[16:])
+	clear(high[:])
+	for g := range 4 {
+		c, out := (*[64]uint8)(codes[64*g:]), (*[32]byte)(dst[48+32*g:])
+		for l := range out {
+			out[l] = c[l]&15 | c[l+32]<<4
+			high[l] |= (c[l]>>4 | c[l+32]>>4<<1) << (2 * g)
+		}
+	}
+}

@@ -1,0 +1,156 @@
+package quant
+
+import (
+	"encoding/binary"
+
+	"github.com/winnow-moe/winnow/formats/dtype"
+)
+
+// superLen is the number of elements of a K type's super-block (QK_K).
+const superLen = 256
+
+// half reads a half precision scale.
+func half(b []byte) float32 { return dtype.FromF16(le16(b)) }
+
+// putHalf stores v in half precision and returns the rounded value.
+func putHalf(b []byte, v float32) float32 {
+	h := dtype.ToF16(v)
+	binary.LittleEndian.PutUint16(b, h)
+	return dtype.FromF16(h)
+}
+
+// encodeSuper calls block for each super-block of a row.
+func encodeSuper(dst []byte, src, weights []float32, size int, block func(dst []byte, x, weights []float32)) {
+	for len(src) >= superLen {
+		var q []float32
+		if weights != nil {
+			q, weights = weights[:superLen], weights[superLen:]
+		}
+		block(dst[:size:size], src[:superLen:superLen], q)
+		dst, src = dst[size:], src[superLen:]
+	}
+}
+
+// affineType is what Q2_K, Q4_K and Q5_K have in common: groups with a scale
+// and a minimum, whose scales and minimums are themselves small codes times a
+// common half precision factor.
+type affineType struct {
+	group    int        // elements per group
+	scaleMax int32      // largest code of a scale or minimum
+	plain    affineGrid // search without importance weights
+	weighted affineGrid // and with them
+	variance float32    // σ² of the importance is variance·Σx²
+}
+
+// affineSuper is a searched super-block: the grid of each group, the codes of
+// its scale and minimum, and their common factors before rounding.
+type affineSuper struct {
+	fits    [16]affineFit
+	ls, lm  [16]uint8
+	d, dmin float32
+}
+
+// search fits all groups of a super-block. q is nil or the importance weights.
+func (t *affineType) search(s *affineSuper, x, q []float32) {
+	var scales, mins, sums [16]float32
+	var weights [32]float32
+	groups, grid := superLen/t.group, &t.plain
+	w, sigma2 := weights[:t.group], float32(0)
+	if q != nil {
+		grid, sigma2 = &t.weighted, t.variance*sumSquares(x)
+	}
+	for g := range groups {
+		xg := x[g*t.group:][:t.group]
+		if q != nil {
+			importance(w, q[g*t.group:], xg, sigma2)
+			sums[g] = sum(w)
+		} else {
+			plainWeights(w, xg)
+		}
+		s.fits[g] = grid.fit(xg, w)
+		scales[g], mins[g] = s.fits[g].scale, s.fits[g].min
+	}
+	if q != nil {
+		s.d = fitPositive(s.ls[:groups], scales[:groups], sums[:groups], t.scaleMax)
+		s.dmin = fitPositive(s.lm[:groups], mins[:groups], sums[:groups], t.scaleMax)
+	} else {
+		s.d = spreadScales(s.ls[:groups], scales[:groups], float32(t.scaleMax))
+		s.dmin = spreadScales(s.lm[:groups], mins[:groups], float32(t.scaleMax))
+	}
+}
+
+// plainWeights fills w with the weights ggml uses without importance: |x| in
+// groups of 16 (Q2_K), the root mean square plus |x| in groups of 32.
+func plainWeights(w, x []float32) {
+	var level float32
+	if len(x) == 32 {
+		level = sqrt32(sumSquares(x) / 32)
+	}
+	w = w[:len(x)]
+	for i, v := range x {
+		w[i] = level + abs32(v)
+	}
+}
+
+// spreadScales gives the largest scale the code n and the others their share.
+// It returns the value of one code.
+func spreadScales(codes []uint8, scales []float32, n float32) float32 {
+	var top, inv float32
+	for _, v := range scales {
+		if v > top {
+			top = v
+		}
+	}
+	if top > 0 {
+		inv = n / top
+	}
+	for i, v := range scales {
+		codes[i] = uint8(nearest(inv * v))
+	}
+	return top / n
+}
+
+// requantize sets the codes of group g for the grid scale·code − min, whose
+// factors are those a reader will see. A grid that rounded to nothing keeps
+// the codes of the search.
+func (s *affineSuper) requantize(codes []uint8, x []float32, g int, scale, min float32, n int32) {
+	if scale == 0 {
+		s.fits[g].codes(codes, x, n)
+		return
+	}
+	codes = codes[:len(x)]
+	for i, v := range x {
+		codes[i] = uint8(nearestIn((v+min)/scale, 0, n))
+	}
+}
+
+// requantizeSymmetric is the same for a grid scale·(code−n).
+func requantizeSymmetric(codes []uint8, x []float32, fit symmetricFit, scale float32, n int32) {
+	if scale == 0 {
+		fit.codes(codes, x, n)
+		return
+	}
+	codes = codes[:len(x)]
+	for i, v := range x {
+		codes[i] = uint8(nearestIn(v/scale, -n, n-1) + n)
+	}
+}
+
+func sum(w []float32) float32 {
+	var s float32
+	for _, v := range w {
+		s += v
+	}
+	return s
+}
+
+// packPairs stores 2-bit codes: byte l of each 32 holds elements l, l+32, l+64
+// and l+96 of its 128, lowest bits first (Q2_K and Q3_K).
+func packPairs(dst []byte, codes *[superLen]uint8) {
+	for h := range 2 {
+		c, out := (*[128]uint8)(codes[128*h:]), (*[32]byte)(dst[32*h:])
+		for l := range out {
+			out[l] = c[l]&3 | c[l+32]&3<<2 | c[l+64]&3<<4 | c[l+96]&3<<6
+		}
+	}
+}
