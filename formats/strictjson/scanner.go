@@ -104,7 +104,7 @@ func (s *Scanner) Object(member func(key string) error) error {
 		}
 		if s.repeated(base, key, &seen) {
 			s.pos = at
-			return s.errorf("duplicate key %q", key)
+			return s.errorf("duplicate key %.200q", key)
 		}
 		if err := member(key); err != nil {
 			return err
