@@ -180,6 +180,11 @@ func (r *Rule) name(l int) Name {
 type Model struct {
 	Family *Family
 	Params Params
+	// AnnouncedMTP is the number of MTP blocks that config.json says follow
+	// the others, whether or not they are kept (see Params.NextnLayers).
+	AnnouncedMTP int
+	// Tied: the output matrix is the embedding; there is no lm_head.
+	Tied bool
 	// keys are the metadata keys the model carries, in writing order.
 	keys []string
 }
@@ -207,6 +212,7 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 			return nil, err
 		}
 	}
+	m.Tied, _ = cfg.Bool("tie_word_embeddings")
 	if err := m.applyMTP(cfg, withMTP); err != nil {
 		return nil, err
 	}
@@ -275,13 +281,17 @@ const mtpSetting = "num_nextn_predict_layers"
 
 func (m *Model) applyMTP(cfg *Config, keep bool) error {
 	n, ok, err := cfg.number(mtpSetting)
-	if err != nil || !ok || n <= 0 || !keep {
+	if err != nil || !ok || n <= 0 {
 		return err
 	}
-	s := req(KeyNextnLayers, mtpSetting)
-	if err := s.store(&m.Params, n); err != nil {
-		return err
+	if n > MaxLayers {
+		return configError("%s is %g, wanted at most %d", mtpSetting, n, MaxLayers)
 	}
+	m.AnnouncedMTP = int(n)
+	if !keep {
+		return nil
+	}
+	m.Params.NextnLayers = m.AnnouncedMTP
 	m.Params.Layers += m.Params.NextnLayers
 	m.keys = append(m.keys, KeyNextnLayers)
 	return nil
@@ -345,7 +355,8 @@ func (m *Model) readKey(md *gguf.Metadata, s *Setting) error {
 	if s.Derive != nil {
 		return s.store(&m.Params, s.Derive(&m.Params))
 	}
-	if !s.Optional && !s.OmitZero && s.When == nil && s.Value == nil {
+	// vocab_size may be absent: FromMetadata counts the tokens.
+	if s.Key != KeyVocabSize && !s.Optional && !s.OmitZero && s.When == nil && s.Value == nil {
 		return formatError("key %q is missing", m.Family.Arch+"."+s.Key)
 	}
 	return nil

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/formats/gguf"
+)
+
+// writeFlags are the flags of the commands that write GGUF files.
+type writeFlags struct {
+	dryRun, force, noFallback bool
+	maxMemory, maxShardSize   sizeValue
+	maxShardTensors           int
+}
+
+func (f *writeFlags) add(c *cobra.Command) {
+	f.maxMemory = convert.DefaultMaxMemory
+	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "print the plan and write nothing")
+	c.Flags().BoolVar(&f.force, "force", false, "replace existing outputs")
+	c.Flags().BoolVar(&f.noFallback, "no-fallback", false, "stop where a row length does not fit the wanted type")
+	c.Flags().Var(&f.maxMemory, "max-memory", "bound of resident memory, such as 512M or 2G")
+	c.Flags().Var(&f.maxShardSize, "max-shard-size", "split outputs into files of at most this size, such as 50G")
+	c.Flags().IntVar(&f.maxShardTensors, "max-shard-tensors", 0, "split outputs into files of at most this many tensors")
+}
+
+func (f *writeFlags) request(outputs []convert.OutputRequest) convert.Request {
+	r := convert.Request{
+		Outputs: outputs,
+		Layout:  gguf.LayoutOptions{MaxShardBytes: int64(f.maxShardSize), MaxShardTensors: f.maxShardTensors},
+	}
+	r.Quant.NoFallback = f.noFallback
+	return r
+}
+
+func newConvertCommand(a *app) *cobra.Command {
+	var (
+		flags writeFlags
+		ck    convert.CheckpointOptions
+		types string
+		out   string
+	)
+	c := &cobra.Command{
+		Use:   "convert CHECKPOINT [OUTPUT]",
+		Short: "Checkpoint folder to GGUF, quantized on the way",
+		Long: `Convert a HuggingFace checkpoint folder (safetensors: F32, F16, BF16, or FP8
+with block scales) to GGUF. Several types are made from one read of the input.
+
+OUTPUT is a file, a folder, or a name with {type} in it; without it the files
+are named after the model and go to the current folder. A file gets its name
+only when it is complete and on disk.`,
+		Example: `  winnow convert DeepSeek-R1 --dry-run --type Q4_K_M
+  winnow convert DeepSeek-R1 R1-{type}.gguf --type Q8_0,Q4_K_M
+  winnow convert DeepSeek-R1 out/ --type Q4_K_M --max-shard-size 50G`,
+		Args: args(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, pos []string) error {
+			if len(pos) == 2 {
+				out = pos[1]
+			}
+			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags)
+		},
+	}
+	c.Flags().StringVar(&types, "type", "Q8_0", "`TYPE`s to write, separated by commas")
+	c.Flags().StringVarP(&out, "output", "o", "", "same as OUTPUT")
+	c.RegisterFlagCompletionFunc("type", completeTypes)
+	checkpointFlags(c, &ck)
+	flags.add(c)
+	return c
+}
+
+func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.CheckpointOptions, flags *writeFlags) error {
+	recipes, err := parseTypes(types)
+	if err != nil {
+		return err
+	}
+	ck, err := convert.OpenCheckpoint(dir, opt)
+	if err != nil {
+		return err
+	}
+	defer ck.Close()
+	outputs, err := outputNames(out, ck.DefaultName(), recipes)
+	if err != nil {
+		return err
+	}
+	plan, err := ck.Plan(flags.request(outputs))
+	if err != nil {
+		return err
+	}
+	return a.carryOut(ctx, &conversion{plan, ck, ck.Inputs()}, flags)
+}
+
+// carryOut prints a plan or executes it, and reports the result.
+func (a *app) carryOut(ctx context.Context, c *conversion, flags *writeFlags) error {
+	for _, n := range c.plan.Notes {
+		a.note("warning: %s", n)
+	}
+	if flags.dryRun {
+		return a.printPlan(c.plan)
+	}
+	for i := range c.plan.Outputs {
+		if path := c.plan.Outputs[i].Path; sameAsInput(path, c.inputs) {
+			return usagef("output %q is the same file as the input", path)
+		}
+	}
+	if err := refuseExisting(c.plan, flags.force); err != nil {
+		return err
+	}
+	if !a.json {
+		a.printFallbacks(a.stderr, c.plan)
+	}
+	debug.SetMemoryLimit(int64(flags.maxMemory))
+	start := time.Now()
+	if err := a.execute(ctx, c, int64(flags.maxMemory), "converting"); err != nil {
+		return err
+	}
+	return a.printResult(c.plan, time.Since(start))
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/testdata"
+	"github.com/winnow-moe/winnow/verify"
+)
+
+// The demonstration: which files it makes and how it scores them.
+const (
+	demoTypes  = "Q8_0,Q6_K,Q4_K_M"
+	demoModel  = "tiny-r1"
+	demoText   = "eval-docs.txt"
+	demoCtx    = 256
+	demoChunks = 24
+)
+
+func newDemoCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo [FOLDER]",
+		Short: "Convert and measure the built-in miniature of DeepSeek R1",
+		Long: `Unpack a trained miniature of DeepSeek R1 (FP8, 16 experts), convert it to three
+GGUF files in one read, and score source and files on a text. Everything stays
+in FOLDER (default: winnow-demo).`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, pos []string) error {
+			dir := "winnow-demo"
+			if len(pos) == 1 {
+				dir = pos[0]
+			}
+			return a.demo(cmd.Context(), dir)
+		},
+	}
+}
+
+// demoRow is one line of the demonstration's table.
+type demoRow struct {
+	File          string           `json:"file"`
+	Bytes         int64            `json:"bytes"`
+	BitsPerWeight float64          `json:"bits_per_weight"`
+	PPL           verify.Estimate  `json:"ppl"`
+	KLD           *verify.Estimate `json:"kld,omitempty"`
+	SameTop       *verify.Estimate `json:"same_top,omitempty"`
+}
+
+func (a *app) demo(ctx context.Context, dir string) error {
+	start := time.Now()
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	if err := testdata.UnpackDemo(dir); err != nil {
+		return err
+	}
+	source := filepath.Join(dir, demoModel)
+	plan, err := a.demoConvert(ctx, source, dir)
+	if err != nil {
+		return err
+	}
+	rows, definition, err := a.demoScore(ctx, source, filepath.Join(dir, demoText), plan)
+	if err != nil {
+		return err
+	}
+	return a.printDemo(rows, definition, dir, time.Since(start))
+}
+
+// demoConvert writes all files from one read of the checkpoint.
+func (a *app) demoConvert(ctx context.Context, source, dir string) (*convert.Plan, error) {
+	recipes, err := parseTypes(demoTypes)
+	if err != nil {
+		return nil, err
+	}
+	ck, err := convert.OpenCheckpoint(source, convert.CheckpointOptions{})
+	if err != nil {
+		return nil, err
+	}
+	defer ck.Close()
+	outputs, err := outputNames(filepath.Join(dir, demoModel+"-{type}.gguf"), "", recipes)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := ck.Plan(convert.Request{Outputs: outputs})
+	if err != nil {
+		return nil, err
+	}
+	return plan, a.execute(ctx, &conversion{plan, ck, ck.Inputs()}, 0, "converting")
+}
+
+// demoScore measures the checkpoint itself and every file against it.
+func (a *app) demoScore(ctx context.Context, source, textPath string, plan *convert.Plan) ([]demoRow, string, error) {
+	flags := &scoreFlags{ctx: demoCtx, chunks: demoChunks}
+	raw, err := readText(textPath)
+	if err != nil {
+		return nil, "", err
+	}
+	base, err := a.openScored(source, flags)
+	if err != nil {
+		return nil, "", err
+	}
+	defer base.model.Close()
+	text, err := evaluationText(base.model, raw, flags)
+	if err != nil {
+		return nil, "", err
+	}
+	sum := plan.Summary()
+	rows := []demoRow{{File: demoModel + " (FP8 source)", Bytes: sum.SourceBytes, BitsPerWeight: float64(sum.SourceBytes) * 8 / float64(sum.Parameters)}}
+	var definition string
+	for i := range sum.Outputs {
+		out := &sum.Outputs[i]
+		c, err := a.demoCompare(ctx, base, out.Path, text, flags)
+		if err != nil {
+			return nil, "", err
+		}
+		definition, rows[0].PPL = c.Definition, c.Base
+		rows = append(rows, demoRow{filepath.Base(out.Path), out.FileBytes, out.BitsPerWeight, c.PPL, &c.KLD.Mean, &c.SameTop})
+	}
+	return rows, definition, nil
+}
+
+func (a *app) demoCompare(ctx context.Context, base *scored, path string, text *verify.Text, flags *scoreFlags) (*verify.Comparison, error) {
+	m, err := a.openScored(path, flags)
+	if err != nil {
+		return nil, err
+	}
+	defer m.model.Close()
+	bar := a.newProgress("scoring "+filepath.Base(path), false)
+	defer bar.finish()
+	return verify.Compare(ctx, base.engine, m.engine, text, verify.Options{
+		BatchTokens: flags.batch, Threads: a.threads,
+		Window: func(done, total int, _ float64) { bar.update(int64(done), int64(total), "") },
+	})
+}
+
+func (a *app) printDemo(rows []demoRow, definition, dir string, took time.Duration) error {
+	if a.json {
+		return a.printJSON(struct {
+			Folder     string    `json:"folder"`
+			Definition string    `json:"definition"`
+			Rows       []demoRow `json:"rows"`
+			Seconds    float64   `json:"seconds"`
+		}{dir, definition, rows, took.Seconds()})
+	}
+	a.printf("%-23s %8s %6s %17s %10s %9s\n", "file", "size", "bpw", "PPL ± err", "KLD", "same top")
+	for _, r := range rows {
+		kld, top := "-", "-"
+		if r.KLD != nil {
+			kld, top = fmt.Sprintf("%.6f", r.KLD.Value), fmt.Sprintf("%.2f %%", r.SameTop.Value)
+		}
+		a.printf("%-23s %8s %6.3f %8.4f ± %6.4f %10s %9s\n", r.File, sizeText(r.Bytes), r.BitsPerWeight, r.PPL.Value, r.PPL.Error, kld, top)
+	}
+	a.printf("\n%s\nKLD is in nats per token, from the source; same top: both find the same token\nmost likely. The files are in %s (%.1f s).\n", definition, dir, took.Seconds())
+	return nil
+}

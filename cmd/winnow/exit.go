@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/formats/safetensors"
+	"github.com/winnow-moe/winnow/formats/tokenizer"
+)
+
+// Exit statuses, the same for every command. They are listed in the help of
+// the root command; scripts may rely on them.
+const (
+	exitOK          = 0
+	exitFailure     = 1
+	exitUsage       = 2
+	exitCheckFailed = 3
+	exitInput       = 4
+	exitSpace       = 5
+	exitInterrupted = 130
+)
+
+const exitHelp = `Exit status:
+  0    success
+  1    failure not listed here
+  2    wrong usage: unknown flag, unknown type, output equal to input
+  3    a check failed (inspect --check)
+  4    the input is missing, invalid or not supported
+  5    not enough disk space or memory
+  130  interrupted`
+
+// usageError marks mistakes in the command line.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error {
+	return &usageError{fmt.Errorf(format, args...)}
+}
+
+// checkError says that the input was read but did not pass a check.
+type checkError struct{ problems int }
+
+func (e *checkError) Error() string {
+	if e.problems == 1 {
+		return "1 problem found"
+	}
+	return fmt.Sprintf("%d problems found", e.problems)
+}
+
+// exitStatus maps an error to the status scripts see.
+func exitStatus(err error) int {
+	var usage *usageError
+	var check *checkError
+	switch {
+	case errors.Is(err, context.Canceled):
+		return exitInterrupted
+	case errors.As(err, &usage), errors.Is(err, convert.ErrRefused):
+		return exitUsage
+	case errors.As(err, &check):
+		return exitCheckFailed
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.ENOMEM):
+		return exitSpace
+	}
+	for _, input := range []error{
+		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, fs.ErrNotExist,
+	} {
+		if errors.Is(err, input) {
+			return exitInput
+		}
+	}
+	return exitFailure
+}
+
+// hint returns what to do about an error, or "".
+func hint(err error) string {
+	var h *convert.HintError
+	switch {
+	case errors.As(err, &h):
+		return h.Hint
+	case errors.Is(err, syscall.ENOSPC):
+		return "free space or choose another folder; what was there before is untouched"
+	case errors.Is(err, context.Canceled):
+		return "no output was left behind"
+	}
+	return ""
+}
+
+// fail reports an error on stderr and returns the exit status.
+func (a *app) fail(err error) int {
+	status := exitStatus(err)
+	msg := strings.TrimSpace(err.Error())
+	if errors.Is(err, context.Canceled) {
+		msg = "interrupted"
+	}
+	if a.json {
+		json.NewEncoder(a.stderr).Encode(struct {
+			Error string `json:"error"`
+			Hint  string `json:"hint,omitempty"`
+			Exit  int    `json:"exit_status"`
+		}{msg, hint(err), status})
+		return status
+	}
+	fmt.Fprintf(a.stderr, "winnow: error: %s\n", msg)
+	if h := hint(err); h != "" {
+		fmt.Fprintf(a.stderr, "winnow: hint: %s\n", h)
+	}
+	return status
+}

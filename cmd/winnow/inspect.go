@@ -1,0 +1,291 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/formats/safetensors"
+	"github.com/winnow-moe/winnow/verify"
+)
+
+func newInspectCommand(a *app) *cobra.Command {
+	var (
+		show  inspectFlags
+		check bool
+		ck    convert.CheckpointOptions
+	)
+	c := &cobra.Command{
+		Use:   "inspect PATH",
+		Short: "What is in a GGUF file, safetensors file or checkpoint folder",
+		Long: `Show what a file holds. The whole header is validated, tensor data is not
+read. --check goes further: the vocabulary is loaded, and the tensors are
+compared with what the model's family must have.`,
+		Example: `  winnow inspect R1-Q4_K_M.gguf --tensors
+  winnow inspect DeepSeek-R1 --check`,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(_ *cobra.Command, pos []string) error {
+			doc, err := inspect(pos[0])
+			if err != nil {
+				return err
+			}
+			if check {
+				if doc.Problems, err = checkModel(pos[0], ck); err != nil {
+					return err
+				}
+			}
+			return a.printInspection(doc, show)
+		},
+	}
+	c.Flags().BoolVar(&show.tensors, "tensors", false, "list all tensors")
+	c.Flags().BoolVar(&show.keys, "keys", false, "list all metadata keys")
+	c.Flags().BoolVar(&check, "check", false, "check vocabulary and structure too")
+	checkpointFlags(c, &ck)
+	return c
+}
+
+type inspectFlags struct{ tensors, keys bool }
+
+// inspection is what inspect found, in the form --json prints.
+type inspection struct {
+	Path       string            `json:"path"`
+	Kind       string            `json:"kind"`
+	Arch       string            `json:"architecture,omitempty"`
+	Name       string            `json:"name,omitempty"`
+	Files      []string          `json:"files"`
+	Bytes      int64             `json:"bytes"`
+	Parameters int64             `json:"parameters"`
+	Types      []typeTotal       `json:"types"`
+	Keys       []keyValue        `json:"keys"`
+	Tensors    []inspectedTensor `json:"tensors"`
+	Warnings   []string          `json:"warnings,omitempty"`
+	Problems   *[]verify.Problem `json:"problems,omitempty"`
+	types      map[string]*typeTotal
+}
+
+type typeTotal struct {
+	Type       string `json:"type"`
+	Tensors    int    `json:"tensors"`
+	Parameters int64  `json:"parameters"`
+	Bytes      int64  `json:"bytes"`
+}
+
+type keyValue struct {
+	Key   string `json:"key"`
+	Type  string `json:"type"`
+	Value any    `json:"value"`
+}
+
+type inspectedTensor struct {
+	Name  string  `json:"name"`
+	Type  string  `json:"type"`
+	Shape []int64 `json:"shape"` // as in the file: GGUF row length first, safetensors last
+	Bytes int64   `json:"bytes"`
+	File  string  `json:"file,omitempty"`
+}
+
+// inspect recognises what path is and reads its headers.
+func inspect(path string) (*inspection, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case st.IsDir():
+		c, err := safetensors.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		return inspectSafetensors(path, "checkpoint", c)
+	case strings.EqualFold(filepath.Ext(path), ".safetensors"):
+		c, err := safetensors.OpenFile(path)
+		if err != nil {
+			return nil, err
+		}
+		return inspectSafetensors(path, "safetensors", c)
+	}
+	return inspectGGUF(path)
+}
+
+func inspectSafetensors(path, kind string, c *safetensors.Checkpoint) (*inspection, error) {
+	defer c.Close()
+	doc := &inspection{Path: path, Kind: kind, Warnings: c.Warnings()}
+	for _, f := range c.Files() {
+		doc.Files = append(doc.Files, f.Path)
+		doc.Bytes += f.Size
+	}
+	for k, v := range c.Metadata() {
+		doc.Keys = append(doc.Keys, keyValue{k, "STRING", v})
+	}
+	slices.SortFunc(doc.Keys, func(a, b keyValue) int { return strings.Compare(a.Key, b.Key) })
+	for _, t := range c.Tensors() {
+		n := int64(1)
+		for _, d := range t.Shape {
+			n *= d
+		}
+		doc.add(inspectedTensor{t.Name, t.DType.String(), t.Shape, t.Size, filepath.Base(c.Files()[t.Shard].Path)}, n)
+	}
+	doc.finish()
+	return doc, nil
+}
+
+func inspectGGUF(path string) (*inspection, error) {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	doc := &inspection{Path: path, Kind: "gguf", Warnings: f.Warnings}
+	for _, p := range f.Parts() {
+		doc.Files = append(doc.Files, p.Path)
+		doc.Bytes += p.Size
+	}
+	md := f.Metadata()
+	doc.Arch, _ = md.String(gguf.KeyArchitecture)
+	doc.Name, _ = md.String(gguf.KeyName)
+	for _, k := range md.Keys() {
+		v, _ := md.Get(k)
+		t, elem, _ := gguf.TypeOf(v)
+		name := t.String()
+		if t == gguf.TypeArray {
+			name = "[]" + elem.String()
+		}
+		doc.Keys = append(doc.Keys, keyValue{k, name, v})
+	}
+	for i, t := range f.Tensors() {
+		part, _ := f.Place(i)
+		doc.add(inspectedTensor{t.Name, t.Type.String(), t.Shape, t.Size(), filepath.Base(f.Parts()[part].Path)}, t.Elements())
+	}
+	doc.finish()
+	return doc, nil
+}
+
+// add counts a tensor of n elements.
+func (d *inspection) add(t inspectedTensor, n int64) {
+	if d.types == nil {
+		d.types = map[string]*typeTotal{}
+	}
+	total := d.types[t.Type]
+	if total == nil {
+		total = &typeTotal{Type: t.Type}
+		d.types[t.Type] = total
+	}
+	total.Tensors++
+	total.Parameters += n
+	total.Bytes += t.Bytes
+	d.Parameters += n
+	d.Tensors = append(d.Tensors, t)
+}
+
+func (d *inspection) finish() {
+	for _, t := range d.types {
+		d.Types = append(d.Types, *t)
+	}
+	slices.SortFunc(d.Types, func(a, b typeTotal) int {
+		if a.Bytes != b.Bytes {
+			return int(min(max(b.Bytes-a.Bytes, -1), 1))
+		}
+		return strings.Compare(a.Type, b.Type)
+	})
+}
+
+// checkModel checks a file or folder as a whole. What keeps it from being read
+// is an error, what is wrong with its content a list of problems.
+func checkModel(path string, opt convert.CheckpointOptions) (*[]verify.Problem, error) {
+	if strings.EqualFold(filepath.Ext(path), ".safetensors") {
+		return &[]verify.Problem{}, nil // a single file has no structure beyond its header
+	}
+	m, err := openModel(path, opt)
+	if err != nil {
+		return nil, err
+	}
+	problems := verify.Structure(m)
+	return &problems, m.Close()
+}
+
+func (a *app) printInspection(d *inspection, show inspectFlags) error {
+	if a.json {
+		if err := a.printJSON(d); err != nil {
+			return err
+		}
+		return d.verdict()
+	}
+	a.printf("%s: %s", d.Path, d.Kind)
+	if d.Arch != "" {
+		a.printf(", %s", d.Arch)
+	}
+	if d.Name != "" {
+		a.printf(", %q", d.Name)
+	}
+	a.printf("\n%d %s, %s, %d tensors, %d parameters", len(d.Files), plural(len(d.Files), "file", "files"), sizeText(d.Bytes), len(d.Tensors), d.Parameters)
+	if d.Parameters > 0 {
+		a.printf(", %.4f bits per weight", float64(d.Bytes)*8/float64(d.Parameters))
+	}
+	a.printf("\n")
+	for _, t := range d.Types {
+		a.printf("  %-8s %6d tensors %12s\n", t.Type, t.Tensors, sizeText(t.Bytes))
+	}
+	if show.keys {
+		a.printKeys(d.Keys)
+	}
+	if show.tensors {
+		for _, t := range d.Tensors {
+			a.printf("%-44s %-8s %v\n", printable(t.Name), t.Type, t.Shape)
+		}
+	}
+	for _, w := range d.Warnings {
+		a.note("warning: %s", w)
+	}
+	return a.printVerdict(d)
+}
+
+func (a *app) printVerdict(d *inspection) error {
+	if d.Problems == nil {
+		return nil
+	}
+	for _, p := range *d.Problems {
+		a.printf("problem: %s\n", p.Text)
+	}
+	if len(*d.Problems) == 0 {
+		a.printf("check: ok\n")
+	}
+	return d.verdict()
+}
+
+func (d *inspection) verdict() error {
+	if d.Problems != nil && len(*d.Problems) > 0 {
+		return &checkError{len(*d.Problems)}
+	}
+	return nil
+}
+
+// printKeys lists metadata, long values cut.
+func (a *app) printKeys(keys []keyValue) {
+	const width = 60
+	for _, k := range keys {
+		b, err := json.Marshal(k.Value)
+		if err != nil {
+			b = []byte(fmt.Sprint(errors.Unwrap(err)))
+		}
+		text := []rune(string(b))
+		if len(text) > width {
+			text = append(text[:width], '…')
+		}
+		a.printf("%-44s %-9s %s\n", printable(k.Key), k.Type, string(text))
+	}
+}
+
+// printable quotes names that would disturb a terminal.
+func printable(s string) string {
+	if q := fmt.Sprintf("%q", s); q != `"`+s+`"` {
+		return q
+	}
+	return s
+}

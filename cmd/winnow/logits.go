@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/winnow-moe/winnow/engine"
+	"github.com/winnow-moe/winnow/formats/dtype"
+	"github.com/winnow-moe/winnow/formats/safetensors"
+)
+
+func newLogitsCommand(a *app) *cobra.Command {
+	var (
+		flags    scoreFlags
+		ids, out string
+	)
+	c := &cobra.Command{
+		Use:   "logits MODEL --ids LIST|FILE -o FILE.safetensors",
+		Short: "Logits of a token sequence, for checks against other runtimes",
+		Long: `Run a model over one token sequence and write the logits of every position as
+the tensor "logits" [tokens, vocabulary] F32 of a safetensors file.`,
+		Example: `  winnow logits model.gguf --ids 0,17,4,99 -o logits.safetensors`,
+		Args:    args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, pos []string) error {
+			seq, err := parseIDs(ids)
+			if err != nil {
+				return err
+			}
+			if out == "" {
+				return usagef("logits needs an output: -o FILE.safetensors")
+			}
+			return a.logits(cmd.Context(), pos[0], seq, out, flags)
+		},
+	}
+	c.Flags().StringVar(&ids, "ids", "", "token ids separated by commas or spaces, or a `FILE` with them")
+	c.Flags().StringVarP(&out, "output", "o", "", "the `FILE` to write")
+	checkpointFlags(c, &flags.ck)
+	return c
+}
+
+// parseIDs reads token ids from the argument or, if it names a file, from there.
+func parseIDs(arg string) ([]int32, error) {
+	text := arg
+	if strings.Trim(arg, "0123456789, ") != "" {
+		b, err := os.ReadFile(arg)
+		if err != nil {
+			return nil, err
+		}
+		text = string(b)
+	}
+	var ids []int32
+	for _, f := range strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(", \t\r\n[]", r) }) {
+		n, err := strconv.ParseInt(f, 10, 32)
+		if err != nil || n < 0 {
+			return nil, usagef("%q is not a token id", f)
+		}
+		ids = append(ids, int32(n))
+	}
+	if len(ids) == 0 {
+		return nil, usagef("no token ids: pass --ids 1,2,3 or a file with ids")
+	}
+	return ids, nil
+}
+
+func (a *app) logits(ctx context.Context, path string, ids []int32, out string, flags scoreFlags) error {
+	m, err := a.openScored(path, &flags)
+	if err != nil {
+		return err
+	}
+	defer m.model.Close()
+	h, err := m.engine.Forward(ctx, [][]int32{ids})
+	if err != nil {
+		return err
+	}
+	if err := writeLogits(ctx, m.engine, h, len(ids), out); err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(struct {
+			Output string  `json:"output"`
+			Shape  [2]int  `json:"shape"`
+			IDs    []int32 `json:"ids"`
+		}{out, [2]int{len(ids), m.engine.Vocab()}, ids})
+	}
+	a.printf("%s: logits [%d, %d] F32\n", out, len(ids), m.engine.Vocab())
+	return nil
+}
+
+// logitsRows is how many rows of logits are held at a time.
+const logitsRows = 64
+
+func writeLogits(ctx context.Context, e *engine.Model, h *engine.Hidden, n int, out string) error {
+	vocab := e.Vocab()
+	layout, err := safetensors.NewLayout([]safetensors.TensorSpec{
+		{Name: "logits", DType: dtype.F32, Shape: []int64{int64(n), int64(vocab)}},
+	}, 0)
+	if err != nil {
+		return err
+	}
+	w, err := layout.Create(out)
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	for first := 0; first < n; first += logitsRows {
+		rows := min(logitsRows, n-first)
+		values := make([]float32, rows*vocab)
+		if err := e.Logits(ctx, h, first, rows, values); err != nil {
+			return err
+		}
+		raw := make([]byte, 4*len(values))
+		for i, v := range values {
+			binary.LittleEndian.PutUint32(raw[4*i:], math.Float32bits(v))
+		}
+		if err := w.WriteAt(0, int64(first)*int64(vocab)*4, raw); err != nil {
+			return err
+		}
+	}
+	return w.Commit()
+}

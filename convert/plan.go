@@ -1,0 +1,303 @@
+package convert
+
+import (
+	"slices"
+
+	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant"
+)
+
+// Plan says everything about a conversion before a byte is written. It is a
+// pure function of headers and options; Run executes this very value and
+// decides nothing. Plans are read-only once made.
+type Plan struct {
+	// Source is the input as the user named it.
+	Source string
+	// Arch is general.architecture of the outputs.
+	Arch string
+	// Tensors in file order, common to all outputs.
+	Tensors []Tensor
+	// Outputs are the files; all are made from one read of the input.
+	Outputs []Output
+	// Dropped lists input tensors that the outputs have no place for.
+	Dropped []Dropped
+	// Notes are remarks for the user about decisions.
+	Notes []string
+
+	inv *Inventory
+}
+
+// Tensor is one tensor of the outputs and the pieces of input it consists of.
+type Tensor struct {
+	Name   string
+	Shape  []int64 // GGUF order: row length first
+	Pieces []Piece
+	// From is the storage of the input, such as "F8_E4M3".
+	From string
+}
+
+// Piece contributes consecutive rows to a tensor: rows [Start, Start+Count) of
+// an input tensor, arranged by Mode. CutTransposed contributes one row per
+// input column, the other modes one row per input row.
+type Piece struct {
+	Source       int
+	Start, Count int64
+	Mode         arch.CutMode
+}
+
+// Dropped is an input tensor that is left out, and why.
+type Dropped struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
+}
+
+// Output is one file to write.
+type Output struct {
+	Path     string
+	Recipe   *quant.Recipe
+	Metadata *gguf.Metadata
+	// Choices holds the type of every tensor, parallel to Plan.Tensors.
+	Choices []quant.Choice
+	// Layout holds every offset of the file or, when it is split, files.
+	Layout *gguf.Layout
+}
+
+// rows returns the number of output rows a piece contributes.
+func (p *Piece) rows(inv *Inventory) int64 {
+	if p.Mode == arch.CutTransposed {
+		return inv.Tensors[p.Source].Cols()
+	}
+	return p.Count
+}
+
+// Info returns the directory entry of tensor i in output o.
+func (p *Plan) Info(o, i int) gguf.TensorInfo {
+	return gguf.TensorInfo{Name: p.Tensors[i].Name, Type: p.Outputs[o].Choices[i].Type, Shape: p.Tensors[i].Shape}
+}
+
+// infos returns the whole directory of output o.
+func (p *Plan) infos(o int) []gguf.TensorInfo {
+	out := make([]gguf.TensorInfo, len(p.Tensors))
+	for i := range out {
+		out[i] = p.Info(o, i)
+	}
+	return out
+}
+
+// SourceBytes returns the bytes of input that a run reads: every stored byte
+// of the tensors used, scales included, once.
+func (p *Plan) SourceBytes() int64 {
+	used := make([]bool, len(p.inv.Tensors))
+	for i := range p.Tensors {
+		for _, pc := range p.Tensors[i].Pieces {
+			used[pc.Source] = true
+			if s := p.inv.Tensors[pc.Source].Scale; s >= 0 {
+				used[s] = true
+			}
+		}
+	}
+	total := int64(0)
+	for i, u := range used {
+		if u {
+			s := &p.inv.Tensors[i]
+			total += s.bytes(s.Rows() * s.Cols())
+		}
+	}
+	return total
+}
+
+// checkpointPlan collects the tensors of a model from a checkpoint.
+type checkpointPlan struct {
+	model  *arch.Model
+	inv    *Inventory
+	used   []bool
+	planed []placed
+}
+
+// placed is a tensor with its place in the file: after the input tensor that
+// completes it, then in the order of the family's rules.
+type placed struct {
+	Tensor
+	after, rule int
+}
+
+// modelTensors resolves every tensor of the model to pieces of the checkpoint,
+// in the order in which llama.cpp's converter writes them: it walks the input
+// tensors in order and writes a tensor when its last part has been seen; the
+// expert stacks of a block all wait for the block's last expert tensor.
+func modelTensors(m *arch.Model, inv *Inventory) ([]Tensor, []Dropped, error) {
+	cp := &checkpointPlan{model: m, inv: inv, used: make([]bool, len(inv.Tensors))}
+	stackEnd := map[int]int{} // block → completing input tensor of its stacks
+	list := m.Tensors()
+	for i := range list {
+		p, err := cp.resolve(&list[i])
+		if err != nil {
+			return nil, nil, err
+		}
+		if p == nil {
+			continue
+		}
+		if l := list[i].Name.Layer; list[i].Rule.Stacked() {
+			stackEnd[l] = max(stackEnd[l], p.after)
+		}
+		p.rule = i
+		cp.planed = append(cp.planed, *p)
+	}
+	for i := range cp.planed {
+		if t := &list[cp.planed[i].rule]; t.Rule.Stacked() {
+			cp.planed[i].after = stackEnd[t.Name.Layer]
+		}
+	}
+	slices.SortStableFunc(cp.planed, func(a, b placed) int {
+		if a.after != b.after {
+			return a.after - b.after
+		}
+		return a.rule - b.rule
+	})
+	dropped, err := cp.unclaimed()
+	if err != nil {
+		return nil, nil, err
+	}
+	tensors := make([]Tensor, len(cp.planed))
+	for i := range tensors {
+		tensors[i] = cp.planed[i].Tensor
+	}
+	return tensors, dropped, nil
+}
+
+// resolve finds the input of one tensor; nil without error means that an
+// optional tensor is not there.
+func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
+	r := t.Rule
+	if r.Role == arch.Output && cp.model.Tied {
+		return nil, nil
+	}
+	template, ok := cp.template(t)
+	if !ok {
+		return nil, cp.missing(t)
+	}
+	experts := 1
+	if r.Stacked() {
+		experts = cp.model.Params.Experts
+	}
+	p := &placed{Tensor: Tensor{Name: t.Name.String(), Shape: t.Shape}}
+	for e := range experts {
+		name := arch.Source(template, t.Name.Layer, e)
+		i, ok := cp.inv.Lookup(name)
+		if !ok {
+			return nil, formatError("tensor %q is missing (needed for %q; config.json announces %d experts)", name, t.Name, experts)
+		}
+		if err := cp.checkSource(r, i); err != nil {
+			return nil, err
+		}
+		cp.used[i] = true
+		p.after = max(p.after, i)
+		p.From = cp.inv.Tensors[i].Storage.String()
+		p.Pieces = append(p.Pieces, cp.pieces(r, i)...)
+	}
+	return p, nil
+}
+
+// template picks the accepted name that the checkpoint uses for t.
+func (cp *checkpointPlan) template(t *arch.Tensor) (string, bool) {
+	for _, h := range t.Rule.HF {
+		if _, ok := cp.inv.Lookup(arch.Source(h, t.Name.Layer, 0)); ok {
+			return h, true
+		}
+	}
+	return "", false
+}
+
+// missing explains the absence of a tensor, or returns nil where it is
+// allowed.
+func (cp *checkpointPlan) missing(t *arch.Tensor) error {
+	name := arch.Source(t.Rule.HF[0], t.Name.Layer, 0)
+	p := &cp.model.Params
+	switch {
+	case t.Rule.Role == arch.Output:
+		return formatError("tensor %q is missing and config.json does not set tie_word_embeddings, so the model has no output matrix", name)
+	case t.Rule.Optional:
+		return nil
+	case t.Name.Layer >= p.Trunk():
+		return hinted("drop the multi-token prediction block with --mtp drop",
+			formatError("tensor %q of the multi-token prediction block is missing (config.json announces %d such blocks)", name, p.NextnLayers))
+	case t.Name.Layer >= 0:
+		return formatError("tensor %q is missing (config.json: num_hidden_layers is %d)", name, p.Trunk())
+	}
+	return formatError("tensor %q is missing", name)
+}
+
+// checkSource compares shape and storage of an input tensor with the rule.
+func (cp *checkpointPlan) checkSource(r *arch.Rule, i int) error {
+	s := &cp.inv.Tensors[i]
+	want, why := cp.model.SourceShape(r)
+	if !slices.Equal(s.Shape, want) {
+		return formatError("tensor %q has shape %v, but config.json makes it %v = %s", s.Name, s.Shape, want, why)
+	}
+	if !s.Storage.IsGGUF && !s.Storage.DType.Float() {
+		return formatError("tensor %q has dtype %s, wanted a floating point type", s.Name, s.Storage)
+	}
+	return nil
+}
+
+// pieces cuts input tensor i as the rule says.
+func (cp *checkpointPlan) pieces(r *arch.Rule, i int) []Piece {
+	c := r.Cut
+	if c == nil {
+		return []Piece{{Source: i, Count: cp.inv.Tensors[i].Rows()}}
+	}
+	p := &cp.model.Params
+	out := make([]Piece, c.Heads.Of(p))
+	for h := range out {
+		out[h] = Piece{Source: i, Start: int64(h*c.Stride.Of(p) + c.Offset.Of(p)), Count: int64(c.Count.Of(p)), Mode: c.Mode}
+	}
+	return out
+}
+
+// unclaimed lists the input tensors that no rule owns: with a reason they are
+// dropped, without one the conversion is refused.
+func (cp *checkpointPlan) unclaimed() ([]Dropped, error) {
+	scales := make(map[int]bool)
+	for i := range cp.inv.Tensors {
+		if s := cp.inv.Tensors[i].Scale; s >= 0 {
+			scales[s] = true
+		}
+	}
+	var dropped []Dropped
+	var unknown []string
+	for i := range cp.inv.Tensors {
+		if cp.used[i] || scales[i] {
+			continue
+		}
+		name := cp.inv.Tensors[i].Name
+		if why, ok := cp.dropReason(name); ok {
+			dropped = append(dropped, Dropped{name, why})
+		} else {
+			unknown = append(unknown, name)
+		}
+	}
+	if len(unknown) > 0 {
+		more := ""
+		if n := len(unknown) - 1; n > 0 {
+			more = plural(n, " and %d more tensor", " and %d more tensors")
+		}
+		return nil, formatError("tensor %q%s in the checkpoint has no place in a %s model with %d blocks", unknown[0], more, cp.model.Family.Arch, cp.model.Params.Layers)
+	}
+	return dropped, nil
+}
+
+func (cp *checkpointPlan) dropReason(name string) (string, bool) {
+	if why, ok := cp.model.Dropped(name); ok {
+		return why, true
+	}
+	if cp.model.Tied && name == "lm_head.weight" {
+		return "config.json ties the output matrix to the embedding", true
+	}
+	l, ok := arch.Layer(name)
+	p := &cp.model.Params
+	if mtp := cp.model.AnnouncedMTP; ok && p.NextnLayers == 0 && l >= p.Layers && l < p.Layers+mtp {
+		return "multi-token prediction block (--mtp keep keeps it)", true
+	}
+	return "", false
+}

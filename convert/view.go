@@ -1,0 +1,96 @@
+package convert
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant"
+)
+
+// View presents what an output of a plan would contain as a model, with rows
+// computed when asked for and nothing written.
+type View struct {
+	plan    *Plan
+	output  int
+	data    Data
+	infos   []gguf.TensorInfo
+	starts  [][]int64 // starts[t][i]: first row of piece i of tensor t
+	readers sync.Pool
+	close   func() error
+}
+
+// NewView makes a model of output o of a plan. closer, if not nil, is called
+// by Close.
+func NewView(p *Plan, o int, data Data, closer func() error) *View {
+	v := &View{plan: p, output: o, data: data, infos: p.infos(o), close: closer}
+	v.readers.New = func() any { return &worker{rd: reader{inv: p.inv, data: data}} }
+	v.starts = make([][]int64, len(p.Tensors))
+	for t := range p.Tensors {
+		row := int64(0)
+		for i := range p.Tensors[t].Pieces {
+			v.starts[t] = append(v.starts[t], row)
+			row += p.Tensors[t].Pieces[i].rows(p.inv)
+		}
+	}
+	return v
+}
+
+var _ gguf.Model = (*View)(nil)
+
+// Metadata implements gguf.Model.
+func (v *View) Metadata() *gguf.Metadata { return v.plan.Outputs[v.output].Metadata }
+
+// Tensors implements gguf.Model.
+func (v *View) Tensors() []gguf.TensorInfo { return v.infos }
+
+// Rows implements gguf.Model.
+func (v *View) Rows(ctx context.Context, i int, first, n int64, buf []byte) ([]byte, error) {
+	info := &v.infos[i]
+	if first < 0 || n < 0 || first > info.Rows()-n {
+		return nil, fmt.Errorf("tensor %q: rows %d to %d of %d", info.Name, first, first+n, info.Rows())
+	}
+	w := v.readers.Get().(*worker)
+	defer v.readers.Put(w)
+	cols := info.RowLen()
+	w.values = grow(w.values, n*cols)
+	if err := v.fill(ctx, &w.rd, i, first, n, w.values); err != nil {
+		return nil, err
+	}
+	buf = grow(buf, n*info.RowBytes())
+	return buf, quant.EncodeRows(info.Type, buf, w.values, int(cols), nil)
+}
+
+// fill computes rows that may span several pieces.
+func (v *View) fill(ctx context.Context, rd *reader, t int, first, n int64, dst []float32) error {
+	cols := v.infos[t].RowLen()
+	pieces := v.plan.Tensors[t].Pieces
+	i := 0
+	for i+1 < len(pieces) && v.starts[t][i+1] <= first {
+		i++
+	}
+	for n > 0 {
+		at := first - v.starts[t][i]
+		k := min(n, pieces[i].rows(v.plan.inv)-at)
+		if err := rd.rows(ctx, &pieces[i], at, k, dst[:k*cols]); err != nil {
+			return err
+		}
+		if err := finite(v.infos[t].Name, first, cols, dst[:k*cols]); err != nil {
+			return err
+		}
+		first, n, dst, i = first+k, n-k, dst[k*cols:], i+1
+	}
+	return nil
+}
+
+// Release implements gguf.Model; nothing is kept.
+func (v *View) Release(int) {}
+
+// Close implements gguf.Model.
+func (v *View) Close() error {
+	if v.close == nil {
+		return nil
+	}
+	return v.close()
+}
