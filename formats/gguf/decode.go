@@ -137,7 +137,7 @@ func (d *decoder) u64(what string) (uint64, error) {
 
 // str reads a string of at most limit bytes.
 func (d *decoder) str(limit uint64, what string) (string, error) {
-	n, err := d.u64(what + " length")
+	n, err := d.u64(what)
 	if err != nil {
 		return "", err
 	}

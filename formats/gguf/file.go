@@ -346,6 +346,7 @@ func (f *File) Close() error {
 		}
 		if p.file != nil {
 			errs = append(errs, p.file.Close())
+			p.file = nil
 		}
 	}
 	return errors.Join(errs...)
