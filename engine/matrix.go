@@ -1,0 +1,212 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/winnow-moe/winnow/engine/kernel"
+	"github.com/winnow-moe/winnow/quant"
+)
+
+// tileFloats is the usual size of a decoded weight tile: half a MiB, so that
+// it stays in a core's second-level cache while all tokens pass by.
+const tileFloats = 128 << 10
+
+// chunk is the number of tokens (or other rows of activations) handled at
+// once where results pass through a worker's own memory.
+const chunk = 64
+
+// worker is the private memory of one goroutine.
+type worker struct {
+	raw   []byte
+	tiles [2][]float32
+	out   []float32 // products before they are combined
+}
+
+// grow makes *buf at least n long and returns n elements of it. The contents
+// are unspecified.
+func grow[T any](buf *[]T, n int) []T {
+	if cap(*buf) < n {
+		*buf = make([]T, n)
+	}
+	return (*buf)[:n]
+}
+
+// parallel calls fn for 0 ≤ i < n, on as many workers as there are threads,
+// and returns the first error.
+func (m *Model) parallel(ctx context.Context, n int, fn func(ctx context.Context, w *worker, i int) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(n, m.opt.Threads) {
+		g.Go(func() error {
+			w := m.workers.Get().(*worker)
+			defer m.workers.Put(w)
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return nil
+				}
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				if err := fn(ctx, w, i); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return g.Wait()
+}
+
+// chunks calls fn for ranges [first, first+n) that cover total rows.
+func (m *Model) chunks(ctx context.Context, total int, fn func(w *worker, first, n int) error) error {
+	return m.parallel(ctx, (total+chunk-1)/chunk, func(_ context.Context, w *worker, i int) error {
+		return fn(w, i*chunk, min(chunk, total-i*chunk))
+	})
+}
+
+// read decodes rows [first, first+n) of t into tile buffer b of the worker.
+func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n int) (kernel.Matrix, error) {
+	buf := grow(&w.raw, n*int(t.info.RowBytes()))
+	raw, err := m.src.Rows(ctx, t.index, int64(first), int64(n), buf)
+	if err != nil {
+		return kernel.Matrix{}, err
+	}
+	tile := kernel.NewMatrix(grow(&w.tiles[b], n*t.cols), n, t.cols)
+	if err := quant.DecodeRows(t.info.Type, tile.Data, raw); err != nil {
+		return kernel.Matrix{}, fmt.Errorf("tensor %q: %w", t.info.Name, err)
+	}
+	return tile, nil
+}
+
+// vector decodes all of a small tensor, nil for nil.
+func (m *Model) vector(ctx context.Context, t *tensor) ([]float32, error) {
+	if t == nil {
+		return nil, nil
+	}
+	var w worker
+	v, err := m.read(ctx, &w, 0, t, 0, t.rows)
+	if err != nil {
+		return nil, err
+	}
+	if !finite(v) {
+		return nil, fmt.Errorf("tensor %q holds a value that is not finite", t.info.Name)
+	}
+	return v.Data, nil
+}
+
+// tile is a range of rows.
+type tile struct{ first, n int }
+
+// tiles cuts rows of the given length into tiles that fit the cache and are
+// many enough to keep all threads busy.
+func (m *Model) tiles(rows, cols int) []tile {
+	n := min(tileFloats/cols, (rows+4*m.opt.Threads-1)/(4*m.opt.Threads))
+	n = max(8, n+n%2)
+	out := make([]tile, 0, (rows+n-1)/n)
+	for first := 0; first < rows; first += n {
+		out = append(out, tile{first, min(n, rows-first)})
+	}
+	return out
+}
+
+// product is a multiplication by rows [first, first+rows) of a weight:
+// dst[i][j] = Σ_k x[i][k]·w[first+j][k], dst [n, rows], x [n, cols].
+type product struct {
+	w           *tensor
+	first, rows int
+	x, dst      kernel.Matrix
+	transposed  bool // dst is [rows, n]
+	add         bool // dst += instead of dst =
+}
+
+// whole multiplies by all rows of w.
+func whole(w *tensor, x, dst kernel.Matrix) product {
+	return product{w: w, rows: w.rows, x: x, dst: dst}
+}
+
+// multiply computes products, tile by tile on all workers.
+func (m *Model) multiply(ctx context.Context, products ...product) error {
+	type task struct {
+		p *product
+		tile
+	}
+	var tasks []task
+	for i := range products {
+		p := &products[i]
+		for _, t := range m.tiles(p.rows, p.w.cols) {
+			tasks = append(tasks, task{p, t})
+		}
+	}
+	return m.parallel(ctx, len(tasks), func(ctx context.Context, w *worker, i int) error {
+		p, t := tasks[i].p, tasks[i].tile
+		weights, err := m.read(ctx, w, 0, p.w, p.first+t.first, t.n)
+		if err != nil {
+			return err
+		}
+		switch {
+		case p.transposed:
+			return checked(p.w, p.dst.Slice(t.first, t.n), weights, p.x)
+		case p.add:
+			return w.addProduct(p.w, p.dst.Columns(t.first, t.n), p.x, weights, nil)
+		}
+		return checked(p.w, p.dst.Columns(t.first, t.n), p.x, weights)
+	})
+}
+
+// addProduct adds x·weightsᵀ to dst, row i times scale[i] when there is one.
+func (w *worker) addProduct(t *tensor, dst, x, weights kernel.Matrix, scale []float32) error {
+	for i := 0; i < x.Rows; i += chunk {
+		n := min(chunk, x.Rows-i)
+		out := kernel.NewMatrix(grow(&w.out, n*weights.Rows), n, weights.Rows)
+		if err := checked(t, out, x.Slice(i, n), weights); err != nil {
+			return err
+		}
+		for j := range n {
+			if scale == nil {
+				addTo(dst.Row(i+j), out.Row(j))
+			} else {
+				addScaled(dst.Row(i+j), out.Row(j), scale[i+j])
+			}
+		}
+	}
+	return nil
+}
+
+func addTo(dst, v []float32) {
+	for i, f := range v {
+		dst[i] += f
+	}
+}
+
+func addScaled(dst, v []float32, scale float32) {
+	for i, f := range v {
+		dst[i] += float32(scale * f)
+	}
+}
+
+// checked is kernel.MatMul with an error that names the tensor when a result
+// is not finite: the earliest moment at which a broken weight shows.
+func checked(t *tensor, dst, x, w kernel.Matrix) error {
+	kernel.MatMul(dst, x, w)
+	if finite(dst) {
+		return nil
+	}
+	return fmt.Errorf("the product with tensor %q is not finite: the model or its conversion is damaged, or values overflow float32", t.info.Name)
+}
+
+// finite reports whether no element is NaN or infinite.
+func finite(m kernel.Matrix) bool {
+	for i := range m.Rows {
+		for _, v := range m.Row(i) {
+			if math.Float32bits(v)&0x7f800000 == 0x7f800000 {
+				return false
+			}
+		}
+	}
+	return true
+}
