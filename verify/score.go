@@ -27,19 +27,18 @@ type Scorer[H Hidden] interface {
 	Logits(ctx context.Context, h H, first, n int, dst []float32) error
 }
 
-// DefaultBatchTokens is the number of tokens of one forward pass unless
-// Options says otherwise.
-const DefaultBatchTokens = 16384
+const defaultBatchTokens = 8192
 
-// blockRows is the number of rows whose logits are held at a time: 66 MB per
-// model for a vocabulary of 129280.
-const blockRows = 128
+// blockRows is the number of rows whose logits are held at a time: 132 MB per
+// model for a vocabulary of 129280. A window of 512 is one block.
+const blockRows = 256
 
 // Options steers a measurement. No option but the windows themselves changes
 // a result.
 type Options struct {
-	// BatchTokens bounds the tokens of one forward pass; a pass has at least
-	// one window. 0 means DefaultBatchTokens.
+	// BatchTokens bounds the tokens whose hidden states are held at once, at
+	// least one window; 0 means 8192. More than a model takes in one pass gains
+	// nothing.
 	BatchTokens int
 	// Threads is the number of rows evaluated at a time, 0 for one per CPU.
 	Threads int
@@ -118,7 +117,7 @@ type visitor func(i int, next int32, logits [][]float32) error
 func stream[H Hidden](ctx context.Context, models []Scorer[H], text *Text, opt Options, nll []float64, visit visitor) error {
 	n, per := len(text.Windows[0]), scoredPerWindow(len(text.Windows[0]))
 	if opt.BatchTokens <= 0 {
-		opt.BatchTokens = DefaultBatchTokens
+		opt.BatchTokens = defaultBatchTokens
 	}
 	if opt.Threads <= 0 {
 		opt.Threads = runtime.GOMAXPROCS(0)

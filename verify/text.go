@@ -3,6 +3,9 @@ package verify
 import (
 	"fmt"
 	"slices"
+	"strings"
+
+	"github.com/winnow-moe/winnow/formats/tokenizer"
 )
 
 // DefaultCtx is the window length that published perplexities use unless they
@@ -20,9 +23,26 @@ type Text struct {
 	Definition string
 }
 
+// Tokenize makes the windows that llama-perplexity makes of a text file: one
+// newline at its end is dropped, the rest is tokenized as a whole, with special
+// tokens added and none recognised in the text, and cut; see Windows for ctx
+// and chunks. Vocabularies that add an EOS token are refused, as there.
+func Tokenize(v *tokenizer.Vocab, text string, ctx, chunks int) (*Text, error) {
+	if slices.Contains(v.Add, tokenizer.AddFlag{Kind: "eos", Value: true}) {
+		return nil, fmt.Errorf("the vocabulary adds an EOS token to every text; perplexity is not defined for it")
+	}
+	t, err := v.Encoder()
+	if err != nil {
+		return nil, err
+	}
+	ids := t.Encode(strings.TrimSuffix(text, "\n"), tokenizer.EncodeOptions{AddSpecial: true})
+	bos, _ := v.BOS()
+	return NewText(v.Model+"/"+v.Pre, ids, ctx, chunks, bos, v.AddBOS())
+}
+
 // NewText cuts a tokenized text into windows of ctx tokens; see Windows.
-// tokenizer names the vocabulary in the definition.
-func NewText(tokenizer string, tokens []int32, ctx, chunks int, bos int32, addBOS bool) (*Text, error) {
+// vocabulary names the tokenizer in the definition.
+func NewText(vocabulary string, tokens []int32, ctx, chunks int, bos int32, addBOS bool) (*Text, error) {
 	w, err := Windows(tokens, ctx, chunks, bos, addBOS)
 	if err != nil {
 		return nil, err
@@ -32,14 +52,14 @@ func NewText(tokenizer string, tokens []int32, ctx, chunks int, bos int32, addBO
 		begin = fmt.Sprintf("the first token of every window replaced by BOS (%d)", bos)
 	}
 	return &Text{w, fmt.Sprintf("llama-perplexity: %d tokens (tokenizer %s) cut into windows of %d without overlap, %d of %d used, %s; positions %d to %d of each predict the next token",
-		len(tokens), tokenizer, ctx, len(w), len(tokens)/ctx, begin, firstScored(ctx), ctx-2)}, nil
+		len(tokens), vocabulary, ctx, len(w), len(tokens)/ctx, begin, firstScored(ctx), ctx-2)}, nil
 }
 
-// Windows cuts a text, tokenized as a whole with special tokens added and none
-// parsed, into windows of ctx tokens without overlap. What is left at the end
-// is not used. With addBOS the first token of every window is replaced by bos.
-// chunks limits the number of windows, 0 means all. A text shorter than two
-// windows is an error. Definition: llama.cpp tools/perplexity/perplexity.cpp.
+// Windows cuts a tokenized text into windows of ctx tokens without overlap.
+// What is left at the end is not used. With addBOS the first token of every
+// window is replaced by bos. chunks limits the number of windows, 0 means all.
+// A text shorter than two windows is an error. Definition: llama.cpp
+// tools/perplexity/perplexity.cpp.
 func Windows(tokens []int32, ctx, chunks int, bos int32, addBOS bool) ([][]int32, error) {
 	if ctx < minCtx {
 		return nil, fmt.Errorf("windows of %d tokens have no scored position, want at least %d", ctx, minCtx)
