@@ -55,7 +55,12 @@ func Open(dir string) (*Checkpoint, error) {
 	case indexed:
 		return openIndexed(dir, entries)
 	case single:
-		return OpenFile(filepath.Join(dir, singleName))
+		c, err := OpenFile(filepath.Join(dir, singleName))
+		if err != nil {
+			return nil, err
+		}
+		c.warnLeftOut(entries, []string{singleName})
+		return c, nil
 	}
 	return nil, fmt.Errorf("%q: %w", dir, noModel(entries))
 }
@@ -127,22 +132,17 @@ func openIndexed(dir string, entries map[string]bool) (*Checkpoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q: %w: %w", path, ErrFormat, err)
 	}
-	var paths []string
-	for _, name := range ix.files {
-		paths = append(paths, filepath.Join(dir, name))
-	}
 	c := &Checkpoint{}
-	err = c.openFiles(paths)
-	if err == nil {
-		if err = ix.checkTensors(c); err != nil {
-			err = fmt.Errorf("%q: %w: %w", path, ErrFormat, err)
-		}
-	}
-	if err != nil {
+	if err := c.openFiles(ix.paths(dir)); err != nil {
 		c.Close()
 		return nil, err
 	}
-	c.warnings = append(c.warnings, ix.warnings(c, entries)...)
+	if err := ix.checkTensors(c); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("%q: %w: %w", path, ErrFormat, err)
+	}
+	c.warnTotalSize(ix.totalSize)
+	c.warnLeftOut(entries, ix.files)
 	return c, nil
 }
 
@@ -243,6 +243,15 @@ func (ix *index) number(fileOf map[string]string) {
 	}
 }
 
+// paths returns the files' paths in dir.
+func (ix *index) paths(dir string) []string {
+	list := make([]string, len(ix.files))
+	for i, name := range ix.files {
+		list[i] = filepath.Join(dir, name)
+	}
+	return list
+}
+
 // checkShardName accepts the name of a safetensors file in the same folder.
 // Paths are refused even where they stay inside: no writer of checkpoints
 // makes them, and links in subfolders could lead anywhere.
@@ -307,22 +316,26 @@ func (ix *index) checkTensors(c *Checkpoint) error {
 	return nil
 }
 
-// warnings tells of harmless oddities of a checkpoint that is otherwise right.
-func (ix *index) warnings(c *Checkpoint, entries map[string]bool) []string {
-	var list []string
+// warnTotalSize compares the index's sum of sizes, if it has one, with the
+// headers. Released checkpoints have wrong ones.
+func (c *Checkpoint) warnTotalSize(said string) {
 	var total int64
 	for _, t := range c.tensors {
 		total += t.Size
 	}
-	if ix.totalSize != "" && !sameNumber(ix.totalSize, total) {
-		list = append(list, fmt.Sprintf("%s: total_size is %.40s, but the tensors have %d bytes", indexName, ix.totalSize, total))
+	if said != "" && !sameNumber(said, total) {
+		c.warnings = append(c.warnings, fmt.Sprintf("%s: total_size is %.40s, but the tensors have %d bytes", indexName, said, total))
 	}
+}
+
+// warnLeftOut names the files that look like weights of the model but are none
+// of used.
+func (c *Checkpoint) warnLeftOut(entries map[string]bool, used []string) {
 	for _, name := range slices.Sorted(maps.Keys(entries)) {
-		if strings.HasPrefix(name, "model") && filepath.Ext(name) == extension && !slices.Contains(ix.files, name) {
-			list = append(list, fmt.Sprintf("%q is not named by %s and is ignored", name, indexName))
+		if strings.HasPrefix(name, "model") && filepath.Ext(name) == extension && !slices.Contains(used, name) {
+			c.warnings = append(c.warnings, fmt.Sprintf("%q is not part of the checkpoint and is ignored", name))
 		}
 	}
-	return list
 }
 
 // sameNumber compares a number of a file, which some writers make a float, with n.
@@ -443,12 +456,13 @@ func (c *Checkpoint) ReadAt(i int, off int64, p []byte) error {
 	return nil
 }
 
-// Close closes the files.
+// Close closes the files. Closing twice does no harm.
 func (c *Checkpoint) Close() error {
 	var errs []error
 	for _, f := range c.handles {
-		errs = append(errs, f.Close())
+		if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
-	c.handles = nil
 	return errors.Join(errs...)
 }

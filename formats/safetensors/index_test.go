@@ -120,7 +120,9 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		{"empty map", map[string]string{indexName: `{"weight_map":{}}`}, "empty"},
 		{"map in wrong case", map[string]string{indexName: `{"Weight_Map":{}}`}, "only in case"},
-		{"trailing text", map[string]string{indexName: `{"weight_map":{}} x`}, "trailing"},
+		{"trailing text", map[string]string{indexName: `{"weight_map":{}} x`}, "trailing data after the value"},
+		{"empty index", map[string]string{indexName: ""}, "text ends where an object is wanted"},
+		{"HTML as index", map[string]string{indexName: "<html>"}, "HTML"},
 		{"LFS pointer as index", map[string]string{indexName: "version https://git-lfs.github.com/spec/v1\n"}, "git lfs pull"},
 		{"two shards missing", map[string]string{indexName: `{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}`}, "2 of 2 shards"},
 		{"subfolder", map[string]string{indexName: `{"weight_map":{"a":"x/1.safetensors"}}`}, "outside"},
@@ -166,6 +168,21 @@ func TestOpenLinks(t *testing.T) {
 	}
 	if _, err := Open(dir); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "not a regular file") {
 		t.Errorf("device: %v", err)
+	}
+}
+
+func TestLeftOutWarning(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, singleName, string(file(`{}`, 0)))
+	write(t, dir, "model-00001-of-00002.safetensors", "left over")
+	write(t, dir, "logits.safetensors", "something else")
+	c, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], "00001-of-00002") {
+		t.Errorf("warnings %q", w)
 	}
 }
 
@@ -292,6 +309,9 @@ func TestShortRead(t *testing.T) {
 	}
 	if err := errors.Join(c.Close(), c.Close()); err != nil {
 		t.Error(err)
+	}
+	if err := c.ReadAt(0, 0, make([]byte, 1)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
 	}
 }
 

@@ -108,6 +108,8 @@ func readHeader(r io.ReaderAt, size int64) (string, error) {
 	n := binary.LittleEndian.Uint64(head)
 	var problem string
 	switch {
+	case head[0] == '{' && n > MaxHeader:
+		problem = "the file starts with JSON, where the header length belongs"
 	case n == 0:
 		problem = "header length is 0"
 	case n > MaxHeader:
@@ -147,10 +149,8 @@ func describe(head []byte) string {
 		return "; this is an HTML page: the download saved an error page"
 	case bytes.HasPrefix(head, []byte("PK\x03\x04")), len(head) > 1 && head[0] == 0x80 && head[1] <= 5:
 		return "; this looks like a PyTorch pickle, which is never loaded: save the model as safetensors"
-	case len(bytes.Trim(head, "\x00")) == 0:
+	case len(head) > 0 && len(bytes.Trim(head, "\x00")) == 0:
 		return "; the file starts with zeros: it was allocated but never written"
-	case bytes.HasPrefix(head, []byte("{")):
-		return "; the file starts with JSON where its length belongs"
 	}
 	return ""
 }

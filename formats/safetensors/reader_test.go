@@ -154,7 +154,7 @@ func TestParseRefuses(t *testing.T) {
 		{html, "HTML"},
 		{[]byte("PK\x03\x04aaaaaaaaaaaaaaaaaaaaaaaa"), "pickle"},
 		{[]byte("\x80\x02}q\x00aaaaaaaaaaaaaaaaaaaa"), "pickle"},
-		{[]byte(`{"weight_map":{}}`), "JSON where its length"},
+		{[]byte(`{"weight_map":{}}`), "JSON, where"},
 		{make([]byte, 100), "zeros"},
 	} {
 		_, err := parseBytes(c.data)
