@@ -2,6 +2,7 @@ package gguf
 
 import (
 	"fmt"
+	"maps"
 	"math"
 )
 
@@ -149,9 +150,7 @@ func (m *Metadata) Delete(key string) {
 // Clone returns an independent copy; array values are shared.
 func (m *Metadata) Clone() *Metadata {
 	c := &Metadata{keys: append([]string(nil), m.keys...), values: make(map[string]any, len(m.values))}
-	for k, v := range m.values {
-		c.values[k] = v
-	}
+	maps.Copy(c.values, m.values)
 	return c
 }
 
