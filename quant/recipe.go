@@ -365,7 +365,8 @@ func fallbackText(t *gguf.TensorInfo, wanted, got gguf.Type) string {
 //
 // That is not what Assign makes of the converter's F32 file: the two keep
 // different tensors in F32, such as per_layer_model_proj (only llama-quantize)
-// and indexer.proj (only the converter).
+// and indexer.proj (only the converter). Weights that a checkpoint holds in
+// MXFP4 the converter passes on as they are; they are not for this function.
 func (r *Recipe) AssignConverter(tensors []gguf.TensorInfo, noFallback bool) ([]Choice, error) {
 	if r.KeepsTypes || r.Default.Quantized() && r.Default != gguf.Q8_0 {
 		return nil, fmt.Errorf("recipe %s is not one of the converter's: F32, F16, BF16, Q8_0", r.Name)

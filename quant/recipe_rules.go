@@ -26,11 +26,9 @@ const (
 	classEvery = classOther // in rules: any tensor
 )
 
-// classOf knows every role that llama.cpp's naming puts in a class. A prefix
-// that ends in a dot ("enc.blk.3.", "indexer.") does not matter.
+// classOf knows every role that llama.cpp's naming puts in a class by its
+// stem, apart from the output and the embeddings.
 var classOf = map[arch.Role]class{
-	arch.Output: classOutput, arch.TokenEmbd: classEmbedding, arch.PerLayerTokenEmbd: classEmbedding,
-
 	arch.AttnV: classAttnV, "cross_attn_v": classAttnV, arch.AttnQKV: classAttnV, "vis_attn_qkv": classAttnV, arch.AttnKVB: classAttnV,
 	arch.AttnK: classAttnK, "cross_attn_k": classAttnK,
 	arch.AttnQ: classAttnQ, "cross_attn_q": classAttnQ,
@@ -44,17 +42,27 @@ var classOf = map[arch.Role]class{
 
 // classify returns the class of a weight; other tensors have none.
 func classify(n arch.Name) class {
-	if n.Suffix != "weight" {
+	switch {
+	case n.Suffix != "weight":
 		return classOther
-	}
-	if c := classOf[n.Role]; c != classOther {
-		return c
+	case n.Layer < 0 && n.Role == arch.Output:
+		return classOutput
+	case n.Layer < 0 && (n.Role == arch.TokenEmbd || n.Role == arch.PerLayerTokenEmbd):
+		return classEmbedding
 	}
 	return classOf[stem(n.Role)]
 }
 
-// stem is the part of a role after its last dot.
-func stem(r arch.Role) arch.Role { return r[strings.LastIndexByte(string(r), '.')+1:] }
+// stem takes from a role what places it ("enc.blk.3.attn_q",
+// "indexer.attn_k") and the expert number of old files ("ffn_up.7").
+func stem(r arch.Role) arch.Role {
+	parts := strings.Split(string(r), ".")
+	last := len(parts) - 1
+	for last > 0 && strings.Trim(parts[last], "0123456789") == "" {
+		last--
+	}
+	return arch.Role(parts[last])
+}
 
 // neverQuantized are matrices so small or so sensitive that they keep the type
 // they come with. Norms are not listed: Name.IsNorm recognises them.
@@ -74,6 +82,7 @@ var neverQuantizedIn = map[string]map[arch.Role]bool{
 	"glm5-next": set(
 		"hc_attn_fn", "hc_attn_base", "hc_attn_scale", "hc_attn_up", "hc_attn_down", "hc_attn_inject",
 		"hc_ffn_fn", "hc_ffn_base", "hc_ffn_scale", "hc_ffn_up", "hc_ffn_down", "hc_ffn_inject",
+		"output_hc_fn", "output_hc_base", "output_hc_scale", "output_hc_up", "output_hc_down",
 		arch.IndexerAttnQ, arch.IndexerAttnK, arch.IndexerProj, "indexer_compressor_gate", "indexer_compressor_ape",
 		"ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b", "ssm_beta", arch.AttnKVA, arch.AttnKB, arch.AttnVB,
 	),
@@ -114,7 +123,7 @@ var (
 	first4       = cond{"among the first 4", func(s *site) bool { return s.pos < 4 }}
 	firstEighth  = cond{"in the first eighth of the layers", func(s *site) bool { return s.pos < s.span/8 }}
 	first16th    = cond{"in the first sixteenth of the layers", func(s *site) bool { return s.pos < s.span/16 }}
-	seenEighth   = cond{"among the first (one for every eight layers)", func(s *site) bool { return s.seen < s.facts.Layers/8 }}
+	seenEighth   = cond{"among the first ones (one per eight layers)", func(s *site) bool { return s.seen < s.facts.Layers/8 }}
 	middleLayers = cond{"outside the first and last eighth of the layers", func(s *site) bool { return s.pos >= s.span/8 && s.pos < 7*s.span/8 }}
 	endsAndThird = cond{"in the first or last eighth of the layers, or every third between", func(s *site) bool {
 		return s.pos < s.span/8 || s.pos >= 7*s.span/8 || (s.pos-s.span/8)%3 == 2
