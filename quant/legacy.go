@@ -108,7 +108,7 @@ func encodeSymmetric(dst []byte, src, weights []float32, size int, n int32) {
 	for ; len(src) >= blockLen; dst, src = dst[size:], src[blockLen:] {
 		x := (*[blockLen]float32)(src)
 		if weights == nil {
-			putHalf(dst, roundSymmetric(&codes, x, float32(n)))
+			putHalf(dst, roundSymmetric(&codes, x, n))
 		} else {
 			importance(w[:], weights, x[:], sigma2)
 			fit := fitSymmetric(x[:], w[:], float32(n))
@@ -153,12 +153,16 @@ func meanSquare(row, weights []float32) float32 {
 }
 
 // roundSymmetric rounds to the grid that puts the largest magnitude at code 0
-// (its negative, so that the codes reach −n) and returns its scale.
-func roundSymmetric(codes *[blockLen]uint8, x *[blockLen]float32, n float32) float32 {
-	d := peak(x[:]) / -n
-	inv := inverse(d)
+// (it gets the sign of −n) and returns its scale.
+func roundSymmetric(codes *[blockLen]uint8, x *[blockLen]float32, n int32) float32 {
+	d := peak(x[:]) / -float32(n)
+	inv, half := inverse(d), float32(n)+0.5
+	if inv-inv != 0 {
+		clear(codes[:])
+		return d
+	}
 	for i, v := range x {
-		codes[i] = uint8(min(int8(2*n-1), truncate(float32(v*inv)+(n+0.5))))
+		codes[i] = uint8(min(2*n-1, int32(float32(v*inv)+half)))
 	}
 	return d
 }
@@ -166,39 +170,27 @@ func roundSymmetric(codes *[blockLen]uint8, x *[blockLen]float32, n float32) flo
 // roundAffine rounds to the grid from the smallest to the largest value and
 // returns its scale and minimum.
 func roundAffine(codes *[blockLen]uint8, x *[blockLen]float32, n int32) (d, m float32) {
-	lo, hi := float32(math.MaxFloat32), -float32(math.MaxFloat32)
-	for _, v := range x {
-		if v < lo {
-			lo = v
-		}
-		if v > hi {
-			hi = v
-		}
-	}
+	lo, hi := extremes(x[:])
 	d = (hi - lo) / float32(n)
 	inv := inverse(d)
+	if inv-inv != 0 || d-d != 0 {
+		clear(codes[:])
+		return d, lo
+	}
 	for i, v := range x {
-		codes[i] = uint8(min(int8(n), truncate(float32((v-lo)*inv)+0.5)))
+		codes[i] = uint8(min(n, int32(float32((v-lo)*inv)+0.5)))
 	}
 	return d, lo
 }
 
-// inverse returns 1/d, and 0 for 0.
+// inverse returns 1/d, and 0 for 0. It is infinite for a subnormal d: ggml
+// then converts infinity or NaN to an integer, which on x86-64 comes out as
+// 0x80000000, of whose low bits the code 0 remains. An infinite d ends alike.
 func inverse(d float32) float32 {
 	if d == 0 {
 		return 0
 	}
 	return 1 / d
-}
-
-// truncate is C's conversion to int8 as x86-64 does it: toward zero to 32
-// bits, of which the low 8 remain. What does not fit 32 bits, and NaN, gives
-// 0x80000000 and thus 0; Go leaves that case to the machine.
-func truncate(v float32) int8 {
-	if v > -1<<31 && v < 1<<31 {
-		return int8(int32(v))
-	}
-	return 0
 }
 
 // packLegacy stores 4-bit codes in 16 bytes, or 5-bit codes in 20, the fifth
@@ -221,17 +213,19 @@ func packLegacy(dst []byte, codes *[blockLen]uint8) {
 func encodeQ8_0(dst []byte, src, _ []float32) {
 	for ; len(src) >= blockLen; dst, src = dst[sizeQ8_0:], src[blockLen:] {
 		x, b := (*[blockLen]float32)(src), (*[sizeQ8_0]byte)(dst)
-		var magnitude float32
+		var magnitude uint32
 		for _, v := range x {
-			if a := abs32(v); !(magnitude > a) {
-				magnitude = a
-			}
+			magnitude = max(magnitude, math.Float32bits(v)&^(1<<31))
 		}
-		d := magnitude / 127
+		d := math.Float32frombits(magnitude) / 127
 		putHalf(b[:], d)
-		inv := inverse(d)
+		inv, q := inverse(d), (*[blockLen]byte)(b[2:])
+		if inv-inv != 0 {
+			clear(q[:])
+			continue
+		}
 		for j, v := range x {
-			b[2+j] = uint8(truncate(awayFromZero(v * inv)))
+			q[j] = uint8(int32(awayFromZero(v * inv)))
 		}
 	}
 }

@@ -119,48 +119,58 @@ func fitThreeBit(codes []uint8, x []float32) float32 {
 		clear(codes)
 		return 0
 	}
-	var l [16]float32
+	var s sweepQ3K
 	inv := -4 / top
-	var a, b float32
 	for i, v := range x {
 		w := v * v
-		l[i] = float32(nearestIn(inv*v, -4, 3))
-		a += float32(float32(w*v) * l[i])
-		b += float32(float32(w*l[i]) * l[i])
+		s.w[i], s.wx[i] = w, w*v
+		s.l[i] = nearestIn(inv*v, -4, 3)
+		l := float32(s.l[i])
+		s.a += float32(s.wx[i] * l)
+		s.b += float32(float32(w*l) * l)
 	}
 	for range 5 {
-		if !moveThreeBit(&l, x, &a, &b) {
+		if !s.move(x) {
 			break
 		}
 	}
 	for i := range codes {
-		codes[i] = uint8(int8(l[i]) + 4)
+		codes[i] = uint8(s.l[i] + 4)
 	}
-	if b > 0 {
-		return a / b
+	if s.b > 0 {
+		return s.a / s.b
 	}
 	return 0
 }
 
-// moveThreeBit is one sweep of fitThreeBit; a and b are Σ(w·x)·l and Σ(w·l)·l.
-func moveThreeBit(l *[16]float32, x []float32, a, b *float32) bool {
+// sweepQ3K is the state of fitThreeBit: weights w = x², products w·x, codes l,
+// and the sums A = Σ(w·x)·l and B = Σ(w·l)·l.
+type sweepQ3K struct {
+	w, wx [16]float32
+	l     [16]int32
+	a, b  float32
+}
+
+// move tries for each code the value that fits best while the others stay, and
+// reports whether any changed.
+func (s *sweepQ3K) move(x []float32) bool {
 	changed := false
-	for i, v := range x {
-		w := v * v
-		wx := float32(w * v)
-		restA := *a - float32(wx*l[i])
+	for i, v := range (*[16]float32)(x) {
+		w, wx, l := s.w[i], s.wx[i], float32(s.l[i])
+		restA := s.a - float32(wx*l)
 		if !(restA > 0) {
 			continue
 		}
-		restB := *b - float32(float32(w*l[i])*l[i])
-		c := float32(nearestIn(float32(v*restB)/restA, -4, 3))
-		if c == l[i] {
+		restB := s.b - float32(float32(w*l)*l)
+		code := nearestIn(float32(v*restB)/restA, -4, 3)
+		if code == s.l[i] {
 			continue
 		}
-		restA += float32(wx * c)
-		restB += float32(float32(w*c) * c)
-		if restB > 0 && float32(restA*restA)**b > float32(*a**a)*restB {
-			l[i], *a, *b, changed = c, restA, restB, true
+		l = float32(code)
+		restA += float32(wx * l)
+		restB += float32(float32(w*l) * l)
+		if restB > 0 && float32(restA*restA)*s.b > float32(s.a*s.a)*restB {
+			s.l[i], s.a, s.b, changed = code, restA, restB, true
 		}
 	}
 	return changed
