@@ -1,6 +1,7 @@
 package tokenizer
 
 import (
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -41,11 +42,8 @@ func (v *Vocab) Encoder() (*Tokenizer, error) {
 	t := &Tokenizer{vocab: v}
 	var err error
 	if v.Model == ModelSPM {
-		t.words, err = newSPM(v)
-	} else {
-		t.words, err = newBPE(v)
-	}
-	if err != nil {
+		t.words = newSPM(v)
+	} else if t.words, err = newBPE(v); err != nil {
 		return nil, err
 	}
 	var raw, late []addedToken
@@ -194,8 +192,11 @@ func newBPE(v *Vocab) (*bpe, error) {
 	if row == nil {
 		return nil, invalid("pre-tokenizer %q: encoding text with it is not supported", v.Pre)
 	}
+	if v.Merges == nil {
+		return nil, invalid("merges are missing: encoding by token rank (pre-tokenizer %q) is not supported", v.Pre)
+	}
 	b := &bpe{steps: row.steps, pairs: make(map[uint64]merged, len(v.Merges))}
-	takeWhole := contains(wholeWords, v.Pre)
+	takeWhole := slices.Contains(wholeWords, v.Pre)
 	if v.source != nil {
 		b.steps, takeWhole = v.source.steps, v.source.ignoreMerges
 	}
@@ -225,15 +226,6 @@ func newBPE(v *Vocab) (*bpe, error) {
 		}
 	}
 	return b, nil
-}
-
-func contains(list []string, s string) bool {
-	for _, e := range list {
-		if e == s {
-			return true
-		}
-	}
-	return false
 }
 
 func (b *bpe) cut(s string, _ bool, word func(string)) { b.steps.cut(s, word) }
@@ -275,7 +267,7 @@ type spm struct {
 	split bool
 }
 
-func newSPM(v *Vocab) (*spm, error) {
+func newSPM(v *Vocab) *spm {
 	s := &spm{ids: make(map[string]int32, len(v.Tokens)), scores: v.Scores, unknown: -1, prefix: v.spacePrefix(), split: true}
 	if id, ok := v.ID("unk"); ok {
 		s.unknown = id
@@ -295,7 +287,7 @@ func newSPM(v *Vocab) (*spm, error) {
 			}
 		}
 	}
-	return s, nil
+	return s
 }
 
 func (s *spm) cut(text string, first bool, word func(string)) {

@@ -58,6 +58,12 @@ func Load(dir string, opt Options) (*Vocab, error) {
 	if err != nil {
 		return nil, err
 	}
+	return f.load(opt)
+}
+
+// load builds the vocabulary from the files' contents.
+func (f *folder) load(opt Options) (*Vocab, error) {
+	var err error
 	if opt.VocabSize == 0 {
 		if opt.VocabSize, err = f.vocabSize(); err != nil {
 			return nil, err

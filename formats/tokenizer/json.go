@@ -228,8 +228,8 @@ func mergesOf(v any) ([][2]string, error) {
 			}
 			m = [2]string{left, right}
 		case []any:
-			left, ok1 := at(e, 0)
-			right, ok2 := at(e, 1)
+			left, ok1 := textAt(e, 0)
+			right, ok2 := textAt(e, 1)
 			if !ok1 || !ok2 || len(e) != 2 {
 				return nil, invalid("tokenizer.json: merge %d is not a pair of tokens", i)
 			}
@@ -242,7 +242,7 @@ func mergesOf(v any) ([][2]string, error) {
 	return merges, nil
 }
 
-func at(list []any, i int) (string, bool) {
+func textAt(list []any, i int) (string, bool) {
 	if i >= len(list) {
 		return "", false
 	}

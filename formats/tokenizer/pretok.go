@@ -37,8 +37,8 @@ const (
 	cased1  = `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+`
 	cased2  = `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*`
 	suffix  = `(?i:'s|'t|'re|'ve|'m|'ll|'d)?`
-	noHanUp = `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}-[\p{Han}]]`
-	noHanLo = `[\p{Ll}\p{Lm}\p{Lo}\p{M}-[\p{Han}]]`
+	noHanUp = `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]`
+	noHanLo = `[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]`
 	cjk     = `[一-龥ࠀ-一가-퟿]+`
 	// Letters of the Latin, Greek, Cyrillic, Armenian, Georgian, Cherokee …
 	// scripts as DeepSeek LLM lists them. Escaped are those that editors compose.
@@ -73,6 +73,12 @@ var (
 		alternative{`[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+`, wordAfter(letter|punct|symbol, letter|mark)},
 		alternative{` ?[\p{P}\p{S}]+[\r\n]*`, spaced(in(punct|symbol), "\r\n")},
 		lines, spaceRun, spaces)
+
+	bloom     = splitStep(alternative{` ?[^(\s|.,!?…。，、।۔،)]+`, bloomWord})
+	bloomWord = spaced(func(t text, i int) int {
+		return t.runOf(i, func(r rune) bool { return classes()[r]&space == 0 && !bloomStops(r) })
+	}, "")
+	bloomStops = rangesOf("(|.,!?…。，、।۔،)")
 
 	// The steps that are not patterns in tokenizer.json. Every structure ends
 	// with ByteLevel; with use_regex it cuts as GPT-2 does.
@@ -134,11 +140,12 @@ var preTokenizers = []preTokenizer{
 	{[]string{"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"}, splitter{digitsOne, byteLevelRe}},
 	{[]string{"falcon"}, splitter{punctuation, byteLevelRe, byteDigits, splitStep(asciiTriple)}},
 	{[]string{"bailingmoe", "bailingmoe2", "llada-moe"}, splitter{splitStep(shortContraction, word, digit, marks, line, spaceRun, spaces), byteLevel}},
-	{[]string{"kimi-k2"}, splitter{splitStep(alternative{`\p{Han}+`, hanRun},
+	{[]string{"kimi-k2"}, splitter{splitStep(alternative{`[\p{Han}]+`, hanRun},
 		alternative{`[^\r\n\p{L}\p{N}]?` + noHanUp + `*` + noHanLo + `+` + suffix + `|[^\r\n\p{L}\p{N}]?` + noHanUp + `+` + noHanLo + `*` + suffix, casedWord(true, true)},
 		digits3, marks, lines, spaceRun, spaces), byteLevel}},
-	{bloomNames, splitter{bloom(` ?[^(\s|.,!?…。，、।۔،)]+`), byteLevel}},
-	{[]string{"viking"}, splitter{bloom(` ?[^(\s|.,!?…。，、।۔،)]+`), digitsOne, byteLevel}},
+	{bloomNames, splitter{bloom, byteLevel}},
+	{bloomNames, splitter{splitStep(alternative{` ?[^(\s|[.,!?…。，、।۔،])]+`, bloomWord}), byteLevel}},
+	{[]string{"viking"}, splitter{bloom, digitsOne, byteLevel}},
 	{[]string{"seed-coder"}, splitter{splitStep(contraction, word, alternative{`\p{N}{1}`, upTo(1, number)},
 		alternative{` ?[^\s\p{L}\p{N}\r\n]+`, spaced(notIn(space|letter|number), "")}, lines, spaceRun, spaces), byteLevel}},
 	{[]string{"tiny_aya", "cohere2moe"}, splitter{splitStep(alternative{`\d{1,3}(?=(?:\d{3})*\b)`, nil}), o200k, byteLevel}},
@@ -159,8 +166,6 @@ var (
 		"roberta-bpe", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code"}
 	bloomNames = []string{"bloom", "poro-chat", "gpt3-finnish"}
 )
-
-func bloom(re string) step { return splitStep(alternative{re, nil}) }
 
 // unsupportedPre are names of llama.cpp whose cut is not implemented here:
 // vocabularies with them can be copied but not used for encoding.
@@ -288,11 +293,18 @@ func normalizeRegex(re string) string {
 	return strings.ReplaceAll(b.String(), `(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])`, contraction.re)
 }
 
+// engineRegex translates a pattern for the regular expression engine, which
+// knows no possessive quantifiers, subtracts classes in its own way and does
+// not fold ſ to s.
+func engineRegex(re string) string { return engineSpelling.Replace(normalizeRegex(re)) }
+
+var engineSpelling = strings.NewReplacer(`&&[^\p{Han}]`, `-[\p{Han}]`, `(?i:'s|`, `(?i:'s|'ſ|`, `(?i:[sdmt]`, `(?i:[sſdmt]`)
+
 // Bounds for patterns that come from a file: they are only compared and tried
 // on the probe text.
 const (
 	maxRegexBytes = 16 << 10
-	maxRegexTime  = 2 * time.Second
+	maxRegexTime  = 20 * time.Millisecond // per match
 	maxSteps      = 64
 )
 
@@ -380,7 +392,7 @@ func splitOf(o map[string]any, alone bool) (step, error) {
 	}
 	// A pattern that the engine cannot read still has a form; it then cuts nothing.
 	st := step{form: splitForm(re)}
-	if c, err := regexp2.Compile(normalizeRegex(re), regexp2.None); err == nil {
+	if c, err := regexp2.Compile(engineRegex(re), regexp2.None); err == nil {
 		c.MatchTimeout = maxRegexTime
 		st.re, st.alts = c, []alternative{{re: re}}
 	}

@@ -117,7 +117,7 @@ func (r *roles) roberta(o map[string]any) {
 	}
 	for _, kind := range [...]string{"cls", "sep"} {
 		pair, _ := o[kind].([]any)
-		if text, ok := at(pair, 0); ok && r.names[kind].text == "" {
+		if text, ok := textAt(pair, 0); ok && r.names[kind].text == "" {
 			r.names[kind] = tokenName{text: text}
 		}
 	}

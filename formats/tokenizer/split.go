@@ -378,7 +378,7 @@ func splitStep(alts ...alternative) step {
 	st := step{form: splitForm(pattern(alts)), alts: alts}
 	for _, a := range alts {
 		if a.match == nil {
-			st.re = regexp2.MustCompile(pattern(alts), regexp2.None)
+			st.re = regexp2.MustCompile(engineRegex(pattern(alts)), regexp2.None)
 		}
 	}
 	return st
