@@ -154,6 +154,7 @@ func (a *app) printDemo(rows []demoRow, definition, dir string, took time.Durati
 		}
 		a.printf("%-23s %8s %6.3f %8.4f ± %6.4f %10s %9s\n", r.File, sizeText(r.Bytes), r.BitsPerWeight, r.PPL.Value, r.PPL.Error, kld, top)
 	}
-	a.printf("\n%s\nKLD is in nats per token, from the source; same top: both find the same token\nmost likely. The files are in %s (%.1f s).\n", definition, dir, took.Seconds())
+	a.printf("\n%s\n", wrap("KLD: divergence from the source in nats per token. Same top: both find the same token most likely. PPL: "+definition+"."))
+	a.printf("\nThe files are in %s (%.1f s).\n", dir, took.Seconds())
 	return nil
 }

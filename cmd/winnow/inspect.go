@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -157,7 +156,7 @@ func inspectGGUF(path string) (*inspection, error) {
 		if t == gguf.TypeArray {
 			name = "[]" + elem.String()
 		}
-		doc.Keys = append(doc.Keys, keyValue{k, name, v})
+		doc.Keys = append(doc.Keys, keyValue{k, name, jsonValue(v)})
 	}
 	for i, t := range f.Tensors() {
 		part, _ := f.Place(i)
@@ -165,6 +164,14 @@ func inspectGGUF(path string) (*inspection, error) {
 	}
 	doc.finish()
 	return doc, nil
+}
+
+// jsonValue makes numbers that JSON cannot express strings.
+func jsonValue(v any) any {
+	if _, err := json.Marshal(v); err != nil {
+		return fmt.Sprint(v)
+	}
+	return v
 }
 
 // add counts a tensor of n elements.
@@ -270,10 +277,7 @@ func (d *inspection) verdict() error {
 func (a *app) printKeys(keys []keyValue) {
 	const width = 60
 	for _, k := range keys {
-		b, err := json.Marshal(k.Value)
-		if err != nil {
-			b = []byte(fmt.Sprint(errors.Unwrap(err)))
-		}
+		b, _ := json.Marshal(k.Value) // jsonValue has made sure that it can be done
 		text := []rune(string(b))
 		if len(text) > width {
 			text = append(text[:width], '…')

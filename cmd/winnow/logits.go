@@ -96,13 +96,13 @@ const logitsRows = 64
 
 func writeLogits(ctx context.Context, e *engine.Model, h *engine.Hidden, n int, out string) error {
 	vocab := e.Vocab()
-	layout, err := safetensors.NewLayout([]safetensors.TensorSpec{
+	layout, err := safetensors.NewLayout([]safetensors.Tensor{
 		{Name: "logits", DType: dtype.F32, Shape: []int64{int64(n), int64(vocab)}},
-	}, 0)
+	}, nil, 0)
 	if err != nil {
 		return err
 	}
-	w, err := layout.Create(out)
+	w, err := layout.CreateFile(out)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ how far the predictions lie apart; nothing is stored.`,
 	c.Flags().StringVar(&base, "base", "", "the `MODEL` to compare with")
 	c.Flags().IntVarP(&flags.ctx, "ctx", "c", verify.DefaultCtx, "tokens per window")
 	c.Flags().IntVar(&flags.chunks, "chunks", 0, "number of windows (0: all)")
-	c.Flags().IntVar(&flags.batch, "batch-tokens", verify.DefaultBatchTokens, "tokens evaluated together; bounds memory")
+	c.Flags().IntVar(&flags.batch, "batch-tokens", 0, "tokens evaluated together, which bounds memory (0: 8192)")
 	checkpointFlags(c, &flags.ck)
 	return c
 }
@@ -121,13 +121,11 @@ func (a *app) perplexity(ctx context.Context, path, base, textPath string, flags
 
 // evaluationText tokenizes a text as the model's vocabulary wants it.
 func evaluationText(m gguf.Model, raw string, flags *scoreFlags) (*verify.Text, error) {
-	v, t, err := encoder(m)
+	v, err := tokenizer.FromMetadata(m.Metadata())
 	if err != nil {
 		return nil, err
 	}
-	ids := t.Encode(raw, tokenizer.EncodeOptions{AddSpecial: true})
-	bos, _ := v.BOS()
-	return verify.NewText(v.Pre, ids, flags.ctx, flags.chunks, bos, v.AddBOS())
+	return verify.Tokenize(v, raw, flags.ctx, flags.chunks)
 }
 
 // maxTextBytes bounds an evaluation text; WikiText-103 has half a gigabyte.
@@ -177,7 +175,7 @@ func (a *app) printPerplexity(path string, r *verify.Result) error {
 		}{path, r})
 	}
 	a.printf("PPL = %.4f ± %.4f\n", r.PPL.Value, r.PPL.Error)
-	a.printf("%s\n", r.Definition)
+	a.printf("%s\n", wrap(r.Definition))
 	return nil
 }
 
@@ -207,6 +205,6 @@ func (a *app) printComparison(path, base string, c *verify.Comparison) error {
 		a.printf("%-18s %12.6f ± %.6f%s\n", r.name, r.e.Value, r.e.Error, r.unit)
 	}
 	a.printf("%-18s %12.6f nats\n%-18s %12.6f nats\n%-18s %12.6f nats\n", "median KLD", c.KLD.Median, "99 % KLD", c.KLD.P99, "maximum KLD", c.KLD.Max)
-	a.printf("%s\n", c.Definition)
+	a.printf("%s\n", wrap(c.Definition))
 	return nil
 }

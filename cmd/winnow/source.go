@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/formats/gguf"
-	"github.com/winnow-moe/winnow/formats/tokenizer"
 	"github.com/winnow-moe/winnow/quant"
 )
 
@@ -51,16 +50,6 @@ func checkpointView(ck *convert.Checkpoint) (*convert.View, error) {
 		return nil, err
 	}
 	return convert.NewView(plan, 0, ck, ck.Close), nil
-}
-
-// encoder makes the tokenizer of a model from its metadata.
-func encoder(m gguf.Model) (*tokenizer.Vocab, *tokenizer.Tokenizer, error) {
-	v, err := tokenizer.FromMetadata(m.Metadata())
-	if err != nil {
-		return nil, nil, err
-	}
-	t, err := v.Encoder()
-	return v, t, err
 }
 
 // conversion is a plan with its input, ready to run.
@@ -106,7 +95,7 @@ func isDir(path string) bool {
 	return err == nil && st.IsDir()
 }
 
-// same reports whether an output path is one of the inputs, under any name.
+// sameAsInput reports whether an output path is one of the inputs, under any name.
 func sameAsInput(path string, inputs []string) bool {
 	for _, in := range inputs {
 		if same, err := gguf.SameFile(path, in); err == nil && same {

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
@@ -105,4 +107,25 @@ func sizeText(n int64) string {
 		return fmt.Sprintf("%.1f kB", f/1e3)
 	}
 	return fmt.Sprintf("%d B", n)
+}
+
+// wrap breaks a text into lines of at most 79 characters.
+func wrap(text string) string {
+	var b strings.Builder
+	col := 0
+	for word := range strings.FieldsSeq(text) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case col == 0:
+		case col+1+n > 79:
+			b.WriteByte('\n')
+			col = 0
+		default:
+			b.WriteByte(' ')
+			col++
+		}
+		b.WriteString(word)
+		col += n
+	}
+	return b.String()
 }

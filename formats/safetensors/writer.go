@@ -218,6 +218,21 @@ func (l *Layout) Create(dir string) (*Writer, error) {
 	return w, nil
 }
 
+// CreateFile starts to write a layout of one file under a name of its own. An
+// existing file stays as it is until Commit replaces it.
+func (l *Layout) CreateFile(path string) (*Writer, error) {
+	if len(l.files) != 1 {
+		return nil, fmt.Errorf("%q: the layout has %d files", path, len(l.files))
+	}
+	named := *l
+	named.files = []FileInfo{{Path: filepath.Base(path), Size: l.files[0].Size}}
+	w := &Writer{layout: &named, dir: filepath.Dir(path), written: make([]atomic.Int64, len(l.tensors))}
+	if err := w.start(0); err != nil {
+		return nil, errors.Join(err, w.Abort())
+	}
+	return w, nil
+}
+
 // start creates one file with its header and its full size.
 func (w *Writer) start(i int) error {
 	path := filepath.Join(w.dir, w.layout.files[i].Path) + partial
