@@ -15,7 +15,7 @@ var searchQ2K = affineType{
 	scaleMax: 15,
 	plain:    affineGrid{n: 3, first: -0.5, delta: 0.1, steps: 15, absolute: true},
 	weighted: affineGrid{n: 3, first: -0.9, delta: 0.05, steps: 36},
-	variance: 1.0 / superLen,
+	spread:   1,
 }
 
 func decodeQ2K(dst []float32, src []byte) {
@@ -23,7 +23,7 @@ func decodeQ2K(dst []float32, src []byte) {
 		b, y := (*[sizeQ2K]byte)(src), (*[superLen]float32)(dst)
 		d, dmin := half(b[80:]), half(b[82:])
 		for g := range 16 {
-			scale, min := d*float32(b[g]&15), dmin*float32(b[g]>>4)
+			scale, min := d*float32(b[g]&15), float32(dmin*float32(b[g]>>4))
 			q, out := (*[16]byte)(b[16+g/8*32+g%2*16:]), (*[16]float32)(y[16*g:])
 			shift := g % 8 / 2 * 2
 			for l, c := range q {

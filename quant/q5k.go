@@ -16,7 +16,7 @@ var searchQ5K = affineType{
 	scaleMax: 63,
 	plain:    affineGrid{n: 31, first: -0.5, delta: 0.1, steps: 15},
 	weighted: affineGrid{n: 31, first: -0.9, delta: 0.05, steps: 36},
-	variance: 2.0 / superLen,
+	spread:   2,
 }
 
 func decodeQ5K(dst []float32, src []byte) {
@@ -27,7 +27,7 @@ func decodeQ5K(dst []float32, src []byte) {
 		for g := range 4 {
 			s1, m1 := scaleMin((*[12]byte)(b[4:]), 2*g)
 			s2, m2 := scaleMin((*[12]byte)(b[4:]), 2*g+1)
-			d1, min1, d2, min2 := d*s1, dmin*m1, d*s2, dmin*m2
+			d1, min1, d2, min2 := d*s1, float32(dmin*m1), d*s2, float32(dmin*m2)
 			q, out := (*[32]byte)(b[48+32*g:]), (*[64]float32)(y[64*g:])
 			for l, c := range q {
 				h := high[l] >> (2 * g)

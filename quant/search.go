@@ -107,7 +107,7 @@ func sumSquares(x []float32) float32 {
 func importance(w, q, x []float32, sigma2 float32) {
 	q, w = q[:len(x)], w[:len(x)]
 	for i, v := range x {
-		w[i] = q[i] * sqrt32(sigma2+float32(v*v))
+		w[i] = q[i] * sqrt32(float32(sigma2)+float32(v*v))
 	}
 }
 
@@ -171,7 +171,7 @@ func (c *symmetricCandidates) measure(x, w []float32, top, n float32) {
 	y, wx := capped[:len(x)], products[:len(x)]
 	// What any candidate sends beyond −n, all from firstBeyond on send to −n
 	// or beyond. A value that lands nearest to −n replaces the clamp there.
-	limit := top * (n / (n + 0.7))
+	limit := float32(top * (n / (n + 0.7)))
 	var other, most float32 // the value of the other sign with largest code
 	for i, v := range x {
 		wx[i] = w[i] * v

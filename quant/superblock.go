@@ -39,7 +39,7 @@ type affineType struct {
 	scaleMax int32      // largest code of a scale or minimum
 	plain    affineGrid // search without importance weights
 	weighted affineGrid // and with them
-	variance float32    // σ² of the importance is variance·Σx²
+	spread   float32    // σ² of the importance is (spread·Σx²)/256
 }
 
 // affineSuper is a searched super-block: the grid of each group, the codes of
@@ -57,7 +57,7 @@ func (t *affineType) search(s *affineSuper, x, q []float32) {
 	groups, grid := superLen/t.group, &t.plain
 	w, sigma2 := weights[:t.group], float32(0)
 	if q != nil {
-		grid, sigma2 = &t.weighted, t.variance*sumSquares(x)
+		grid, sigma2 = &t.weighted, t.spread*sumSquares(x)/superLen
 	}
 	for g := range groups {
 		xg := x[g*t.group:][:t.group]
@@ -120,7 +120,7 @@ func (s *affineSuper) requantize(codes []uint8, x []float32, g int, scale, min f
 	}
 	codes = codes[:len(x)]
 	for i, v := range x {
-		codes[i] = uint8(nearestIn((v+min)/scale, 0, n))
+		codes[i] = uint8(nearestIn((v+float32(min))/scale, 0, n))
 	}
 }
 
