@@ -12,13 +12,10 @@ import (
 // Scores of a worker take queryBlock times the length of the sequence.
 const queryBlock = 64
 
-// headFloats bounds the queries, keys and values held at once, 128 MiB: heads
-// are handled in groups so that models with many wide heads stay within it.
-const headFloats = 32 << 20
-
-// headGroup returns how many heads of the given floats per token fit.
+// headGroup returns how many heads, whose queries, keys and values are the
+// given floats per token, are handled together: at least one.
 func (p *pass) headGroup(perToken, heads int) int {
-	return min(heads, max(1, headFloats/(perToken*max(1, p.x.Rows))))
+	return min(heads, max(1, p.m.budget/(perToken*max(1, p.x.Rows))))
 }
 
 // gqa is grouped-query attention (Ainslie et al. 2023) with rotary positions:

@@ -23,9 +23,6 @@ func (h *Hidden) Rows() int { return h.rows.Rows }
 // Seq returns the rows of sequence i: token t is row first+t.
 func (h *Hidden) Seq(i int) (first, n int) { return h.seqs[i].first, h.seqs[i].n }
 
-// Row returns the hidden state of row i. Callers must not change it.
-func (h *Hidden) Row(i int) []float32 { return h.rows.Row(i) }
-
 // Forward runs sequences of token ids through the model, each from position 0
 // and none aware of the others. Batches of whole sequences of at most
 // Options.BatchTokens tokens (a longer sequence is a batch of its own) go

@@ -55,7 +55,13 @@ type Model struct {
 	output  *tensor // [vocab, embed]; embd where the two are tied
 	layers  []layer
 	workers sync.Pool // of *worker
+	budget  int       // see groupFloats
 }
+
+// groupFloats is the number of activations within a block, 128 MiB, up to
+// which heads are scored together, and experts run together. More in a group
+// means fewer waits of threads for each other.
+const groupFloats = 32 << 20
 
 // layer holds the tensors of one block under the names of their roles. Shapes
 // are in the description of the family; tensors it does not have are nil.
@@ -106,7 +112,7 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 	if opt.BatchTokens <= 0 {
 		opt.BatchTokens = defaultBatchTokens
 	}
-	m := &Model{src: src, arch: am, opt: opt, layers: make([]layer, am.Params.Trunk())}
+	m := &Model{src: src, arch: am, opt: opt, budget: groupFloats, layers: make([]layer, am.Params.Trunk())}
 	m.workers.New = func() any { return new(worker) }
 	if err := checkMechanisms(am); err != nil {
 		return nil, err
@@ -114,7 +120,10 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 	if m.rope, err = newRope(&am.Params, am.Family.Block.Rope); err != nil {
 		return nil, err
 	}
-	return m, m.bind()
+	if err := m.bind(); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // Params returns the hyper-parameters. Callers must not change them.

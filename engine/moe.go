@@ -19,10 +19,6 @@ type network struct {
 	scale  []float32
 }
 
-// hiddenFloats bounds the hidden activations of networks run together, 128
-// MiB, unless a single one needs more.
-const hiddenFloats = 32 << 20
-
 // feedForward adds the block's feed-forward network, or its chosen experts
 // weighted by the router and the shared ones, to the residual stream.
 func (p *pass) feedForward(ctx context.Context, l *layer) error {
@@ -41,11 +37,11 @@ func (p *pass) feedForward(ctx context.Context, l *layer) error {
 }
 
 // networks adds the outputs of nets to the residual stream, in their order for
-// every element, in groups that fit the memory for hidden activations.
+// every element, in groups whose hidden activations fit the budget: at least one.
 func (p *pass) networks(ctx context.Context, nets []network) error {
 	for len(nets) > 0 {
 		n, floats := 0, 0
-		for n < len(nets) && (n == 0 || floats+nets[n].floats(p.norm.Rows) <= hiddenFloats) {
+		for n < len(nets) && (n == 0 || floats+nets[n].floats(p.norm.Rows) <= p.m.budget) {
 			floats += nets[n].floats(p.norm.Rows)
 			n++
 		}

@@ -1,0 +1,95 @@
+package engine
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/formats/gguf"
+)
+
+func TestLoadErrors(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*altered)
+		want   []string // in the message
+	}{
+		{"unknown architecture", func(a *altered) { a.md.Set(gguf.KeyArchitecture, "abacus") }, []string{"abacus"}},
+		{"missing tensor", func(a *altered) { a.remove(t, "blk.1.attn_kv_a_norm.weight") }, []string{"blk.1.attn_kv_a_norm.weight", "missing"}},
+		{"unexpected tensor", func(a *altered) { a.tensors[a.find(t, "output.weight")].Name = "blk.2.ssm_a.weight" }, []string{"blk.2.ssm_a.weight", "deepseek2"}},
+		{"wrong shape", func(a *altered) { a.tensors[a.find(t, "blk.0.attn_k_b.weight")].Shape = []int64{16, 16, 8} }, []string{"blk.0.attn_k_b.weight", "[16 16 8]", "[16 32 4]"}},
+		{"no decoder", func(a *altered) { a.tensors[a.find(t, "blk.0.ffn_up.weight")].Type = gguf.Type(99) }, []string{"blk.0.ffn_up.weight", "99"}},
+		{"yarn without context", func(a *altered) {
+			a.md.Set("deepseek2.context_length", uint32(0))
+			a.md.Set("deepseek2."+arch.KeyRopeOrigContext, uint32(0))
+		}, []string{arch.KeyRopeOrigContext}},
+		{"rope base", func(a *altered) { a.md.Set("deepseek2."+arch.KeyRopeBase, float32(0)) }, []string{arch.KeyRopeBase}},
+		{"too few experts in groups", func(a *altered) { a.md.Set("deepseek2."+arch.KeyGroupsUsed, uint32(1)) }, []string{"groups", "3 experts"}},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			a := alter(t, "deepseek_v3")
+			tc.change(a)
+			_, err := Load(a, Options{})
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, w := range tc.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("error %q does not mention %q", err, w)
+				}
+			}
+		})
+	}
+}
+
+func TestUnknownMechanisms(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*arch.Model)
+	}{
+		{"attention", func(m *arch.Model) { m.Family.Block.Attn = 99 }},
+		{"rotary pairing", func(m *arch.Model) { m.Family.Block.Rope = 99 }},
+		{arch.KeyExpertGating, func(m *arch.Model) { m.Params.Gating = 99 }},
+		{arch.KeyRopeDim, func(m *arch.Model) { m.Params.RopeDim = 26 }},
+	}
+	for _, tc := range tests {
+		am, err := arch.FromMetadata(alter(t, "deepseek_v3").Metadata())
+		if err != nil {
+			t.Fatal(err)
+		}
+		family := *am.Family
+		am.Family = &family
+		tc.change(am)
+		if err := checkMechanisms(am); err == nil || !strings.Contains(err.Error(), tc.name) {
+			t.Errorf("%s: error %v", tc.name, err)
+		}
+	}
+	if _, err := newRope(&arch.Params{RopeBase: 1e4, RopeScaling: "longrope"}, arch.RopeHalves); err == nil {
+		t.Error("scaling longrope: no error")
+	}
+	m := &Model{layers: make([]layer, 1)}
+	for _, name := range []string{"blk.0.ssm_a.weight", "blk.0.attn_q.bias", "rope_freqs.weight"} {
+		if m.slot(arch.ParseName(name)) != nil {
+			t.Errorf("tensor %q has a field", name)
+		}
+	}
+}
+
+// TestTied leaves the output weight out: the embedding takes its place.
+func TestTied(t *testing.T) {
+	a := alter(t, "mistral")
+	a.remove(t, "output.weight")
+	m := a.load(t, Options{})
+	if m.output != m.embd || m.Vocab() != m.Params().Vocab {
+		t.Errorf("output is %q with %d rows", m.output.info.Name, m.Vocab())
+	}
+	want := alter(t, "mistral")
+	want.source[want.find(t, "output.weight")] = want.find(t, "token_embd.weight")
+	seqs := [][]int32{{1, 5, 9}}
+	_, got := allLogits(t, m, seqs)
+	_, ref := allLogits(t, want.load(t, Options{}), seqs)
+	if d := maxDiff(t, got, ref); d != 0 {
+		t.Errorf("logits differ by %g from those of a copied embedding", d)
+	}
+}
