@@ -45,16 +45,17 @@ func TestInvariance(t *testing.T) {
 				want = append(want, l...)
 			}
 		}
-		for _, opt := range []Options{{}, {Threads: 3}, {Threads: 16, BatchTokens: 1}, {Threads: 2, BatchTokens: 320}} {
-			for _, budget := range []int{groupFloats, 20000, 1} {
-				m := openModel(t, path, opt)
-				m.budget = budget
-				_, got := allLogits(t, m, seqs)
-				for i := range want {
-					if math.Float32bits(got[i]) != math.Float32bits(want[i]) {
-						t.Errorf("%s, %+v, budget %d: logit %d of row %d is %g, alone %g", family, opt, budget, i%m.Vocab(), i/m.Vocab(), got[i], want[i])
-						break
-					}
+		for _, v := range []struct {
+			opt    Options
+			budget int
+		}{{Options{}, groupFloats}, {Options{Threads: 3}, 20000}, {Options{Threads: 16, BatchTokens: 1}, groupFloats}, {Options{Threads: 2, BatchTokens: 320}, 1}} {
+			m := openModel(t, path, v.opt)
+			m.budget = v.budget
+			_, got := allLogits(t, m, seqs)
+			for i := range want {
+				if math.Float32bits(got[i]) != math.Float32bits(want[i]) {
+					t.Errorf("%s, %+v: logit %d of row %d is %g, alone %g", family, v, i%m.Vocab(), i/m.Vocab(), got[i], want[i])
+					break
 				}
 			}
 		}
