@@ -23,11 +23,11 @@ func decodeQ2K(dst []float32, src []byte) {
 		b, y := (*[sizeQ2K]byte)(src), (*[superLen]float32)(dst)
 		d, dmin := half(b[80:]), half(b[82:])
 		for g := range 16 {
-			scale, min := d*float32(b[g]&15), float32(dmin*float32(b[g]>>4))
+			scale, low := d*float32(b[g]&15), float32(dmin*float32(b[g]>>4))
 			q, out := (*[16]byte)(b[16+g/8*32+g%2*16:]), (*[16]float32)(y[16*g:])
 			shift := g % 8 / 2 * 2
 			for l, c := range q {
-				out[l] = float32(scale*float32(c>>shift&3)) - min
+				out[l] = float32(scale*float32(c>>shift&3)) - low
 			}
 		}
 		dst, src = dst[superLen:], src[sizeQ2K:]

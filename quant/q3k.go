@@ -58,7 +58,7 @@ func encodeBlockQ3K(dst []byte, x, weights []float32) {
 	}
 	for g := range 16 {
 		if scale := d * scaleQ3K(scales, g); scale != 0 {
-			requantizeSymmetric(s.codes[16*g:], x[16*g:][:16], symmetricFit{}, scale, 4)
+			requantizeSymmetric(s.codes[16*g:], x[16*g:][:16], scale, 4)
 		}
 	}
 	high := (*[32]byte)(dst)

@@ -85,7 +85,7 @@ func packScales(dst *[12]byte, s *affineSuper) {
 }
 
 // scaleMin reads the codes of group g back.
-func scaleMin(b *[12]byte, g int) (scale, min float32) {
+func scaleMin(b *[12]byte, g int) (ls, lm float32) {
 	if g < 4 {
 		return float32(b[g] & 63), float32(b[g+4] & 63)
 	}

@@ -64,7 +64,12 @@ func encodeBlockQ6K(dst []byte, x, weights []float32) {
 	for g := range fits {
 		scale := int8(min(127, nearest(inv*fits[g].scale)))
 		dst[192+g] = uint8(scale)
-		requantizeSymmetric(codes[16*g:], x[16*g:][:16], fits[g], d*float32(scale), 32)
+		xg := x[16*g:][:16]
+		if rounded := d * float32(scale); rounded != 0 {
+			requantizeSymmetric(codes[16*g:], xg, rounded, 32)
+		} else {
+			fits[g].codes(codes[16*g:], xg, 32)
+		}
 	}
 	packQ6K(dst, &codes)
 }

@@ -18,12 +18,9 @@ const groupEpsilon = 1e-15
 // leaves the value, rounded to nearest even, in the low mantissa bits.
 const roundMagic = 12582912
 
-// roundLimit bounds the values that roundMagic rounds properly.
-const roundLimit = 1 << 22
-
-// nearest is ggml's nearest_int. Beyond roundLimit, and for NaN, the result is
-// a meaningless number, but always the same one, and it does end up in files:
-// blocks of subnormal numbers have infinite inverse scales.
+// nearest is ggml's nearest_int. Beyond magnitude 2^22, and for NaN, the result
+// is a meaningless number, but always the same one, and it does end up in
+// files: blocks of subnormal numbers have infinite inverse scales.
 func nearest(v float32) int32 {
 	return int32(math.Float32bits(float32(v)+roundMagic)&0x7fffff) - 0x400000
 }
@@ -414,7 +411,7 @@ const boundTiny = 1.0 / (1 << 50) / (1 << 50)
 // by 3u, each square and product by u, the sum by 32u), and
 // M ≤ 3·(scale²·Σwl² + low²·Σw + Σwx²). That makes 234u = 1.4e-5. It needs
 // w ≥ 0 and sums that did not underflow; overflow gives NaN, which is not
-// above any loss.
+// above any loss. Fused operations only make it more exact.
 func (s *affineSearch) bound(scale, low, s1, s2, sx float32) float64 {
 	if s2 < boundTiny {
 		return 0

@@ -110,26 +110,22 @@ func spreadScales(codes []uint8, scales []float32, n float32) float32 {
 	return top / n
 }
 
-// requantize sets the codes of group g for the grid scale·code − min, whose
+// requantize sets the codes of group g for the grid scale·code − offset, whose
 // factors are those a reader will see. A grid that rounded to nothing keeps
 // the codes of the search.
-func (s *affineSuper) requantize(codes []uint8, x []float32, g int, scale, min float32, n int32) {
+func (s *affineSuper) requantize(codes []uint8, x []float32, g int, scale, offset float32, n int32) {
 	if scale == 0 {
 		s.fits[g].codes(codes, x, n)
 		return
 	}
 	codes = codes[:len(x)]
 	for i, v := range x {
-		codes[i] = uint8(nearestIn((v+float32(min))/scale, 0, n))
+		codes[i] = uint8(nearestIn((v+float32(offset))/scale, 0, n))
 	}
 }
 
-// requantizeSymmetric is the same for a grid scale·(code−n).
-func requantizeSymmetric(codes []uint8, x []float32, fit symmetricFit, scale float32, n int32) {
-	if scale == 0 {
-		fit.codes(codes, x, n)
-		return
-	}
+// requantizeSymmetric sets codes for the grid scale·(code−n), scale not 0.
+func requantizeSymmetric(codes []uint8, x []float32, scale float32, n int32) {
 	codes = codes[:len(x)]
 	for i, v := range x {
 		codes[i] = uint8(nearestIn(v/scale, -n, n-1) + n)
