@@ -10,6 +10,7 @@ package arch
 
 import (
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -284,8 +285,8 @@ func (m *Model) applyMTP(cfg *Config, keep bool) error {
 	if err != nil || !ok || n <= 0 {
 		return err
 	}
-	if n > MaxLayers {
-		return configError("%s is %g, wanted at most %d", mtpSetting, n, MaxLayers)
+	if n > MaxLayers || n != math.Trunc(n) {
+		return configError("%s is %g, wanted a whole number up to %d", mtpSetting, n, MaxLayers)
 	}
 	m.AnnouncedMTP = int(n)
 	if !keep {
@@ -417,8 +418,11 @@ func (m *Model) check(errf func(string, ...any) error) error {
 
 func (m *Model) checkRope(errf func(string, ...any) error) error {
 	p := &m.Params
-	if p.RopeDim%2 != 0 {
-		return errf("%d rotated elements per head (rope.dimension_count); the number must be even", p.RopeDim)
+	if p.RopeDim < 2 || p.RopeDim%2 != 0 || p.RopeDim > p.HeadDim() {
+		return errf("%d of %d elements per head are rotated (rope.dimension_count), wanted an even number", p.RopeDim, p.HeadDim())
+	}
+	if !(p.RopeBase > 0) {
+		return errf("rope_theta (rope.freq_base) is %g, wanted a positive number", p.RopeBase)
 	}
 	switch p.RopeScaling {
 	case "", "none":
@@ -455,8 +459,8 @@ func (m *Model) checkExperts(errf func(string, ...any) error) error {
 		return errf("expert_gating_func is %d, which is not supported", p.Gating)
 	case p.ExpertGroups > 1 && (p.Experts%p.ExpertGroups != 0 || p.GroupsUsed < 1 || p.GroupsUsed > p.ExpertGroups):
 		return errf("n_group (expert_group_count) %d and topk_group (expert_group_used_count) %d do not fit %d experts", p.ExpertGroups, p.GroupsUsed, p.Experts)
-	case p.LeadingDense > p.Layers:
-		return errf("first_k_dense_replace (leading_dense_block_count) is %d, more than the %d blocks", p.LeadingDense, p.Layers)
+	case p.LeadingDense > p.Trunk():
+		return errf("first_k_dense_replace (leading_dense_block_count) is %d, more than the %d blocks", p.LeadingDense, p.Trunk())
 	}
 	return nil
 }

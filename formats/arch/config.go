@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"sort"
 	"strings"
@@ -41,33 +42,36 @@ func ParseConfig(data []byte) (*Config, error) {
 		return nil, configError("the top level is not a JSON object")
 	}
 	if text, ok := top["text_config"].(map[string]any); ok {
-		for k, v := range text {
-			top[k] = v
-		}
+		maps.Copy(top, text)
 	}
-	top["rope"] = ropeSettings(top)
+	if top["rope"], err = ropeSettings(top); err != nil {
+		return nil, err
+	}
 	return &Config{values: top}, nil
 }
 
 // ropeSettings merges the spellings of the rotary embedding's settings.
-func ropeSettings(top map[string]any) map[string]any {
+func ropeSettings(top map[string]any) (map[string]any, error) {
 	rope := map[string]any{}
 	for _, key := range []string{"rope_scaling", "rope_parameters"} {
-		if m, ok := top[key].(map[string]any); ok {
-			for k, v := range m {
-				rope[k] = v
-			}
+		m, ok := top[key].(map[string]any)
+		if !ok && top[key] != nil {
+			return nil, configError("%s is %s, wanted an object", key, show(top[key]))
 		}
+		maps.Copy(rope, m)
 	}
-	if _, ok := rope["rope_type"]; !ok && rope["type"] != nil {
+	if rope["rope_type"] == nil {
 		rope["rope_type"] = rope["type"]
+	}
+	if rope["rope_type"] == nil && rope["factor"] != nil {
+		return nil, configError("rope_scaling has the factor %s, but no rope_type", show(rope["factor"]))
 	}
 	for _, k := range []string{"rope_theta", "partial_rotary_factor", "original_max_position_embeddings"} {
 		if _, ok := rope[k]; !ok && top[k] != nil {
 			rope[k] = top[k]
 		}
 	}
-	return rope
+	return rope, nil
 }
 
 func configError(format string, args ...any) error {

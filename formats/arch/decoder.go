@@ -64,6 +64,7 @@ var baseAsserts = []Assert{
 	{"hidden_act", []any{"silu"}, "the feed-forward network is SwiGLU"},
 	{"attention_bias", []any{false}, "projections have no bias"},
 	{"mlp_bias", []any{false}, "the feed-forward network has no bias"},
+	{"tie_word_embeddings", []any{true, false}, "it decides where the output matrix comes from"},
 	{"torch_dtype", dtypes, "a floating point type"},
 	{"dtype", dtypes, "a floating point type"},
 }

@@ -37,7 +37,7 @@ var deepseek2 = Family{
 		{"moe_layer_freq", []any{1.0}, "every block after the dense ones has experts"},
 		{"topk_method", []any{"noaux_tc", "group_limited_greedy", "greedy"}, "known ways of routing"},
 	}),
-	Defaults: Params{Gating: GatingSoftmax},
+	Defaults: Params{Gating: GatingSoftmax, RopeBase: 10000},
 	Block:    Block{Attn: MLA, Rope: RopeAdjacent, LatentNormEps: 1e-6},
 	Rules: append(globals("model.", "lm_head.weight"),
 		block(AttnNorm, "input_layernorm.weight", AllBlocks, dimEmbed),

@@ -92,9 +92,9 @@ func (s *Setting) sum(cfg *Config) (any, bool, error) {
 
 func (s *Setting) convert(cfg *Config, path string, raw any) (any, error) {
 	if s.Enum != nil {
-		str, _ := raw.(string)
+		str, isText := raw.(string)
 		v, ok := s.Enum[str]
-		if !ok {
+		if !isText || !ok {
 			return nil, configError("%s is %s, which this family's description does not cover (known: %s)", userName(path), show(raw), enumNames(s.Enum))
 		}
 		return v, nil
