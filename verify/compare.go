@@ -45,28 +45,53 @@ type pairs struct {
 	same      []bool    // equal top token
 }
 
-// Compare runs both models side by side over a text tokenized for both. Their
-// vocabularies must have the same size.
+// Compare runs a model beside a base model over a text tokenized for both.
+// Their vocabularies must have the same size.
 func Compare[H Hidden](ctx context.Context, base, model Scorer[H], text *Text, opt Options) (*Comparison, error) {
-	if base.Vocab() != model.Vocab() {
-		return nil, fmt.Errorf("the base model has a vocabulary of %d tokens, the model one of %d: their predictions cannot be compared", base.Vocab(), model.Vocab())
+	all, err := CompareAll(ctx, base, []Scorer[H]{model}, text, opt)
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// CompareAll is Compare for several models, which share one run of the base.
+// The perplexity reported on the way is that of the first model.
+func CompareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H], text *Text, opt Options) ([]*Comparison, error) {
+	for _, m := range models {
+		if base.Vocab() != m.Vocab() {
+			return nil, fmt.Errorf("the base model has a vocabulary of %d tokens, the model one of %d: their predictions cannot be compared", base.Vocab(), m.Vocab())
+		}
 	}
 	if err := checkText(text, base.Vocab()); err != nil {
 		return nil, err
 	}
 	n := text.scored()
-	p := &pairs{make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n), make([]bool, n)}
-	if err := stream(ctx, []Scorer[H]{base, model}, text, opt, p.nll, p.visit); err != nil {
+	all := make([]*pairs, len(models))
+	for i := range all {
+		all[i] = &pairs{make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n), make([]bool, n)}
+	}
+	visit := func(i int, next int32, logits [][]float32) error {
+		for m, p := range all {
+			if err := p.visit(i, next, logits[0], logits[m+1]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := stream(ctx, append([]Scorer[H]{base}, models...), text, opt, all[0].nll, visit); err != nil {
 		return nil, err
 	}
-	c := p.summary()
-	c.Definition = text.Definition + "; KL divergence of the model's full prediction from the base model's"
-	return c, nil
+	out := make([]*Comparison, len(all))
+	for i, p := range all {
+		out[i] = p.summary()
+		out[i].Definition = text.Definition + "; KL divergence of the model's full prediction from the base model's"
+	}
+	return out, nil
 }
 
-// visit compares the predictions of base (logits[0]) and model (logits[1]).
-func (p *pairs) visit(i int, next int32, logits [][]float32) error {
-	b, m := logits[0], logits[1]
+// visit compares the predictions of base and model, b and m, at one position.
+func (p *pairs) visit(i int, next int32, b, m []float32) error {
 	topB, err := maximum(b)
 	if err != nil {
 		return fmt.Errorf("base model: %w", err)

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"math"
+	"reflect"
 	"slices"
 	"testing"
 )
@@ -139,5 +140,27 @@ func TestDistribution(t *testing.T) {
 	}
 	if one := distribution([]float64{7}); one.Mean != (Estimate{7, 0}) || one.Median != 7 || one.P01 != 7 {
 		t.Errorf("one value: %+v", one)
+	}
+}
+
+// TestCompareAll: models that share a base get what each gets alone.
+func TestCompareAll(t *testing.T) {
+	text := &Text{Windows: [][]int32{{1, 2, 3, 4, 5, 6, 7, 8}, {8, 7, 6, 5, 4, 3, 2, 1}}}
+	base, models := wavy(17, 3), []Scorer[*fakeHidden]{wavy(17, 5), wavy(17, 9)}
+	all, err := CompareAll(t.Context(), base, models, text, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range models {
+		alone, err := Compare(t.Context(), base, m, text, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(alone, all[i]) {
+			t.Errorf("model %d: %+v beside others, %+v alone", i, all[i], alone)
+		}
+	}
+	if all[0].KLD.Mean == all[1].KLD.Mean {
+		t.Error("two different models have the same divergence")
 	}
 }

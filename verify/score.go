@@ -91,8 +91,8 @@ func (t *Text) scored() int { return len(t.Windows) * scoredPerWindow(len(t.Wind
 // checkText makes sure that every window can be scored with a vocabulary of
 // the given size.
 func checkText(t *Text, vocab int) error {
-	if len(t.Windows) == 0 || len(t.Windows[0]) < minCtx {
-		return fmt.Errorf("nothing to score: no window of at least %d tokens", minCtx)
+	if len(t.Windows) == 0 || len(t.Windows[0]) < MinCtx {
+		return fmt.Errorf("nothing to score: no window of at least %d tokens", MinCtx)
 	}
 	for i, w := range t.Windows {
 		if len(w) != len(t.Windows[0]) {

@@ -12,8 +12,8 @@ import (
 // say otherwise.
 const DefaultCtx = 512
 
-// minCtx is the shortest window with a scored position.
-const minCtx = 3
+// MinCtx is the shortest window with a scored position.
+const MinCtx = 3
 
 // Text is an evaluation text as one vocabulary sees it, cut into windows.
 type Text struct {
@@ -61,8 +61,8 @@ func NewText(vocabulary string, tokens []int32, ctx, chunks int, bos int32, addB
 // A text shorter than two windows is an error. Definition: llama.cpp
 // tools/perplexity/perplexity.cpp.
 func Windows(tokens []int32, ctx, chunks int, bos int32, addBOS bool) ([][]int32, error) {
-	if ctx < minCtx {
-		return nil, fmt.Errorf("windows of %d tokens have no scored position, want at least %d", ctx, minCtx)
+	if ctx < MinCtx {
+		return nil, fmt.Errorf("windows of %d tokens have no scored position, want at least %d", ctx, MinCtx)
 	}
 	if chunks < 0 {
 		return nil, fmt.Errorf("%d windows asked for, want a positive number, or 0 for all", chunks)
