@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,10 +24,10 @@ func (f *writeFlags) add(c *cobra.Command) {
 	f.maxMemory = convert.DefaultMaxMemory
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "print the plan and write nothing")
 	c.Flags().BoolVar(&f.force, "force", false, "replace existing outputs")
-	c.Flags().BoolVar(&f.noFallback, "no-fallback", false, "stop where a row length does not fit the wanted type")
-	c.Flags().Var(&f.maxMemory, "max-memory", "bound of resident memory, such as 512M or 2G")
-	c.Flags().Var(&f.maxShardSize, "max-shard-size", "split outputs into files of at most this size, such as 50G")
-	c.Flags().IntVar(&f.maxShardTensors, "max-shard-tensors", 0, "split outputs into files of at most this many tensors")
+	c.Flags().BoolVar(&f.noFallback, "no-fallback", false, "stop where a row length does not fit the type")
+	c.Flags().Var(&f.maxMemory, "max-memory", "bound of resident memory, such as 2G")
+	c.Flags().Var(&f.maxShardSize, "max-shard-size", "split into files of at most `SIZE`, such as 50G")
+	c.Flags().IntVar(&f.maxShardTensors, "max-shard-tensors", 0, "split into files of at most `N` tensors")
 }
 
 func (f *writeFlags) request(outputs []convert.OutputRequest) convert.Request {
@@ -51,20 +54,25 @@ with block scales) to GGUF. Several types are made from one read of the input.
 
 OUTPUT is a file, a folder, or a name with {type} in it; without it the files
 are named after the model and go to the current folder. A file gets its name
-only when it is complete and on disk.`,
+only when it is complete and on disk.
+
+` + typesHelp(false),
 		Example: `  winnow convert DeepSeek-R1 --dry-run --type Q4_K_M
   winnow convert DeepSeek-R1 R1-{type}.gguf --type Q8_0,Q4_K_M
   winnow convert DeepSeek-R1 out/ --type Q4_K_M --max-shard-size 50G`,
 		Args: args(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, pos []string) error {
-			if len(pos) == 2 {
+			switch {
+			case len(pos) == 2 && out != "":
+				return usagef("the output is given twice: %q and --output %q", pos[1], out)
+			case len(pos) == 2:
 				out = pos[1]
 			}
 			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags)
 		},
 	}
-	c.Flags().StringVar(&types, "type", "Q8_0", "`TYPE`s to write, separated by commas")
-	c.Flags().StringVarP(&out, "output", "o", "", "same as OUTPUT")
+	c.Flags().StringVar(&types, "type", "Q8_0", "`TYPE`, or several separated by commas")
+	c.Flags().StringVarP(&out, "output", "o", "", "same as `OUTPUT`")
 	c.RegisterFlagCompletionFunc("type", completeTypes)
 	checkpointFlags(c, &ck)
 	flags.add(c)
@@ -75,6 +83,16 @@ func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.C
 	recipes, err := parseTypes(types)
 	if err != nil {
 		return err
+	}
+	if strings.EqualFold(filepath.Ext(dir), ".gguf") && !isDir(dir) {
+		return &usageError{&convert.HintError{
+			Err: fmt.Errorf("%q is a GGUF file; convert wants a checkpoint folder", dir), Hint: "winnow quantize makes GGUF from GGUF",
+		}}
+	}
+	for _, r := range recipes {
+		if r.KeepsTypes {
+			return usagef("%s keeps the types of a GGUF file; name a type to convert a checkpoint to", r.Name)
+		}
 	}
 	ck, err := convert.OpenCheckpoint(dir, opt)
 	if err != nil {
@@ -94,22 +112,20 @@ func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.C
 
 // carryOut prints a plan or executes it, and reports the result.
 func (a *app) carryOut(ctx context.Context, c *conversion, flags *writeFlags) error {
-	for _, n := range c.plan.Notes {
-		a.note("warning: %s", n)
-	}
+	a.warn(c.plan.Notes)
 	if flags.dryRun {
 		return a.printPlan(c.plan)
 	}
 	for i := range c.plan.Outputs {
-		if path := c.plan.Outputs[i].Path; sameAsInput(path, c.inputs) {
-			return usagef("output %q is the same file as the input", path)
+		o := &c.plan.Outputs[i]
+		for _, path := range o.Layout.Paths(o.Path) {
+			if err := checkOutput(path, c.inputs, flags.force); err != nil {
+				return err
+			}
 		}
 	}
-	if err := refuseExisting(c.plan, flags.force); err != nil {
-		return err
-	}
-	if !a.json {
-		a.printFallbacks(a.stderr, c.plan)
+	for _, text := range fallbackTexts(c.plan) {
+		a.note("%s", wrap(text, "        "))
 	}
 	debug.SetMemoryLimit(int64(flags.maxMemory))
 	start := time.Now()

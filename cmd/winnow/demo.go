@@ -26,9 +26,10 @@ func newDemoCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo [FOLDER]",
 		Short: "Convert and measure the built-in miniature of DeepSeek R1",
-		Long: `Unpack a trained miniature of DeepSeek R1 (FP8, 16 experts), convert it to three
-GGUF files in one read, and score source and files on a text. Everything stays
-in FOLDER (default: winnow-demo).`,
+		Long: `Unpack a trained miniature of DeepSeek R1 (FP8, 16 experts), convert it to
+three GGUF files in one read, and score source and files on a text. Everything
+stays in FOLDER (default: winnow-demo), which may be deleted afterwards. On two
+cores it takes half a minute.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, pos []string) error {
 			dir := "winnow-demo"
@@ -52,6 +53,9 @@ type demoRow struct {
 
 func (a *app) demo(ctx context.Context, dir string) error {
 	start := time.Now()
+	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
+		return usagef("%q is a file; demo wants a folder", dir)
+	}
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
@@ -104,7 +108,7 @@ func (a *app) demoScore(ctx context.Context, source, textPath string, plan *conv
 		return nil, "", err
 	}
 	defer base.model.Close()
-	text, err := evaluationText(base.model, raw, flags)
+	text, err := base.text(raw, flags)
 	if err != nil {
 		return nil, "", err
 	}
@@ -113,7 +117,7 @@ func (a *app) demoScore(ctx context.Context, source, textPath string, plan *conv
 	var definition string
 	for i := range sum.Outputs {
 		out := &sum.Outputs[i]
-		c, err := a.demoCompare(ctx, base, out.Path, text, flags)
+		c, err := a.demoCompare(ctx, base, out, text, flags)
 		if err != nil {
 			return nil, "", err
 		}
@@ -123,17 +127,14 @@ func (a *app) demoScore(ctx context.Context, source, textPath string, plan *conv
 	return rows, definition, nil
 }
 
-func (a *app) demoCompare(ctx context.Context, base *scored, path string, text *verify.Text, flags *scoreFlags) (*verify.Comparison, error) {
-	m, err := a.openScored(path, flags)
+func (a *app) demoCompare(ctx context.Context, base *scored, out *convert.OutputSummary, text *verify.Text, flags *scoreFlags) (*verify.Comparison, error) {
+	m, err := a.openScored(out.Path, flags)
 	if err != nil {
 		return nil, err
 	}
 	defer m.model.Close()
-	bar := a.newProgress("scoring "+filepath.Base(path), false)
-	defer bar.finish()
-	return verify.Compare(ctx, base.engine, m.engine, text, verify.Options{
-		BatchTokens: flags.batch, Threads: a.threads,
-		Window: func(done, total int, _ float64) { bar.update(int64(done), int64(total), "") },
+	return scoring(a, "scoring "+out.Type, flags, func(opt verify.Options) (*verify.Comparison, error) {
+		return verify.Compare(ctx, base.engine, m.engine, text, opt)
 	})
 }
 
@@ -146,15 +147,24 @@ func (a *app) printDemo(rows []demoRow, definition, dir string, took time.Durati
 			Seconds    float64   `json:"seconds"`
 		}{dir, definition, rows, took.Seconds()})
 	}
-	a.printf("%-23s %8s %6s %17s %10s %9s\n", "file", "size", "bpw", "PPL ± err", "KLD", "same top")
+	lines := [][]string{{"file", "size", "bpw", "PPL ± err", "KLD", "same top"}}
 	for _, r := range rows {
 		kld, top := "-", "-"
 		if r.KLD != nil {
 			kld, top = fmt.Sprintf("%.6f", r.KLD.Value), fmt.Sprintf("%.2f %%", r.SameTop.Value)
 		}
-		a.printf("%-23s %8s %6.3f %8.4f ± %6.4f %10s %9s\n", r.File, sizeText(r.Bytes), r.BitsPerWeight, r.PPL.Value, r.PPL.Error, kld, top)
+		ppl := fmt.Sprintf("%.4f ± %.4f", r.PPL.Value, r.PPL.Error)
+		lines = append(lines, []string{r.File, sizeText(r.Bytes), fmt.Sprintf("%.3f", r.BitsPerWeight), ppl, kld, top})
 	}
-	a.printf("\n%s\n", wrap("KLD: divergence from the source in nats per token. Same top: both find the same token most likely. PPL: "+definition+"."))
-	a.printf("\nThe files are in %s (%.1f s).\n", dir, took.Seconds())
+	a.printf("%s\n", table("lrrrrr", lines))
+	for _, text := range []struct{ name, text string }{
+		{"bpw", "bits per weight; the source counts without its multi-token prediction block, which is left out"},
+		{"KLD", "how far the predictions lie from the source's, in nats per token"},
+		{"same top", "share of positions where both find the same token most likely"},
+		{"PPL", definition},
+	} {
+		a.printf("%-9s %s\n", text.name, wrap(text.text, "          "))
+	}
+	a.printf("\nThe files are in %s (%.1f s).\n", printable(dir), took.Seconds())
 	return nil
 }

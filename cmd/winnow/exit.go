@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,7 +30,7 @@ const (
 const exitHelp = `Exit status:
   0    success
   1    failure not listed here
-  2    wrong usage: unknown flag, unknown type, output equal to input
+  2    wrong usage: unknown flag or type, output exists or equals the input
   3    a check failed (inspect --check)
   4    the input is missing, invalid or not supported
   5    not enough disk space or memory
@@ -47,6 +46,13 @@ func usagef(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
 
+// inputError marks what is wrong with a text or with what a model computes,
+// which the libraries below do not tell from their other errors.
+type inputError struct{ err error }
+
+func (e *inputError) Error() string { return e.err.Error() }
+func (e *inputError) Unwrap() error { return e.err }
+
 // checkError says that the input was read but did not pass a check.
 type checkError struct{ problems int }
 
@@ -61,6 +67,7 @@ func (e *checkError) Error() string {
 func exitStatus(err error) int {
 	var usage *usageError
 	var check *checkError
+	var input *inputError
 	switch {
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
@@ -68,13 +75,16 @@ func exitStatus(err error) int {
 		return exitUsage
 	case errors.As(err, &check):
 		return exitCheckFailed
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.ENOMEM):
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT),
+		errors.Is(err, syscall.EFBIG), errors.Is(err, syscall.ENOMEM):
 		return exitSpace
+	case errors.As(err, &input):
+		return exitInput
 	}
-	for _, input := range []error{
+	for _, kind := range []error{
 		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, fs.ErrNotExist,
 	} {
-		if errors.Is(err, input) {
+		if errors.Is(err, kind) {
 			return exitInput
 		}
 	}
@@ -95,24 +105,24 @@ func hint(err error) string {
 	return ""
 }
 
-// fail reports an error on stderr and returns the exit status.
+// fail reports an error on stderr, in one line, and returns the exit status.
 func (a *app) fail(err error) int {
 	status := exitStatus(err)
-	msg := strings.TrimSpace(err.Error())
+	msg := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 	if errors.Is(err, context.Canceled) {
 		msg = "interrupted"
 	}
 	if a.json {
-		json.NewEncoder(a.stderr).Encode(struct {
+		writeJSON(a.stderr, struct {
 			Error string `json:"error"`
 			Hint  string `json:"hint,omitempty"`
 			Exit  int    `json:"exit_status"`
 		}{msg, hint(err), status})
 		return status
 	}
-	fmt.Fprintf(a.stderr, "winnow: error: %s\n", msg)
+	fmt.Fprintf(a.stderr, "winnow: error: %s\n", visible(msg))
 	if h := hint(err); h != "" {
-		fmt.Fprintf(a.stderr, "winnow: hint: %s\n", h)
+		fmt.Fprintf(a.stderr, "winnow: hint: %s\n", visible(h))
 	}
 	return status
 }

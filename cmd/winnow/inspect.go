@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -54,19 +55,20 @@ type inspectFlags struct{ tensors, keys bool }
 
 // inspection is what inspect found, in the form --json prints.
 type inspection struct {
-	Path       string            `json:"path"`
-	Kind       string            `json:"kind"`
-	Arch       string            `json:"architecture,omitempty"`
-	Name       string            `json:"name,omitempty"`
-	Files      []string          `json:"files"`
-	Bytes      int64             `json:"bytes"`
-	Parameters int64             `json:"parameters"`
-	Types      []typeTotal       `json:"types"`
-	Keys       []keyValue        `json:"keys"`
-	Tensors    []inspectedTensor `json:"tensors"`
-	Warnings   []string          `json:"warnings,omitempty"`
-	Problems   *[]verify.Problem `json:"problems,omitempty"`
-	types      map[string]*typeTotal
+	Path          string            `json:"path"`
+	Kind          string            `json:"kind"`
+	Arch          string            `json:"architecture,omitempty"`
+	Name          string            `json:"name,omitempty"`
+	Files         []string          `json:"files"`
+	Bytes         int64             `json:"bytes"`
+	Parameters    int64             `json:"parameters"`
+	BitsPerWeight float64           `json:"bits_per_weight"` // of the tensors, without headers
+	Types         []typeTotal       `json:"types"`
+	Keys          []keyValue        `json:"keys"`
+	Tensors       []inspectedTensor `json:"tensors"`
+	Warnings      []string          `json:"warnings,omitempty"`
+	Problems      *[]verify.Problem `json:"problems,omitempty"`
+	types         map[string]*typeTotal
 }
 
 type typeTotal struct {
@@ -115,7 +117,7 @@ func inspect(path string) (*inspection, error) {
 
 func inspectSafetensors(path, kind string, c *safetensors.Checkpoint) (*inspection, error) {
 	defer c.Close()
-	doc := &inspection{Path: path, Kind: kind, Warnings: c.Warnings()}
+	doc := newInspection(path, kind, c.Warnings())
 	for _, f := range c.Files() {
 		doc.Files = append(doc.Files, f.Path)
 		doc.Bytes += f.Size
@@ -141,7 +143,7 @@ func inspectGGUF(path string) (*inspection, error) {
 		return nil, err
 	}
 	defer f.Close()
-	doc := &inspection{Path: path, Kind: "gguf", Warnings: f.Warnings}
+	doc := newInspection(path, "gguf", f.Warnings)
 	for _, p := range f.Parts() {
 		doc.Files = append(doc.Files, p.Path)
 		doc.Bytes += p.Size
@@ -166,19 +168,31 @@ func inspectGGUF(path string) (*inspection, error) {
 	return doc, nil
 }
 
-// jsonValue makes numbers that JSON cannot express strings.
+// jsonValue makes numbers that JSON cannot express strings, and bytes numbers.
 func jsonValue(v any) any {
+	if b, ok := v.([]uint8); ok {
+		numbers := make([]int, len(b))
+		for i := range b {
+			numbers[i] = int(b[i])
+		}
+		return numbers
+	}
 	if _, err := json.Marshal(v); err != nil {
 		return fmt.Sprint(v)
 	}
 	return v
 }
 
+// newInspection has empty lists where JSON would otherwise show null.
+func newInspection(path, kind string, warnings []string) *inspection {
+	return &inspection{
+		Path: path, Kind: kind, Warnings: warnings,
+		Types: []typeTotal{}, Keys: []keyValue{}, Tensors: []inspectedTensor{}, types: map[string]*typeTotal{},
+	}
+}
+
 // add counts a tensor of n elements.
 func (d *inspection) add(t inspectedTensor, n int64) {
-	if d.types == nil {
-		d.types = map[string]*typeTotal{}
-	}
 	total := d.types[t.Type]
 	if total == nil {
 		total = &typeTotal{Type: t.Type}
@@ -192,8 +206,13 @@ func (d *inspection) add(t inspectedTensor, n int64) {
 }
 
 func (d *inspection) finish() {
+	var bytes int64
 	for _, t := range d.types {
 		d.Types = append(d.Types, *t)
+		bytes += t.Bytes
+	}
+	if d.Parameters > 0 {
+		d.BitsPerWeight = float64(bytes) * 8 / float64(d.Parameters)
 	}
 	slices.SortFunc(d.Types, func(a, b typeTotal) int {
 		if a.Bytes != b.Bytes {
@@ -209,7 +228,7 @@ func checkModel(path string, opt convert.CheckpointOptions) (*[]verify.Problem, 
 	if strings.EqualFold(filepath.Ext(path), ".safetensors") {
 		return &[]verify.Problem{}, nil // a single file has no structure beyond its header
 	}
-	m, err := openModel(path, opt)
+	m, _, err := openModel(path, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -224,33 +243,37 @@ func (a *app) printInspection(d *inspection, show inspectFlags) error {
 		}
 		return d.verdict()
 	}
-	a.printf("%s: %s", d.Path, d.Kind)
+	a.printHead(d)
+	if show.keys {
+		a.printf("\n%s", keyTable(d.Keys))
+	}
+	if show.tensors {
+		a.printf("\n%s", tensorTable(d.Tensors))
+	}
+	a.warn(d.Warnings)
+	return a.printVerdict(d)
+}
+
+// printHead says what the file is and what its tensors take.
+func (a *app) printHead(d *inspection) {
+	a.printf("%s: %s", printable(d.Path), d.Kind)
 	if d.Arch != "" {
-		a.printf(", %s", d.Arch)
+		a.printf(", %s", printable(d.Arch))
 	}
 	if d.Name != "" {
 		a.printf(", %q", d.Name)
 	}
-	a.printf("\n%d %s, %s, %d tensors, %d parameters", len(d.Files), plural(len(d.Files), "file", "files"), sizeText(d.Bytes), len(d.Tensors), d.Parameters)
+	a.printf("\n%d %s, %s, %d %s, %s parameters", len(d.Files), plural(len(d.Files), "file", "files"), sizeText(d.Bytes),
+		len(d.Tensors), plural(len(d.Tensors), "tensor", "tensors"), countText(d.Parameters))
 	if d.Parameters > 0 {
-		a.printf(", %.4f bits per weight", float64(d.Bytes)*8/float64(d.Parameters))
+		a.printf(", %.4f bits per weight", d.BitsPerWeight)
 	}
 	a.printf("\n")
+	var rows [][]string
 	for _, t := range d.Types {
-		a.printf("  %-8s %6d tensors %12s\n", t.Type, t.Tensors, sizeText(t.Bytes))
+		rows = append(rows, []string{"  " + t.Type, fmt.Sprintf("%d %s", t.Tensors, plural(t.Tensors, "tensor", "tensors")), sizeText(t.Bytes)})
 	}
-	if show.keys {
-		a.printKeys(d.Keys)
-	}
-	if show.tensors {
-		for _, t := range d.Tensors {
-			a.printf("%-44s %-8s %v\n", printable(t.Name), t.Type, t.Shape)
-		}
-	}
-	for _, w := range d.Warnings {
-		a.note("warning: %s", w)
-	}
-	return a.printVerdict(d)
+	a.printf("%s", table("lrr", rows))
 }
 
 func (a *app) printVerdict(d *inspection) error {
@@ -273,23 +296,37 @@ func (d *inspection) verdict() error {
 	return nil
 }
 
-// printKeys lists metadata, long values cut.
-func (a *app) printKeys(keys []keyValue) {
-	const width = 60
+// keyTable lists metadata; values are cut at the end of the line.
+func keyTable(keys []keyValue) string {
+	var rows [][]string
 	for _, k := range keys {
-		b, _ := json.Marshal(k.Value) // jsonValue has made sure that it can be done
-		text := []rune(string(b))
-		if len(text) > width {
-			text = append(text[:width], '…')
-		}
-		a.printf("%-44s %-9s %s\n", printable(k.Key), k.Type, string(text))
+		rows = append(rows, []string{printable(k.Key), k.Type, ""})
 	}
+	room := max(lineWidth-widest(table("lll", append(rows, []string{"", "", "|"})))+1, 24)
+	for i, k := range keys {
+		rows[i][2] = cut(valueText(k), room)
+	}
+	return table("lll", rows)
 }
 
-// printable quotes names that would disturb a terminal.
-func printable(s string) string {
-	if q := fmt.Sprintf("%q", s); q != `"`+s+`"` {
-		return q
+// valueText writes a value as JSON; arrays begin with their length.
+func valueText(k keyValue) string {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(k.Value); err != nil {
+		return ""
 	}
-	return s
+	if v := reflect.ValueOf(k.Value); v.Kind() == reflect.Slice {
+		return fmt.Sprintf("%d: %s", v.Len(), strings.TrimSpace(b.String()))
+	}
+	return strings.TrimSpace(b.String())
+}
+
+func tensorTable(tensors []inspectedTensor) string {
+	var rows [][]string
+	for _, t := range tensors {
+		rows = append(rows, []string{printable(t.Name), t.Type, fmt.Sprint(t.Shape), sizeText(t.Bytes)})
+	}
+	return table("lllr", rows)
 }

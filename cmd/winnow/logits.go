@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"io/fs"
 	"math"
 	"os"
 	"strconv"
@@ -18,27 +20,34 @@ func newLogitsCommand(a *app) *cobra.Command {
 	var (
 		flags    scoreFlags
 		ids, out string
+		force    bool
 	)
 	c := &cobra.Command{
-		Use:   "logits MODEL --ids LIST|FILE -o FILE.safetensors",
+		Use:   "logits MODEL --ids IDS -o FILE",
 		Short: "Logits of a token sequence, for checks against other runtimes",
 		Long: `Run a model over one token sequence and write the logits of every position as
-the tensor "logits" [tokens, vocabulary] F32 of a safetensors file.`,
-		Example: `  winnow logits model.gguf --ids 0,17,4,99 -o logits.safetensors`,
-		Args:    args(cobra.ExactArgs(1)),
+the tensor "logits" [tokens, vocabulary] F32 of a safetensors file. MODEL is a
+GGUF file or a checkpoint folder.`,
+		Example: `  winnow logits model.gguf --ids 0,17,4,99 -o logits.safetensors
+  winnow logits DeepSeek-R1 --ids ids.txt -o logits.safetensors`,
+		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, pos []string) error {
 			seq, err := parseIDs(ids)
 			if err != nil {
 				return err
 			}
 			if out == "" {
-				return usagef("logits needs an output: -o FILE.safetensors")
+				return usagef("logits needs an output: -o FILE")
 			}
-			return a.logits(cmd.Context(), pos[0], seq, out, flags)
+			if err := checkOutput(out, []string{pos[0]}, force); err != nil {
+				return err
+			}
+			return a.logits(cmd.Context(), pos[0], seq, out, &flags)
 		},
 	}
-	c.Flags().StringVar(&ids, "ids", "", "token ids separated by commas or spaces, or a `FILE` with them")
-	c.Flags().StringVarP(&out, "output", "o", "", "the `FILE` to write")
+	c.Flags().StringVar(&ids, "ids", "", "token `IDS` separated by commas or spaces, or a file with them")
+	c.Flags().StringVarP(&out, "output", "o", "", "the safetensors `FILE` to write")
+	c.Flags().BoolVar(&force, "force", false, "replace an existing output")
 	checkpointFlags(c, &flags.ck)
 	return c
 }
@@ -48,6 +57,9 @@ func parseIDs(arg string) ([]int32, error) {
 	text := arg
 	if strings.Trim(arg, "0123456789, ") != "" {
 		b, err := os.ReadFile(arg)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, usagef("--ids %q is neither a list of token ids nor a file", arg)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -67,12 +79,17 @@ func parseIDs(arg string) ([]int32, error) {
 	return ids, nil
 }
 
-func (a *app) logits(ctx context.Context, path string, ids []int32, out string, flags scoreFlags) error {
-	m, err := a.openScored(path, &flags)
+func (a *app) logits(ctx context.Context, path string, ids []int32, out string, flags *scoreFlags) error {
+	m, err := a.openScored(path, flags)
 	if err != nil {
 		return err
 	}
 	defer m.model.Close()
+	for _, id := range ids {
+		if int(id) >= m.engine.Vocab() {
+			return usagef("token id %d is outside the vocabulary of %d", id, m.engine.Vocab())
+		}
+	}
 	h, err := m.engine.Forward(ctx, [][]int32{ids})
 	if err != nil {
 		return err
@@ -82,12 +99,14 @@ func (a *app) logits(ctx context.Context, path string, ids []int32, out string, 
 	}
 	if a.json {
 		return a.printJSON(struct {
-			Output string  `json:"output"`
-			Shape  [2]int  `json:"shape"`
-			IDs    []int32 `json:"ids"`
-		}{out, [2]int{len(ids), m.engine.Vocab()}, ids})
+			Model    string   `json:"model"`
+			Warnings []string `json:"warnings,omitempty"`
+			Output   string   `json:"output"`
+			Shape    [2]int   `json:"shape"`
+			IDs      []int32  `json:"ids"`
+		}{path, m.warnings, out, [2]int{len(ids), m.engine.Vocab()}, ids})
 	}
-	a.printf("%s: logits [%d, %d] F32\n", out, len(ids), m.engine.Vocab())
+	a.printf("%s: logits [%d, %d] F32\n", printable(out), len(ids), m.engine.Vocab())
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -48,35 +49,54 @@ how far the predictions lie apart; nothing is stored.`,
 			if text == "" {
 				return usagef("perplexity needs a text: --text FILE")
 			}
+			if err := flags.check(); err != nil {
+				return err
+			}
 			return a.perplexity(cmd.Context(), pos[0], base, text, flags)
 		},
 	}
-	c.Flags().StringVarP(&text, "text", "f", "", "the `FILE` to score: plain text, .gz or .zst; - is standard input")
+	c.Flags().StringVarP(&text, "text", "f", "", "the `FILE` to score: text, .gz or .zst; - is standard input")
 	c.Flags().StringVar(&base, "base", "", "the `MODEL` to compare with")
-	c.Flags().IntVarP(&flags.ctx, "ctx", "c", verify.DefaultCtx, "tokens per window")
-	c.Flags().IntVar(&flags.chunks, "chunks", 0, "number of windows (0: all)")
-	c.Flags().IntVar(&flags.batch, "batch-tokens", 0, "tokens evaluated together, which bounds memory (0: 8192)")
+	c.Flags().IntVarP(&flags.ctx, "ctx", "c", verify.DefaultCtx, "`N` tokens per window")
+	c.Flags().IntVar(&flags.chunks, "chunks", 0, "`N` windows (0: all)")
+	c.Flags().IntVar(&flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
 	checkpointFlags(c, &flags.ck)
 	return c
 }
 
+// check finds settings that make no sense for any text.
+func (f *scoreFlags) check() error {
+	switch {
+	case f.ctx < verify.MinCtx:
+		return usagef("--ctx is %d, want at least %d: shorter windows have no scored token", f.ctx, verify.MinCtx)
+	case f.chunks < 0:
+		return usagef("--chunks is %d, want a positive number, or 0 for all", f.chunks)
+	case f.batch < 0:
+		return usagef("--batch-tokens is %d, want a positive number, or 0 for the default", f.batch)
+	}
+	return nil
+}
+
 // scored is a model ready for measuring.
 type scored struct {
-	model  gguf.Model
-	engine *engine.Model
+	path     string
+	model    gguf.Model
+	engine   *engine.Model
+	warnings []string
 }
 
 func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
-	m, err := openModel(path, flags.ck)
+	m, warnings, err := openModel(path, flags.ck)
 	if err != nil {
 		return nil, err
 	}
+	a.warn(warnings)
 	e, err := engine.Load(m, engine.Options{Threads: a.threads, BatchTokens: flags.batch})
 	if err != nil {
 		m.Close()
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, &inputError{fmt.Errorf("%s: %w", path, err)}
 	}
-	return &scored{m, e}, nil
+	return &scored{path, m, e, warnings}, nil
 }
 
 func (a *app) perplexity(ctx context.Context, path, base, textPath string, flags scoreFlags) error {
@@ -89,103 +109,142 @@ func (a *app) perplexity(ctx context.Context, path, base, textPath string, flags
 		return err
 	}
 	defer m.model.Close()
-	text, err := evaluationText(m.model, raw, &flags)
+	text, err := m.text(raw, &flags)
 	if err != nil {
 		return err
 	}
-	bar := a.newProgress("scoring", false)
-	defer bar.finish()
-	opt := verify.Options{BatchTokens: flags.batch, Threads: a.threads, Window: func(done, total int, ppl float64) {
-		bar.update(int64(done), int64(total), fmt.Sprintf(" (PPL %.4f)", ppl))
-	}}
-	if base == "" {
-		r, err := verify.Perplexity(ctx, m.engine, text, opt)
-		bar.finish()
-		if err != nil {
-			return err
-		}
-		return a.printPerplexity(path, r)
+	if base != "" {
+		return a.compare(ctx, base, m, raw, text, &flags)
 	}
-	b, err := a.openScored(base, &flags)
+	r, err := scoring(a, "scoring", &flags, func(opt verify.Options) (*verify.Result, error) {
+		return verify.Perplexity(ctx, m.engine, text, opt)
+	})
+	if err != nil {
+		return err
+	}
+	return a.printPerplexity(m, r)
+}
+
+// compare scores a model beside its base. Both must read the text alike.
+func (a *app) compare(ctx context.Context, base string, m *scored, raw string, text *verify.Text, flags *scoreFlags) error {
+	b, err := a.openScored(base, flags)
 	if err != nil {
 		return err
 	}
 	defer b.model.Close()
-	r, err := verify.Compare(ctx, b.engine, m.engine, text, opt)
-	bar.finish()
+	baseText, err := b.text(raw, flags)
 	if err != nil {
 		return err
 	}
-	return a.printComparison(path, base, r)
+	if !slices.EqualFunc(text.Windows, baseText.Windows, slices.Equal) {
+		return &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
+	}
+	r, err := scoring(a, "scoring", flags, func(opt verify.Options) (*verify.Comparison, error) {
+		return verify.Compare(ctx, b.engine, m.engine, text, opt)
+	})
+	if err != nil {
+		return err
+	}
+	return a.printComparison(m, b, r)
 }
 
-// evaluationText tokenizes a text as the model's vocabulary wants it.
-func evaluationText(m gguf.Model, raw string, flags *scoreFlags) (*verify.Text, error) {
-	v, err := tokenizer.FromMetadata(m.Metadata())
+// scoring runs a measurement with progress.
+func scoring[R any](a *app, what string, flags *scoreFlags, measure func(verify.Options) (R, error)) (R, error) {
+	bar := a.newProgress(what, false)
+	defer bar.finish()
+	r, err := measure(verify.Options{
+		BatchTokens: flags.batch, Threads: a.threads,
+		Window: func(done, total int, ppl float64) {
+			bar.update(int64(done), int64(total), fmt.Sprintf(" (PPL %.4f)", ppl))
+		},
+	})
+	if err != nil {
+		err = &inputError{err} // not finite, or not to be compared
+	}
+	return r, err
+}
+
+// text tokenizes a text as the model's vocabulary wants it.
+func (m *scored) text(raw string, flags *scoreFlags) (*verify.Text, error) {
+	v, err := tokenizer.FromMetadata(m.model.Metadata())
 	if err != nil {
 		return nil, err
 	}
-	return verify.Tokenize(v, raw, flags.ctx, flags.chunks)
+	text, err := verify.Tokenize(v, raw, flags.ctx, flags.chunks)
+	if err != nil {
+		return nil, &inputError{err}
+	}
+	return text, nil
 }
 
 // maxTextBytes bounds an evaluation text; WikiText-103 has half a gigabyte.
 const maxTextBytes = 1 << 30
 
-// readText reads a text file, decompressing by its ending.
+// readText reads a text file.
 func readText(path string) (string, error) {
-	var r io.Reader = os.Stdin
+	f := os.Stdin
 	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
+		var err error
+		if f, err = os.Open(path); err != nil {
 			return "", err
 		}
 		defer f.Close()
-		r = f
 	}
+	text, err := decompress(path, f)
+	if err != nil {
+		return "", &inputError{fmt.Errorf("%s: %w", path, err)}
+	}
+	return text, nil
+}
+
+// decompress reads everything, unpacking by the ending of the name.
+func decompress(name string, r io.Reader) (string, error) {
 	switch {
-	case strings.HasSuffix(path, ".gz"):
+	case strings.HasSuffix(name, ".gz"):
 		z, err := gzip.NewReader(r)
 		if err != nil {
-			return "", fmt.Errorf("%s: %w", path, err)
+			return "", err
 		}
 		r = z
-	case strings.HasSuffix(path, ".zst"):
+	case strings.HasSuffix(name, ".zst"):
 		z, err := zstd.NewReader(r)
 		if err != nil {
-			return "", fmt.Errorf("%s: %w", path, err)
+			return "", err
 		}
 		defer z.Close()
 		r = z
 	}
 	b, err := io.ReadAll(io.LimitReader(r, maxTextBytes+1))
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
+		return "", err
 	}
 	if len(b) > maxTextBytes {
-		return "", usagef("%s: the text is longer than %s", path, sizeText(maxTextBytes))
+		return "", fmt.Errorf("the text is longer than %s", sizeText(maxTextBytes))
 	}
 	return string(b), nil
 }
 
-func (a *app) printPerplexity(path string, r *verify.Result) error {
+func (a *app) printPerplexity(m *scored, r *verify.Result) error {
 	if a.json {
 		return a.printJSON(struct {
-			Model string `json:"model"`
+			Model    string   `json:"model"`
+			Warnings []string `json:"warnings,omitempty"`
 			*verify.Result
-		}{path, r})
+		}{m.path, m.warnings, r})
 	}
 	a.printf("PPL = %.4f ± %.4f\n", r.PPL.Value, r.PPL.Error)
-	a.printf("%s\n", wrap(r.Definition))
+	a.printf("%s\n", wrap(r.Definition, ""))
 	return nil
 }
 
-func (a *app) printComparison(path, base string, c *verify.Comparison) error {
+func (a *app) printComparison(m, base *scored, c *verify.Comparison) error {
 	if a.json {
 		return a.printJSON(struct {
-			Model string `json:"model"`
-			Base  string `json:"base"`
+			Model    string   `json:"model"`
+			Base     string   `json:"base"`
+			Warnings []string `json:"warnings,omitempty"`
 			*verify.Comparison
-		}{path, base, c})
+		}{m.path, base.path, append(m.warnings, base.warnings...), c})
 	}
 	rows := []struct {
 		name string
@@ -202,9 +261,14 @@ func (a *app) printComparison(path, base string, c *verify.Comparison) error {
 		{"same top token", c.SameTop, " %"},
 	}
 	for _, r := range rows {
-		a.printf("%-18s %12.6f ± %.6f%s\n", r.name, r.e.Value, r.e.Error, r.unit)
+		a.printf("%-16s %14.6f ± %.6f%s\n", r.name, r.e.Value, r.e.Error, r.unit)
 	}
-	a.printf("%-18s %12.6f nats\n%-18s %12.6f nats\n%-18s %12.6f nats\n", "median KLD", c.KLD.Median, "99 % KLD", c.KLD.P99, "maximum KLD", c.KLD.Max)
-	a.printf("%s\n", wrap(c.Definition))
+	for _, r := range []struct {
+		name string
+		kld  float64
+	}{{"median KLD", c.KLD.Median}, {"99 % KLD", c.KLD.P99}, {"maximum KLD", c.KLD.Max}} {
+		a.printf("%-16s %14.6f nats\n", r.name, r.kld)
+	}
+	a.printf("%s\n", wrap(c.Definition, ""))
 	return nil
 }

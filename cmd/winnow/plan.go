@@ -2,7 +2,7 @@ package main
 
 import (
 	"fmt"
-	"io"
+	"strings"
 	"time"
 
 	"github.com/winnow-moe/winnow/convert"
@@ -14,36 +14,63 @@ func (a *app) printPlan(p *convert.Plan) error {
 	if a.json {
 		return a.printJSON(doc)
 	}
-	a.printf("%-34s %-8s", "tensor", "source")
-	for range p.Outputs {
-		a.printf("  %-6s %9s", "type", "bytes")
-	}
-	a.printf("\n")
-	for i := range p.Tensors {
-		a.printf("%-34s %-8s", p.Tensors[i].Name, p.Tensors[i].From)
-		for o := range p.Outputs {
-			info := p.Info(o, i)
-			mark := ""
-			if p.Outputs[o].Choices[i].Fallback != "" {
-				mark = "*"
-			}
-			a.printf("  %-6s %9s", info.Type.String()+mark, sizeText(info.Size()))
-		}
-		a.printf("\n")
-	}
-	a.printf("\n")
+	a.printf("%s\n", planTable(p))
 	a.printDropped(p)
-	a.printFallbacks(a.stdout, p)
+	for _, text := range fallbackTexts(p) {
+		a.printf("* %s\n", wrap(text, "  "))
+	}
 	for i := range doc.Outputs {
 		o := &doc.Outputs[i]
-		a.printf("%s: %s, %d tensors, %.4f bits per weight", o.Path, sizeText(o.FileBytes), len(p.Tensors), o.BitsPerWeight)
+		a.printf("%s: %s, %d tensors, %.4f bits per weight", printable(o.Path), sizeText(o.FileBytes), len(p.Tensors), o.BitsPerWeight)
 		if o.Files > 1 {
 			a.printf(", %d files", o.Files)
 		}
 		a.printf("\n")
 	}
-	a.printf("source: %s to read once (%s); temporary disk: 0 B\n", sizeText(doc.SourceBytes), p.Source)
+	a.printf("source: %s to read once from %s; temporary disk: %s\n", sizeText(doc.SourceBytes), printable(p.Source), sizeText(doc.TempDisk))
 	return nil
+}
+
+// planTable lists the tensors with their types, and with their sizes if there
+// is room for them.
+func planTable(p *convert.Plan) string {
+	for _, sizes := range []bool{true, false} {
+		columns := "l"
+		if sizes {
+			columns = "lr"
+		}
+		text := table("ll"+strings.Repeat(columns, len(p.Outputs)), planRows(p, sizes))
+		if widest(text) <= lineWidth || !sizes {
+			return text
+		}
+	}
+	return ""
+}
+
+func planRows(p *convert.Plan, sizes bool) [][]string {
+	head := []string{"tensor", "source"}
+	for o := range p.Outputs {
+		head = append(head, p.Outputs[o].Recipe.Name)
+		if sizes {
+			head = append(head, "size")
+		}
+	}
+	rows := [][]string{head}
+	for i := range p.Tensors {
+		row := []string{printable(p.Tensors[i].Name), p.Tensors[i].From}
+		for o := range p.Outputs {
+			info, mark := p.Info(o, i), ""
+			if p.Outputs[o].Choices[i].Fallback != "" {
+				mark = "*"
+			}
+			row = append(row, info.Type.String()+mark)
+			if sizes {
+				row = append(row, sizeText(info.Size()))
+			}
+		}
+		rows = append(rows, row)
+	}
+	return rows
 }
 
 func (a *app) printDropped(p *convert.Plan) {
@@ -56,25 +83,18 @@ func (a *app) printDropped(p *convert.Plan) {
 		counts[d.Why]++
 	}
 	for _, why := range reasons {
-		a.printf("left out: %d %s: %s\n", counts[why], plural(counts[why], "tensor", "tensors"), why)
+		a.printf("left out: %s\n", wrap(fmt.Sprintf("%d %s: %s", counts[why], plural(counts[why], "tensor", "tensors"), why), "          "))
 	}
 }
 
-// printFallbacks says where a type did not fit and what that costs.
-func (a *app) printFallbacks(w io.Writer, p *convert.Plan) {
-	if a.quiet {
-		return
-	}
+// fallbackTexts says where a type did not fit and what that costs.
+func fallbackTexts(p *convert.Plan) []string {
+	var texts []string
 	for _, f := range p.Fallbacks() {
-		fmt.Fprintf(w, "* %s: %d %s: %s (%+.1f %%)\n", f.Recipe, f.Tensors, plural(f.Tensors, "tensor", "tensors"), f.Why, 100*float64(f.Bytes-f.WantedBytes)/float64(f.WantedBytes))
+		texts = append(texts, fmt.Sprintf("%s, %d %s: %s (%+.1f %% bytes)", f.Recipe, f.Tensors, plural(f.Tensors, "tensor", "tensors"),
+			f.Why, 100*float64(f.Bytes-f.WantedBytes)/float64(f.WantedBytes)))
 	}
-}
-
-func plural(n int, one, many string) string {
-	if n == 1 {
-		return one
-	}
-	return many
+	return texts
 }
 
 // printResult reports finished files.
@@ -88,8 +108,8 @@ func (a *app) printResult(p *convert.Plan, took time.Duration) error {
 	}
 	for i := range doc.Outputs {
 		o := &doc.Outputs[i]
-		a.printf("%s: %s, %.4f bits per weight\n", o.Path, sizeText(o.FileBytes), o.BitsPerWeight)
+		a.printf("%s: %s, %.4f bits per weight\n", printable(o.Path), sizeText(o.FileBytes), o.BitsPerWeight)
 	}
-	a.note("read %s in %s (%s/s)", sizeText(doc.SourceBytes), took.Round(10*time.Millisecond), sizeText(int64(float64(doc.SourceBytes)/took.Seconds())))
+	a.note("read %s in %s (%s/s)", sizeText(doc.SourceBytes), took.Round(time.Millisecond), sizeText(int64(float64(doc.SourceBytes)/took.Seconds())))
 	return nil
 }

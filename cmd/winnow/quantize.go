@@ -19,7 +19,10 @@ func newQuantizeCommand(a *app) *cobra.Command {
 		Short: "GGUF to GGUF with other types, byte for byte as llama-quantize",
 		Long: `Quantize a GGUF file. The tensors, their types, their order and their bytes are
 those of llama-quantize. Several types, separated by commas, are made from one
-read; OUTPUT then has {type} in its name or is a folder.`,
+read; OUTPUT then has {type} in its name or is a folder. Without OUTPUT the
+files are written beside the input.
+
+` + typesHelp(true),
 		Example: `  winnow quantize model-F32.gguf model-Q4_K_M.gguf Q4_K_M
   winnow quantize model-BF16.gguf Q8_0,Q6_K,Q4_K_M`,
 		Args: args(cobra.RangeArgs(2, 4)),
@@ -34,7 +37,7 @@ read; OUTPUT then has {type} in its name or is a folder.`,
 			return a.quantize(cmd.Context(), in, out, types, requant, &flags)
 		},
 	}
-	c.Flags().BoolVar(&requant, "allow-requantize", false, "decode tensors that are already quantized and quantize them again")
+	c.Flags().BoolVar(&requant, "allow-requantize", false, "quantize what is already quantized, at a further loss")
 	flags.add(c)
 	return c
 }
@@ -69,9 +72,6 @@ func (a *app) quantize(ctx context.Context, in, out, types string, requant bool,
 		return err
 	}
 	defer f.Close()
-	for _, w := range f.Warnings {
-		a.note("warning: %s", w)
-	}
 	src := convert.NewGGUFSource(in, f)
 	outputs, err := outputNames(out, src.DefaultName(), recipes)
 	if err != nil {
@@ -83,5 +83,6 @@ func (a *app) quantize(ctx context.Context, in, out, types string, requant bool,
 	if err != nil {
 		return err
 	}
+	plan.Notes = append(plan.Notes, f.Warnings...)
 	return a.carryOut(ctx, &conversion{plan, src, src.Inputs()}, flags)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -14,29 +15,34 @@ import (
 
 // checkpointFlags are the flags of commands that read a checkpoint folder.
 func checkpointFlags(c *cobra.Command, opt *convert.CheckpointOptions) {
-	c.Flags().StringVar(&opt.Pre, "pre", "", "`NAME` of the pre-tokenizer, where its structure is not recognised")
-	c.Flags().StringVar(&opt.MTP, "mtp", "", "`keep` or drop multi-token prediction blocks (default: as llama.cpp's converter)")
+	c.Flags().StringVar(&opt.Pre, "pre", "", "`NAME` of the pre-tokenizer if it is not recognised")
+	c.Flags().StringVar(&opt.MTP, "mtp", "", "multi-token prediction blocks: `keep|drop` them (default: as llama.cpp's converter)")
 }
 
 // openModel opens a GGUF file, or a checkpoint folder as the F32 model that a
-// conversion would give, so that both can be scored alike.
-func openModel(path string, opt convert.CheckpointOptions) (gguf.Model, error) {
+// conversion would give, so that both can be scored alike. warnings are oddities
+// of the files.
+func openModel(path string, opt convert.CheckpointOptions) (m gguf.Model, warnings []string, err error) {
 	st, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !st.IsDir() {
-		return gguf.Open(path)
+		f, err := gguf.Open(path)
+		if err != nil {
+			return nil, nil, err
+		}
+		return f, f.Warnings, nil
 	}
 	ck, err := convert.OpenCheckpoint(path, opt)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	view, err := checkpointView(ck)
 	if err != nil {
-		return nil, errors.Join(err, ck.Close())
+		return nil, nil, errors.Join(err, ck.Close())
 	}
-	return view, nil
+	return view, ck.Warnings, nil
 }
 
 // checkpointView presents a checkpoint as its F32 conversion.
@@ -69,22 +75,23 @@ func (a *app) execute(ctx context.Context, c *conversion, maxMemory int64, what 
 	})
 }
 
-// refuseExisting stops before an existing file would be replaced.
-func refuseExisting(p *convert.Plan, force bool) error {
-	if force {
-		return nil
-	}
-	for i := range p.Outputs {
-		for _, path := range p.Outputs[i].Layout.Paths(p.Outputs[i].Path) {
-			if st, err := os.Stat(path); err == nil {
-				if st.IsDir() {
-					return usagef("output %q is a folder", path)
-				}
-				if st.Mode().IsRegular() {
-					return usagef("output %q exists; pass --force to replace it", path)
-				}
-			}
+// checkOutput refuses an output that would replace an input or, without force,
+// any other file.
+func checkOutput(path string, inputs []string, force bool) error {
+	for _, in := range inputs {
+		if same, err := gguf.SameFile(path, in); err == nil && same || filepath.Clean(in) == filepath.Clean(path) {
+			return usagef("output %q is the same file as the input", path)
 		}
+	}
+	if dir := filepath.Dir(path); !isDir(dir) {
+		return usagef("the folder %q of the output does not exist", dir)
+	}
+	switch st, err := os.Stat(path); {
+	case err != nil:
+	case st.IsDir():
+		return usagef("output %q is a folder", path)
+	case st.Mode().IsRegular() && !force:
+		return &usageError{&convert.HintError{Err: fmt.Errorf("output %q exists", path), Hint: "pass --force to replace it"}}
 	}
 	return nil
 }
@@ -93,17 +100,4 @@ func refuseExisting(p *convert.Plan, force bool) error {
 func isDir(path string) bool {
 	st, err := os.Stat(path)
 	return err == nil && st.IsDir()
-}
-
-// sameAsInput reports whether an output path is one of the inputs, under any name.
-func sameAsInput(path string, inputs []string) bool {
-	for _, in := range inputs {
-		if same, err := gguf.SameFile(path, in); err == nil && same {
-			return true
-		}
-		if filepath.Clean(in) == filepath.Clean(path) {
-			return true
-		}
-	}
-	return false
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,7 +18,9 @@ func parseTypes(list string) ([]*quant.Recipe, error) {
 	for name := range strings.SplitSeq(list, ",") {
 		r, err := quant.LookupRecipe(strings.TrimSpace(name))
 		if err != nil {
-			return nil, &usageError{err}
+			return nil, &usageError{&convert.HintError{
+				Err: fmt.Errorf("unknown type %q", name), Hint: "types: " + strings.Join(typeNames(true), ", "),
+			}}
 		}
 		if seen[r.Name] {
 			return nil, usagef("type %s is listed twice", r.Name)
@@ -28,11 +31,29 @@ func parseTypes(list string) ([]*quant.Recipe, error) {
 	return out, nil
 }
 
-func completeTypes(_ *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	done := prefix[:strings.LastIndexByte(prefix, ',')+1]
+// typeNames lists the types that can be written; keeping: with the one that
+// keeps what a GGUF file has.
+func typeNames(keeping bool) []string {
 	var names []string
 	for _, r := range quant.Recipes() {
-		names = append(names, done+r.Name)
+		codec, ok := quant.Lookup(r.Default)
+		if r.KeepsTypes && keeping || !r.KeepsTypes && ok && codec.Encode != nil && !codec.NeedsWeights {
+			names = append(names, r.Name)
+		}
+	}
+	return names
+}
+
+// typesHelp is the part of a command's help that lists the types.
+func typesHelp(keeping bool) string {
+	return wrap("Types: "+strings.Join(typeNames(keeping), ", "), "  ")
+}
+
+func completeTypes(_ *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	done := prefix[:strings.LastIndexByte(prefix, ',')+1]
+	names := typeNames(false)
+	for i := range names {
+		names[i] = done + names[i]
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
@@ -48,7 +69,7 @@ func outputNames(out, base string, recipes []*quant.Recipe) ([]convert.OutputReq
 	case out == "":
 		template = base + "-{type}.gguf"
 	case isDir(out):
-		template = filepath.Join(out, base+"-{type}.gguf")
+		template = filepath.Join(out, filepath.Base(base)+"-{type}.gguf")
 	}
 	var reqs []convert.OutputRequest
 	for _, r := range recipes {

@@ -6,17 +6,71 @@ package main
 // gets a line per minute; --quiet gets neither. Nothing is coloured.
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 )
+
+// printJSON writes a result document to stdout.
+func (a *app) printJSON(v any) error { return writeJSON(a.stdout, v) }
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// printf writes a result to stdout.
+func (a *app) printf(format string, args ...any) {
+	io.WriteString(a.stdout, visible(fmt.Sprintf(format, args...)))
+}
+
+// note writes a remark to stderr. With --json remarks are in the document.
+func (a *app) note(format string, args ...any) {
+	if !a.quiet && !a.json {
+		fmt.Fprintf(a.stderr, "winnow: %s\n", visible(fmt.Sprintf(format, args...)))
+	}
+}
+
+// warn writes the oddities of an input to stderr.
+func (a *app) warn(warnings []string) {
+	for _, w := range warnings {
+		a.note("warning: %s", w)
+	}
+}
+
+// visible replaces characters that could steer a terminal, since texts contain
+// names from files.
+func visible(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r == '\n' || unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+// printable quotes names that are empty or hold characters not to be seen.
+func printable(s string) string {
+	if q := strconv.Quote(s); q != `"`+s+`"` || s == "" {
+		return q
+	}
+	return s
+}
 
 // progress shows how far long work is.
 type progress struct {
@@ -49,7 +103,7 @@ func barProgress(w io.Writer, what string, bytes bool) *progress {
 					progressbar.OptionShowBytes(bytes),
 					progressbar.OptionShowCount(),
 					progressbar.OptionSetPredictTime(true),
-					progressbar.OptionSetWidth(20),
+					progressbar.OptionSetWidth(10),
 					progressbar.OptionThrottle(100*time.Millisecond),
 					progressbar.OptionClearOnFinish())
 			}
@@ -94,6 +148,17 @@ func lineProgress(w io.Writer, what string, bytes bool, interval time.Duration) 
 	}
 }
 
+// countText writes a number of parameters or the like.
+func countText(n int64) string {
+	switch f := float64(n); {
+	case n >= 1e9:
+		return fmt.Sprintf("%.2f billion", f/1e9)
+	case n >= 1e6:
+		return fmt.Sprintf("%.2f million", f/1e6)
+	}
+	return strconv.FormatInt(n, 10)
+}
+
 // sizeText writes a byte count with a decimal unit, as model pages do.
 func sizeText(n int64) string {
 	switch f := float64(n); {
@@ -109,17 +174,21 @@ func sizeText(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-// wrap breaks a text into lines of at most 79 characters.
-func wrap(text string) string {
+// lineWidth is how long lines of text are at most; names are never cut.
+const lineWidth = 79
+
+// wrap breaks a text into lines that follow indent; the first is meant for a
+// line on which as many columns are taken already.
+func wrap(text, indent string) string {
 	var b strings.Builder
-	col := 0
+	col := len(indent)
 	for word := range strings.FieldsSeq(text) {
 		n := utf8.RuneCountInString(word)
 		switch {
-		case col == 0:
-		case col+1+n > 79:
-			b.WriteByte('\n')
-			col = 0
+		case b.Len() == 0:
+		case col+1+n > lineWidth:
+			b.WriteString("\n" + indent)
+			col = len(indent)
 		default:
 			b.WriteByte(' ')
 			col++
@@ -128,4 +197,56 @@ func wrap(text string) string {
 		col += n
 	}
 	return b.String()
+}
+
+// cut shortens a text to n characters.
+func cut(text string, n int) string {
+	if r := []rune(text); len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return text
+}
+
+// table aligns columns. align has a letter per column, l or r.
+func table(align string, rows [][]string) string {
+	var widths []int
+	for _, row := range rows {
+		for c, cell := range row {
+			if c == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[c] = max(widths[c], utf8.RuneCountInString(cell))
+		}
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		line := ""
+		for c, cell := range row {
+			pad := strings.Repeat(" ", widths[c]-utf8.RuneCountInString(cell))
+			if align[c] == 'r' {
+				line += pad + cell + "  "
+			} else {
+				line += cell + pad + "  "
+			}
+		}
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
+	return b.String()
+}
+
+// widest returns the length of the longest line.
+func widest(text string) int {
+	n := 0
+	for line := range strings.Lines(text) {
+		n = max(n, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")))
+	}
+	return n
+}
+
+// plural chooses the form of a word that goes with a number.
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return one
+	}
+	return many
 }

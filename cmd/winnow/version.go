@@ -25,7 +25,10 @@ func newVersionCommand(a *app) *cobra.Command {
 			if a.json {
 				return a.printJSON(doc)
 			}
-			a.printf("winnow %s %s (%s, %s)\n", doc.Version, doc.Revision, doc.Go, doc.Platform)
+			a.printf("winnow %s (%s, %s)\n", doc.Version, doc.Go, doc.Platform)
+			if doc.Revision != "" {
+				a.printf("revision %s\n", doc.Revision)
+			}
 			return nil
 		},
 	}
