@@ -14,7 +14,8 @@ import (
 
 // RunOptions bound what a run may use. They never change its output.
 type RunOptions struct {
-	// Threads is the number of cores to compute on; 0 means all.
+	// Threads is the number of tensors' parts worked on at a time, with some
+	// more that wait for the disk; 0 means one per core.
 	Threads int
 	// MaxMemory bounds resident memory in bytes; 0 means DefaultMaxMemory.
 	MaxMemory int64
@@ -43,7 +44,7 @@ const (
 	bytesPerElement = 20
 	maxUnit         = 1 << 20 // elements; more brings no speed
 	minUnit         = 1 << 12
-	readAhead       = 2 // workers beyond Threads, so that reading overlaps computing
+	readAhead       = 2 // workers beyond Threads, so that the disk and the cores both stay busy
 )
 
 // unit is a piece of work: n rows of what piece contributes to a tensor,
@@ -134,7 +135,6 @@ type execution struct {
 	writers []*gguf.Writer
 	done    atomic.Int64
 	total   int64
-	compute chan struct{} // one token per core
 }
 
 func (ex *execution) abort() {
@@ -148,7 +148,6 @@ func (ex *execution) run(ctx context.Context) error {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	ex.compute = make(chan struct{}, threads)
 	ex.total = ex.plan.inputBytes()
 	workers := threads + readAhead
 	g, ctx := errgroup.WithContext(ctx)
@@ -268,12 +267,6 @@ func (w *worker) encodeUnit(ctx context.Context, u unit) error {
 	w.values = grow(w.values, u.n*cols)
 	if err := w.rd.rows(ctx, u.piece, u.first, u.n, w.values); err != nil {
 		return err
-	}
-	select {
-	case w.ex.compute <- struct{}{}:
-		defer func() { <-w.ex.compute }()
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 	if err := finite(t.Name, u.out, cols, w.values); err != nil {
 		return err
