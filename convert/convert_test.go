@@ -2,10 +2,15 @@ package convert
 
 import (
 	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
@@ -21,30 +26,104 @@ func recipe(t testing.TB, name string) *quant.Recipe {
 	return r
 }
 
-// convertTo converts a checkpoint folder and returns the paths written.
-func convertTo(t testing.TB, dir string, opt CheckpointOptions, run RunOptions, types ...string) []string {
+// want fails when any of the errors is not nil.
+func want(t testing.TB, errs ...error) {
+	t.Helper()
+	for _, err := range errs {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func openCheckpoint(t testing.TB, dir string, opt CheckpointOptions) *Checkpoint {
 	t.Helper()
 	ck, err := OpenCheckpoint(dir, opt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ck.Close()
+	want(t, err)
+	t.Cleanup(func() { ck.Close() })
+	return ck
+}
+
+func openGGUF(t testing.TB, path string) *gguf.File {
+	t.Helper()
+	f, err := gguf.Open(path)
+	want(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// request asks for one file per type in a folder, called TYPE.gguf.
+func request(t testing.TB, dir string, types ...string) Request {
+	t.Helper()
 	var req Request
-	var paths []string
-	out := t.TempDir()
 	for _, name := range types {
-		path := filepath.Join(out, name+".gguf")
-		paths = append(paths, path)
-		req.Outputs = append(req.Outputs, OutputRequest{Path: path, Recipe: recipe(t, name)})
+		req.Outputs = append(req.Outputs, OutputRequest{Path: filepath.Join(dir, name+".gguf"), Recipe: recipe(t, name)})
 	}
-	plan, err := ck.Plan(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Run(t.Context(), plan, ck, run); err != nil {
-		t.Fatal(err)
+	return req
+}
+
+// run executes a plan and returns the paths of its outputs.
+func run(t testing.TB, p *Plan, data Data, opt RunOptions) []string {
+	t.Helper()
+	want(t, Run(t.Context(), p, data, opt))
+	var paths []string
+	for i := range p.Outputs {
+		paths = append(paths, p.Outputs[i].Path)
 	}
 	return paths
+}
+
+// convertTo converts a checkpoint folder and returns the paths written.
+func convertTo(t testing.TB, dir string, opt RunOptions, types ...string) []string {
+	t.Helper()
+	ck := openCheckpoint(t, dir, CheckpointOptions{})
+	plan, err := ck.Plan(request(t, t.TempDir(), types...))
+	want(t, err)
+	return run(t, plan, ck, opt)
+}
+
+// quantizeTo quantizes a GGUF file and returns the paths written.
+func quantizeTo(t testing.TB, path string, allow bool, types ...string) []string {
+	t.Helper()
+	src := NewGGUFSource(path, openGGUF(t, path))
+	req := request(t, t.TempDir(), types...)
+	req.AllowRequantize = allow
+	plan, err := src.Plan(req)
+	want(t, err)
+	return run(t, plan, src, RunOptions{Inputs: src.Inputs()})
+}
+
+// copyFixture copies a checkpoint folder and changes its config.json; a nil
+// value deletes a setting.
+func copyFixture(t testing.TB, dir string, changes map[string]any) string {
+	t.Helper()
+	to := filepath.Join(t.TempDir(), filepath.Base(dir))
+	want(t, os.CopyFS(to, os.DirFS(dir)))
+	path := filepath.Join(to, "config.json")
+	want(t, os.WriteFile(path, edit(t, readFile(t, path), changes), 0o666))
+	return to
+}
+
+// edit changes top-level settings of a JSON object; nil deletes.
+func edit(t testing.TB, text []byte, changes map[string]any) []byte {
+	t.Helper()
+	var top map[string]any
+	want(t, json.Unmarshal(text, &top))
+	for k, v := range changes {
+		if top[k] = v; v == nil {
+			delete(top, k)
+		}
+	}
+	out, err := json.Marshal(top)
+	want(t, err)
+	return out
+}
+
+func readFile(t testing.TB, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	want(t, err)
+	return b
 }
 
 // TestEqualsLlamaCpp compares whole files with llama.cpp's own conversions.
@@ -52,22 +131,73 @@ func TestEqualsLlamaCpp(t *testing.T) {
 	for _, family := range []string{"deepseek_v3", "deepseek_v3_fp8", "deepseek_v2_lite"} {
 		t.Run(family, func(t *testing.T) {
 			dir := fixtures.Family(t, family)
-			got := convertTo(t, dir, CheckpointOptions{}, RunOptions{}, "BF16")[0]
+			got := convertTo(t, dir, RunOptions{}, "BF16")[0]
 			sameFiles(t, got, filepath.Join(dir, "ref-bf16.gguf"))
 		})
 	}
 }
 
+// TestLlamaEqualsLlamaCpp: the fixture scales its rotary embedding by llama3's
+// rule, which is refused. The scaling is one tensor of the reference and has
+// no keys; without it everything else is equal.
+func TestLlamaEqualsLlamaCpp(t *testing.T) {
+	dir := fixtures.Family(t, "llama")
+	got := openGGUF(t, convertTo(t, copyFixture(t, dir, map[string]any{"rope_scaling": nil}), RunOptions{}, "BF16")[0])
+	ref := openGGUF(t, filepath.Join(dir, "ref-bf16.gguf"))
+	sameMetadata(t, got.Metadata(), ref.Metadata())
+	infos := slices.DeleteFunc(slices.Clone(ref.Tensors()), func(i gguf.TensorInfo) bool { return i.Name == "rope_freqs.weight" })
+	if fmt.Sprint(got.Tensors()) != fmt.Sprint(infos) {
+		t.Errorf("tensors %v, want %v", got.Tensors(), infos)
+	}
+	sameRows(t, got, ref)
+}
+
+func sameMetadata(t *testing.T, got, want *gguf.Metadata) {
+	t.Helper()
+	if !slices.Equal(got.Keys(), want.Keys()) {
+		t.Errorf("keys %q, want %q", got.Keys(), want.Keys())
+	}
+	for _, k := range want.Keys() {
+		g, _ := got.Get(k)
+		if w, _ := want.Get(k); fmt.Sprintf("%T %v", g, g) != fmt.Sprintf("%T %v", w, w) {
+			t.Errorf("key %q is %.100v (%T), want %.100v (%T)", k, g, g, w, w)
+		}
+	}
+}
+
+// allRows returns the encoded bytes of a whole tensor.
+func allRows(t testing.TB, m gguf.Model, i int) []byte {
+	t.Helper()
+	b, err := m.Rows(context.Background(), i, 0, m.Tensors()[i].Rows(), nil)
+	want(t, err)
+	return b
+}
+
+// sameRows compares all tensors of got, by name, with those of want in type
+// and bytes.
+func sameRows(t *testing.T, got, want gguf.Model) {
+	t.Helper()
+	index := map[string]int{}
+	for i, info := range want.Tensors() {
+		index[info.Name] = i
+	}
+	for i, info := range got.Tensors() {
+		j, ok := index[info.Name]
+		if !ok {
+			t.Errorf("tensor %q is not expected", info.Name)
+			continue
+		}
+		if w := want.Tensors()[j]; w.Type != info.Type || !slices.Equal(w.Shape, info.Shape) {
+			t.Errorf("tensor %v, want %v", info, w)
+		} else if !bytes.Equal(allRows(t, got, i), allRows(t, want, j)) {
+			t.Errorf("tensor %q differs", info.Name)
+		}
+	}
+}
+
 func sameFiles(t *testing.T, got, want string) {
 	t.Helper()
-	a, err := os.ReadFile(got)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(want)
-	if err != nil {
-		t.Fatal(err)
-	}
+	a, b := readFile(t, got), readFile(t, want)
 	if bytes.Equal(a, b) {
 		return
 	}

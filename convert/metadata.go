@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"unicode"
 
@@ -82,7 +83,7 @@ func modelName(dir string) string {
 	}
 	words := strings.Fields(strings.ReplaceAll(filepath.Base(dir), "-", " "))
 	for i, w := range words {
-		if isLower(w) && !looksLikeVersion(w) {
+		if isLower(w) && !version.MatchString(w) {
 			words[i] = titleCase(w)
 		}
 	}
@@ -94,14 +95,9 @@ func isLower(w string) bool {
 	return strings.IndexFunc(w, unicode.IsLower) >= 0 && strings.IndexFunc(w, unicode.IsUpper) < 0
 }
 
-// looksLikeVersion: "v2", "v1.5", or anything that starts with a digit.
-func looksLikeVersion(w string) bool {
-	if w[0] >= '0' && w[0] <= '9' {
-		return true
-	}
-	rest, ok := strings.CutPrefix(w, "v")
-	return ok && rest != "" && strings.Trim(rest, "0123456789.") == ""
-}
+// version matches words that gguf-py takes for one: "v2", "v1.5", or anything
+// that starts with a digit.
+var version = regexp.MustCompile(`^(v[0-9]+(\.[0-9]+)*$|[0-9])`)
 
 // titleCase capitalises every letter that does not follow a letter.
 func titleCase(w string) string {
