@@ -119,9 +119,15 @@ func sameLists(t *testing.T, got, want [][]any) {
 	}
 }
 
+// straight are types also made straight from FP8.
+var straight = []string{"Q2_K", "Q4_K_M", "Q5_0", "Q8_0"}
+
 // TestTinyR1EqualsLlamaQuantize compares whole files with llama-quantize, all
 // made from one read, and their tensors with those that come straight from FP8.
 func TestTinyR1EqualsLlamaQuantize(t *testing.T) {
+	if testing.Short() {
+		t.Skip("searches scales for 200 million weights, which takes minutes under the race detector")
+	}
 	g := loadGolden(t)
 	var types []string
 	for name := range g.Quantize {
@@ -129,15 +135,16 @@ func TestTinyR1EqualsLlamaQuantize(t *testing.T) {
 			types = append(types, kind)
 		}
 	}
-	slices.Sort(types)
 	dir := fixtures.TinyR1(t)
 	floats := convertTo(t, dir, RunOptions{}, "F32", "BF16")
-	direct := convertTo(t, dir, RunOptions{}, types...)
+	direct := convertTo(t, dir, RunOptions{}, straight...)
 	for i, path := range quantizeTo(t, floats[0], false, types...) {
 		if hash(readFile(t, path)) != g.Quantize["F32-"+types[i]] {
 			t.Errorf("%s differs from llama-quantize's file", types[i])
 		}
-		sameRows(t, openGGUF(t, direct[i]), openGGUF(t, path))
+		if j := slices.Index(straight, types[i]); j >= 0 {
+			sameRows(t, openGGUF(t, direct[j]), openGGUF(t, path))
+		}
 		if types[i] == "Q4_K_M" {
 			again := quantizeTo(t, path, true, "Q8_0")[0]
 			if hash(readFile(t, again)) != g.Quantize["F32-Q4_K_M-Q8_0"] {
