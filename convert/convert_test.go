@@ -26,8 +26,8 @@ func recipe(t testing.TB, name string) *quant.Recipe {
 	return r
 }
 
-// want fails when any of the errors is not nil.
-func want(t testing.TB, errs ...error) {
+// must fails when any of the errors is not nil.
+func must(t testing.TB, errs ...error) {
 	t.Helper()
 	for _, err := range errs {
 		if err != nil {
@@ -39,7 +39,7 @@ func want(t testing.TB, errs ...error) {
 func openCheckpoint(t testing.TB, dir string, opt CheckpointOptions) *Checkpoint {
 	t.Helper()
 	ck, err := OpenCheckpoint(dir, opt)
-	want(t, err)
+	must(t, err)
 	t.Cleanup(func() { ck.Close() })
 	return ck
 }
@@ -47,7 +47,7 @@ func openCheckpoint(t testing.TB, dir string, opt CheckpointOptions) *Checkpoint
 func openGGUF(t testing.TB, path string) *gguf.File {
 	t.Helper()
 	f, err := gguf.Open(path)
-	want(t, err)
+	must(t, err)
 	t.Cleanup(func() { f.Close() })
 	return f
 }
@@ -65,7 +65,7 @@ func request(t testing.TB, dir string, types ...string) Request {
 // run executes a plan and returns the paths of its outputs.
 func run(t testing.TB, p *Plan, data Data, opt RunOptions) []string {
 	t.Helper()
-	want(t, Run(t.Context(), p, data, opt))
+	must(t, Run(t.Context(), p, data, opt))
 	var paths []string
 	for i := range p.Outputs {
 		paths = append(paths, p.Outputs[i].Path)
@@ -78,7 +78,7 @@ func convertTo(t testing.TB, dir string, opt RunOptions, types ...string) []stri
 	t.Helper()
 	ck := openCheckpoint(t, dir, CheckpointOptions{})
 	plan, err := ck.Plan(request(t, t.TempDir(), types...))
-	want(t, err)
+	must(t, err)
 	return run(t, plan, ck, opt)
 }
 
@@ -89,7 +89,7 @@ func quantizeTo(t testing.TB, path string, allow bool, types ...string) []string
 	req := request(t, t.TempDir(), types...)
 	req.AllowRequantize = allow
 	plan, err := src.Plan(req)
-	want(t, err)
+	must(t, err)
 	return run(t, plan, src, RunOptions{Inputs: src.Inputs()})
 }
 
@@ -98,9 +98,9 @@ func quantizeTo(t testing.TB, path string, allow bool, types ...string) []string
 func copyFixture(t testing.TB, dir string, changes map[string]any) string {
 	t.Helper()
 	to := filepath.Join(t.TempDir(), filepath.Base(dir))
-	want(t, os.CopyFS(to, os.DirFS(dir)))
+	must(t, os.CopyFS(to, os.DirFS(dir)))
 	path := filepath.Join(to, "config.json")
-	want(t, os.WriteFile(path, edit(t, readFile(t, path), changes), 0o666))
+	must(t, os.WriteFile(path, edit(t, readFile(t, path), changes), 0o666))
 	return to
 }
 
@@ -108,21 +108,21 @@ func copyFixture(t testing.TB, dir string, changes map[string]any) string {
 func edit(t testing.TB, text []byte, changes map[string]any) []byte {
 	t.Helper()
 	var top map[string]any
-	want(t, json.Unmarshal(text, &top))
+	must(t, json.Unmarshal(text, &top))
 	for k, v := range changes {
 		if top[k] = v; v == nil {
 			delete(top, k)
 		}
 	}
 	out, err := json.Marshal(top)
-	want(t, err)
+	must(t, err)
 	return out
 }
 
 func readFile(t testing.TB, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
-	want(t, err)
+	must(t, err)
 	return b
 }
 
@@ -169,7 +169,7 @@ func sameMetadata(t *testing.T, got, want *gguf.Metadata) {
 func allRows(t testing.TB, m gguf.Model, i int) []byte {
 	t.Helper()
 	b, err := m.Rows(context.Background(), i, 0, m.Tensors()[i].Rows(), nil)
-	want(t, err)
+	must(t, err)
 	return b
 }
 

@@ -27,7 +27,7 @@ func TestBadCorpus(t *testing.T) {
 		ID, Op, Path, Expect, Why string
 		Hints                     []string `json:"contains_hint"`
 	}
-	want(t, json.Unmarshal(readFile(t, filepath.Join(root, "manifest.json")), &cases))
+	must(t, json.Unmarshal(readFile(t, filepath.Join(root, "manifest.json")), &cases))
 	n := 0
 	for _, c := range cases {
 		if c.Op != "convert" || slices.Contains(links, c.ID) {
@@ -41,7 +41,7 @@ func TestBadCorpus(t *testing.T) {
 				t.Fatalf("%s: error %v, want %s", c.Why, err, c.Expect)
 			}
 			left, e := os.ReadDir(out)
-			want(t, e)
+			must(t, e)
 			if (len(left) == 1) != (err == nil) {
 				t.Errorf("%d files left after error %v", len(left), err)
 			}
@@ -103,7 +103,7 @@ func TestOpenErrors(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "none")
 			if c.file != "" {
 				dir = copyFixture(t, base, nil)
-				want(t, os.WriteFile(filepath.Join(dir, c.file), []byte(c.text), 0o666))
+				must(t, os.WriteFile(filepath.Join(dir, c.file), []byte(c.text), 0o666))
 			}
 			_, err := OpenCheckpoint(dir, CheckpointOptions{})
 			if err == nil {

@@ -33,7 +33,7 @@ type golden struct {
 func loadGolden(t *testing.T) *golden {
 	t.Helper()
 	var g golden
-	want(t, json.Unmarshal(readFile(t, filepath.Join("testdata", "tiny_r1.json")), &g))
+	must(t, json.Unmarshal(readFile(t, filepath.Join("testdata", "tiny_r1.json")), &g))
 	return &g
 }
 
@@ -61,12 +61,12 @@ func arrayBytes(t *testing.T, v any) []byte {
 	var b bytes.Buffer
 	if list, ok := v.([]string); ok {
 		for _, s := range list {
-			want(t, binary.Write(&b, binary.LittleEndian, uint64(len(s))))
+			must(t, binary.Write(&b, binary.LittleEndian, uint64(len(s))))
 			b.WriteString(s)
 		}
 		return b.Bytes()
 	}
-	want(t, binary.Write(&b, binary.LittleEndian, v))
+	must(t, binary.Write(&b, binary.LittleEndian, v))
 	return b.Bytes()
 }
 

@@ -22,9 +22,9 @@ import (
 func loadModel(t testing.TB, fixture string, changes map[string]any, mtp bool) *arch.Model {
 	t.Helper()
 	cfg, err := arch.ParseConfig(edit(t, readFile(t, filepath.Join(fixtures.Family(t, fixture), "config.json")), changes))
-	want(t, err)
+	must(t, err)
 	m, err := arch.FromConfig(cfg, mtp)
-	want(t, err)
+	must(t, err)
 	return m
 }
 
@@ -134,7 +134,7 @@ func TestPlanAccepts(t *testing.T) {
 	all := literal(mtp)
 	trunk := loadModel(t, "deepseek_v3", nil, false)
 	tensors, dropped, err := modelTensors(trunk, NewInventory(all))
-	want(t, err)
+	must(t, err)
 	if len(dropped) == 0 || len(dropped) != len(all)-len(literal(trunk)) {
 		t.Errorf("%d of %d tensors dropped", len(dropped), len(all))
 	}
@@ -144,7 +144,7 @@ func TestPlanAccepts(t *testing.T) {
 		}
 	}
 	kept, dropped, err := modelTensors(mtp, NewInventory(all))
-	want(t, err)
+	must(t, err)
 	if len(dropped) > 0 || len(kept) <= len(tensors) {
 		t.Errorf("%d tensors kept, %d without the MTP block, dropped %v", len(kept), len(tensors), dropped)
 	}
@@ -159,7 +159,7 @@ func TestPlanAccepts(t *testing.T) {
 	tied := loadModel(t, "deepseek_v3", map[string]any{"tie_word_embeddings": true}, false)
 	for _, list := range [][]Source{literal(trunk), without(literal(trunk), "lm_head.weight")} {
 		x, dropped, err := modelTensors(tied, NewInventory(list))
-		want(t, err)
+		must(t, err)
 		if i := slices.IndexFunc(x, func(x Tensor) bool { return x.Name == "output.weight" }); i >= 0 {
 			t.Error("tied model has an output matrix")
 		}
@@ -170,7 +170,7 @@ func TestPlanAccepts(t *testing.T) {
 
 	bias := "model.layers.1.mlp.gate.e_score_correction_bias"
 	fewer, _, err := modelTensors(trunk, NewInventory(without(literal(trunk), bias)))
-	want(t, err)
+	must(t, err)
 	if len(fewer) != len(tensors)-1 {
 		t.Errorf("%d tensors without an optional one, %d with it", len(fewer), len(tensors))
 	}
@@ -185,7 +185,10 @@ func TestPlanAccepts(t *testing.T) {
 // the order of the rules where one input completes several, and all expert
 // stacks of a block come with the last expert tensor of the block.
 func TestPlanOrder(t *testing.T) {
-	m := loadModel(t, "deepseek_v3", map[string]any{"num_hidden_layers": 2, "num_nextn_predict_layers": 0, "n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1}, false)
+	m := loadModel(t, "deepseek_v3", map[string]any{
+		"num_hidden_layers": 2, "num_nextn_predict_layers": 0,
+		"n_routed_experts": 2, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 1,
+	}, false)
 	list := literal(m)
 	move := func(name string) { // to the end
 		s := *find(t, list, name)
@@ -195,7 +198,7 @@ func TestPlanOrder(t *testing.T) {
 	move("model.layers.1.mlp.experts.0.up_proj.weight")
 	move("model.embed_tokens.weight")
 	tensors, _, err := modelTensors(m, NewInventory(list))
-	want(t, err)
+	must(t, err)
 	var names []string
 	for _, x := range tensors {
 		names = append(names, strings.TrimSuffix(x.Name, ".weight"))
@@ -216,9 +219,9 @@ func TestPlanIsPure(t *testing.T) {
 	list := literal(m)
 	copied := slices.Clone(list)
 	a, _, err := modelTensors(m, NewInventory(list))
-	want(t, err)
+	must(t, err)
 	b, _, err := modelTensors(m, NewInventory(copied))
-	want(t, err)
+	must(t, err)
 	if !reflect.DeepEqual(a, b) || !reflect.DeepEqual(list, copied) {
 		t.Error("two plans of one inventory differ, or the inventory has changed")
 	}
@@ -252,7 +255,7 @@ func TestScales(t *testing.T) {
 				wantRefusal(t, err, ErrInput, c.words...)
 				return
 			}
-			want(t, err)
+			must(t, err)
 			if w := inv.Tensors[1]; w.Scale != 0 || w.BlockRows != c.block[0] || w.BlockCols != c.block[1] || inv.Tensors[0].Scale != -1 {
 				t.Errorf("%+v", inv.Tensors)
 			}
@@ -278,10 +281,10 @@ func (m memory) ReadAt(ctx context.Context, i int, off int64, p []byte) error {
 func inMemory(t testing.TB, m *arch.Model, list []Source) *Checkpoint {
 	t.Helper()
 	c := &Checkpoint{Dir: "in-memory", Model: m, Vocab: &tokenizer.Vocab{}, inv: NewInventory(list)}
-	want(t, attachScales(c.inv, [2]int64{128, 128}))
+	must(t, attachScales(c.inv, [2]int64{128, 128}))
 	var err error
 	c.tensors, c.dropped, err = modelTensors(m, c.inv)
-	want(t, err)
+	must(t, err)
 	return c
 }
 
@@ -291,7 +294,7 @@ func TestSummary(t *testing.T) {
 	list := literal(m)
 	trunk := inMemory(t, loadModel(t, "deepseek_v3", nil, false), list)
 	p, err := trunk.Plan(request(t, "out", "F32", "Q4_K_M"))
-	want(t, err)
+	must(t, err)
 	s := p.Summary()
 	elements := int64(0)
 	for _, x := range list {

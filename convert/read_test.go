@@ -50,7 +50,7 @@ func newMatrix(t testing.TB, dt dtype.Type, rows, cols int64, block [2]int64, se
 		m.data = append(m.data, scales)
 	}
 	m.inv = NewInventory(list)
-	want(t, attachScales(m.inv, block))
+	must(t, attachScales(m.inv, block))
 	return m
 }
 
@@ -84,7 +84,7 @@ func TestReadBlocks(t *testing.T) {
 			r0, c0 := rapid.Int64Range(0, rows-1).Draw(rt, "r0"), rapid.Int64Range(0, cols-1).Draw(rt, "c0")
 			r1, c1 := rapid.Int64Range(r0+1, rows).Draw(rt, "r1"), rapid.Int64Range(c0+1, cols).Draw(rt, "c1")
 			got := make([]float32, (r1-r0)*(c1-c0))
-			want(t, rd.read(t.Context(), 0, r0, r1, c0, c1, got))
+			must(t, rd.read(t.Context(), 0, r0, r1, c0, c1, got))
 			for r := r0; r < r1; r++ {
 				for c := c0; c < c1; c++ {
 					if g, w := got[(r-r0)*(c1-c0)+c-c0], m.at(r, c); g != w {
@@ -102,7 +102,7 @@ func TestReadDeepSeekEdges(t *testing.T) {
 	m := newMatrix(t, dtype.F8E4M3, 192, 144, [2]int64{128, 128}, 7)
 	got := make([]float32, 192*144)
 	rd := &reader{inv: m.inv, data: m.data}
-	want(t, rd.read(t.Context(), 0, 0, 192, 0, 144, got))
+	must(t, rd.read(t.Context(), 0, 0, 192, 0, 144, got))
 	for i, g := range got {
 		if w := m.at(int64(i)/144, int64(i)%144); g != w {
 			t.Fatalf("value %d is %v, want %v", i, g, w)
@@ -127,7 +127,7 @@ func TestPieces(t *testing.T) {
 		n := rapid.Int64Range(1, total-first).Draw(rt, "n")
 		got := make([]float32, n*width)
 		rd := &reader{inv: m.inv, data: m.data}
-		want(t, rd.rows(t.Context(), &p, first, n, got))
+		must(t, rd.rows(t.Context(), &p, first, n, got))
 		for i := range n {
 			for j := range width {
 				var w float32
@@ -170,7 +170,7 @@ func TestFinite(t *testing.T) {
 		for i := range x {
 			x[i] = []float32{math.MaxFloat32, -math.MaxFloat32, math.SmallestNonzeroFloat32, float32(math.Copysign(0, -1)), 1}[i%5]
 		}
-		want(t, finite("w", 0, 3, x))
+		must(t, finite("w", 0, 3, x))
 		for i := range x {
 			for bad, text := range map[float32]string{nan: "is NaN", inf: "is +Inf", -inf: "is -Inf"} {
 				old := x[i]

@@ -48,12 +48,12 @@ func (l *listed) bytes() int64 {
 func readLayout(t testing.TB, path string) *layout {
 	t.Helper()
 	f, err := os.Open(path)
-	want(t, err)
+	must(t, err)
 	defer f.Close()
 	z, err := gzip.NewReader(f)
-	want(t, err)
+	must(t, err)
 	var l layout
-	want(t, json.NewDecoder(z).Decode(&l))
+	must(t, json.NewDecoder(z).Decode(&l))
 	return &l
 }
 
@@ -70,25 +70,25 @@ func (l *layout) writeSparse(t testing.TB, dir string) {
 			x := &tensors[i]
 			end := off + x.bytes()
 			shape, err := json.Marshal(x.shape)
-			want(t, err)
+			must(t, err)
 			fmt.Fprintf(&head, `,%q:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, x.name, x.dtype, shape, off, end)
 			files[x.name], off = name, end
 		}
 		head.WriteString("}")
 		f, err := os.Create(filepath.Join(dir, name))
-		want(t, err)
-		want(t, binary.Write(f, binary.LittleEndian, uint64(head.Len())))
+		must(t, err)
+		must(t, binary.Write(f, binary.LittleEndian, uint64(head.Len())))
 		_, err = f.WriteString(head.String())
-		want(t, err)
+		must(t, err)
 		if err := f.Truncate(8 + int64(head.Len()) + off); err != nil {
 			t.Skipf("the file system takes no files with holes: %v", err)
 		}
-		want(t, f.Close())
+		must(t, f.Close())
 	}
 	index, err := json.Marshal(map[string]any{"metadata": map[string]any{"total_size": l.TotalSize}, "weight_map": files})
-	want(t, err, os.WriteFile(filepath.Join(dir, "model.safetensors.index.json"), index, 0o666))
+	must(t, err, os.WriteFile(filepath.Join(dir, "model.safetensors.index.json"), index, 0o666))
 	for _, name := range []string{"tokenizer.json", "tokenizer_config.json"} {
-		want(t, os.WriteFile(filepath.Join(dir, name), readFile(t, filepath.Join(fixtures.Family(t, "llama"), name)), 0o666))
+		must(t, os.WriteFile(filepath.Join(dir, name), readFile(t, filepath.Join(fixtures.Family(t, "llama"), name)), 0o666))
 	}
 }
 
@@ -101,15 +101,15 @@ func TestDeepSeekR1(t *testing.T) {
 	source := filepath.Join("..", "testdata", "real", "DeepSeek-R1")
 	l := readLayout(t, filepath.Join(source, "tensors.json.gz"))
 	dir := filepath.Join(t.TempDir(), "DeepSeek-R1")
-	want(t, os.Mkdir(dir, 0o777))
+	must(t, os.Mkdir(dir, 0o777))
 	l.writeSparse(t, dir)
-	want(t, os.WriteFile(filepath.Join(dir, "config.json"), readFile(t, filepath.Join(source, "config.json")), 0o666))
+	must(t, os.WriteFile(filepath.Join(dir, "config.json"), readFile(t, filepath.Join(source, "config.json")), 0o666))
 
 	before := heap()
 	start := time.Now()
 	ck := openCheckpoint(t, dir, CheckpointOptions{})
 	p, err := ck.Plan(request(t, t.TempDir(), "Q4_K_M"))
-	want(t, err)
+	must(t, err)
 	s := p.Summary()
 	// Generous for a loaded machine: it takes well below one second alone.
 	if d := time.Since(start); d > 5*time.Second {

@@ -41,7 +41,7 @@ func TestOutputIndependentOfRun(t *testing.T) {
 func TestUnits(t *testing.T) {
 	m := loadModel(t, "deepseek_v3", nil, false)
 	p, err := inMemory(t, m, literal(m)).Plan(Request{})
-	want(t, err)
+	must(t, err)
 	for _, limit := range []int64{1, 100, 1000, 1 << 20} {
 		tensor, row := 0, int64(0)
 		for u := range p.units(limit) {
@@ -86,7 +86,7 @@ func TestSplitOutput(t *testing.T) {
 	req := request(t, t.TempDir(), "BF16")
 	req.Layout.MaxShardBytes = 3 << 20
 	plan, err := ck.Plan(req)
-	want(t, err)
+	must(t, err)
 	out := plan.Outputs[0]
 	run(t, plan, ck, RunOptions{Inputs: ck.Inputs()})
 	if n := out.Layout.Shards(); n < 4 || plan.Summary().Outputs[0].Files != n {
@@ -110,7 +110,7 @@ func TestMTPKeep(t *testing.T) {
 	dir := fixtures.Family(t, "deepseek_v3")
 	ck := openCheckpoint(t, dir, CheckpointOptions{MTP: "keep"})
 	plan, err := ck.Plan(request(t, t.TempDir(), "BF16"))
-	want(t, err)
+	must(t, err)
 	f := openGGUF(t, run(t, plan, ck, RunOptions{})[0])
 	dropped := openGGUF(t, filepath.Join(dir, "ref-bf16.gguf"))
 	index := map[string]int{}
@@ -133,7 +133,7 @@ func TestMTPKeep(t *testing.T) {
 			t.Fatalf("no %q", source)
 		}
 		raw := make([]byte, ck.inv.Tensors[i].bytes(ck.inv.Tensors[i].Rows()*ck.inv.Tensors[i].Cols()))
-		want(t, ck.ReadAt(t.Context(), i, 0, raw))
+		must(t, ck.ReadAt(t.Context(), i, 0, raw))
 		if got := allRows(t, f, index[name]); !slices.Equal(got, raw) {
 			t.Errorf("%q is not %q", name, source)
 		}
@@ -173,7 +173,7 @@ func TestValuesRefused(t *testing.T) {
 	ck, data := damaged(t)
 	dir := t.TempDir()
 	plan, err := ck.Plan(request(t, dir, "F32", "Q8_0"))
-	want(t, err)
+	must(t, err)
 	err = Run(t.Context(), plan, data, RunOptions{})
 	wantRefusal(t, err, ErrInput, "blk.1.ffn_down_exps.weight", "row 194, column 3", "NaN")
 	wantEmpty(t, dir)
@@ -181,18 +181,18 @@ func TestValuesRefused(t *testing.T) {
 	i, _ := ck.inv.Lookup("model.layers.1.mlp.experts.3.down_proj.weight")
 	binary.LittleEndian.PutUint16(data[i][2*(2*32+3):], dtype.ToBF16(1e6))
 	plan, err = ck.Plan(request(t, dir, "F16"))
-	want(t, err)
+	must(t, err)
 	err = Run(t.Context(), plan, data, RunOptions{})
 	wantRefusal(t, err, ErrInput, "blk.1.ffn_down_exps.weight", "F16")
 	wantEmpty(t, dir)
 	plan, err = ck.Plan(request(t, dir, "BF16"))
-	want(t, err, Run(t.Context(), plan, data, RunOptions{}))
+	must(t, err, Run(t.Context(), plan, data, RunOptions{}))
 }
 
 func wantEmpty(t *testing.T, dir string, but ...string) {
 	t.Helper()
 	left, err := os.ReadDir(dir)
-	want(t, err)
+	must(t, err)
 	for _, e := range left {
 		if !slices.Contains(but, e.Name()) {
 			t.Errorf("%q is left behind", e.Name())
@@ -255,7 +255,7 @@ func TestFailedRun(t *testing.T) {
 			ex := &execution{plan: p, data: data}
 			defer ex.abort()
 			w, err := p.Outputs[0].Layout.Create(p.Outputs[0].Path, gguf.CreateOptions{})
-			want(t, err)
+			must(t, err)
 			w.Abort()
 			ex.writers = []*gguf.Writer{w}
 			p.Outputs = p.Outputs[:1]
@@ -266,16 +266,16 @@ func TestFailedRun(t *testing.T) {
 			p.Outputs = p.Outputs[:1]
 			var once sync.Once
 			err := Run(t.Context(), p, data, RunOptions{Events: Events{Progress: func(int64, int64) {
-				once.Do(func() { want(t, os.Remove(path), os.Mkdir(path, 0o777)) })
+				once.Do(func() { must(t, os.Remove(path), os.Mkdir(path, 0o777)) })
 			}}})
-			want(t, os.Remove(path), os.WriteFile(path, []byte("old"), 0o666))
+			must(t, os.Remove(path), os.WriteFile(path, []byte("old"), 0o666))
 			return err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			plan, err := ck.Plan(request(t, dir, "F32", "BF16"))
-			want(t, err, os.WriteFile(plan.Outputs[0].Path, []byte("old"), 0o666))
+			must(t, err, os.WriteFile(plan.Outputs[0].Path, []byte("old"), 0o666))
 			old := plan.Outputs[0].Path
 			if err := attempt(plan); err == nil {
 				t.Error("no error")
@@ -292,11 +292,11 @@ func TestFailedRun(t *testing.T) {
 func TestEvents(t *testing.T) {
 	ck := openCheckpoint(t, fixtures.Family(t, "deepseek_v3_fp8"), CheckpointOptions{})
 	plan, err := ck.Plan(request(t, t.TempDir(), "BF16"))
-	want(t, err)
+	must(t, err)
 	var mu sync.Mutex
 	var names []string
 	top, total := int64(0), int64(0)
-	want(t, Run(t.Context(), plan, ck, RunOptions{Threads: 3, Events: Events{
+	must(t, Run(t.Context(), plan, ck, RunOptions{Threads: 3, Events: Events{
 		Tensor: func(name string) { names = append(names, name) },
 		Progress: func(done, of int64) {
 			mu.Lock()
@@ -326,14 +326,14 @@ func TestPathsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name == "the input by link" {
-				want(t, os.Link(path, paths[0]))
+				must(t, os.Link(path, paths[0]))
 			}
 			var req Request
 			for _, p := range paths {
 				req.Outputs = append(req.Outputs, OutputRequest{Path: p, Recipe: recipe(t, "BF16")})
 			}
 			plan, err := src.Plan(req)
-			want(t, err)
+			must(t, err)
 			if err := Run(t.Context(), plan, src, RunOptions{Inputs: src.Inputs()}); err == nil {
 				t.Error("no error")
 			} else if len(paths) == 2 && name == "twice" && !errors.Is(err, ErrRefused) {
@@ -371,9 +371,9 @@ func TestQuantizeRefused(t *testing.T) {
 
 	empty := filepath.Join(t.TempDir(), "empty.gguf")
 	l, err := gguf.NewLayout(&gguf.Metadata{}, nil, gguf.LayoutOptions{})
-	want(t, err)
+	must(t, err)
 	w, err := l.Create(empty, gguf.CreateOptions{})
-	want(t, err, w.Commit())
+	must(t, err, w.Commit())
 	_, err = NewGGUFSource(empty, openGGUF(t, empty)).Plan(request(t, t.TempDir(), "Q8_0"))
 	wantRefusal(t, err, ErrInput, "general.architecture", "empty.gguf")
 }
@@ -392,12 +392,12 @@ func TestQuantizationConfig(t *testing.T) {
 		fp8(`[128, 9999999999999999999999]`): {"positive"},
 	} {
 		cfg, err := arch.ParseConfig([]byte(`{"quantization_config": ` + text + `}`))
-		want(t, err)
+		must(t, err)
 		_, err = fp8Block(cfg)
 		wantRefusal(t, err, ErrInput, append(words, "quantization_config")...)
 	}
 	cfg, err := arch.ParseConfig([]byte(`{"quantization_config": ` + fp8(`[128, 64]`) + `}`))
-	want(t, err)
+	must(t, err)
 	if block, err := fp8Block(cfg); err != nil || block != [2]int64{128, 64} {
 		t.Errorf("%v, %v", block, err)
 	}
@@ -412,10 +412,10 @@ func TestQuantOptions(t *testing.T) {
 	ck := openCheckpoint(t, fixtures.TinyR1(t), CheckpointOptions{})
 	req := request(t, t.TempDir(), "Q4_K_M")
 	o, err := quant.ParseOverride("ffn_down_exps=q8_0")
-	want(t, err)
+	must(t, err)
 	req.Quant.TensorTypes = []quant.Override{o}
 	plan, err := ck.Plan(req)
-	want(t, err)
+	must(t, err)
 	for i, x := range plan.Tensors {
 		if x.Name == "blk.1.ffn_down_exps.weight" && plan.Info(0, i).Type != gguf.Q8_0 {
 			t.Errorf("%v", plan.Info(0, i))

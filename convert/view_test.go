@@ -16,7 +16,7 @@ func viewOf(t *testing.T, kind string, closer func() error) *View {
 	t.Helper()
 	ck := openCheckpoint(t, fixtures.TinyR1(t), CheckpointOptions{})
 	plan, err := ck.Plan(request(t, t.TempDir(), kind))
-	want(t, err)
+	must(t, err)
 	return NewView(plan, 0, ck, closer)
 }
 
@@ -32,7 +32,7 @@ func TestViewEqualsFile(t *testing.T) {
 		for seed := range uint64(4) {
 			g.Go(func() error { return compareRanges(ctx, t, v, f.Rows, seed) })
 		}
-		want(t, g.Wait(), v.Close())
+		must(t, g.Wait(), v.Close())
 	}
 }
 
@@ -85,7 +85,7 @@ func TestViewErrors(t *testing.T) {
 func TestViewRefusesNaN(t *testing.T) {
 	ck, data := damaged(t)
 	plan, err := ck.Plan(request(t, t.TempDir(), "F32"))
-	want(t, err)
+	must(t, err)
 	v := NewView(plan, 0, data, nil)
 	for i, info := range v.Tensors() {
 		_, err := v.Rows(t.Context(), i, 0, info.Rows(), nil)

@@ -352,7 +352,7 @@ func TestConfigForms(t *testing.T) {
 		"rope_type":           with(t, base, changes{"rope_scaling": renamed}),
 		"text_config":         with(t, []byte(`{"architectures": ["DeepseekV3ForCausalLM"]}`), changes{"text_config": text}),
 		"no scoring_func":     with(t, base, changes{"scoring_func": nil}),
-		"n_shared_experts":    with(t, base, changes{"n_routed_experts": nil, "num_local_experts": 8}),
+		"num_local_experts":   with(t, base, changes{"n_routed_experts": nil, "num_local_experts": 8}),
 		"unknown settings":    with(t, base, changes{"frobnicate": []int{1}}),
 		"null settings":       with(t, base, changes{"q_lora_rank": 24, "head_dim": json.RawMessage("null")}),
 		"default rope values": with(t, base, changes{"rope_theta": nil, "rms_norm_eps": nil}),
