@@ -2,7 +2,7 @@
 
 GO ?= go
 FUZZTIME ?= 20s
-STATICCHECK = honnef.co/go/tools/cmd/staticcheck@2026.1
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@latest
 
 # ./... leaves out testdata; the packages there are named.
@@ -30,9 +30,9 @@ test:
 test-noasm:
 	$(GO) test -tags noasm $(PACKAGES)
 
-## test-race: the tests under the race detector (needs a C compiler)
+## test-race: the shorter tests under the race detector (needs a C compiler)
 test-race:
-	CGO_ENABLED=1 $(GO) test -race $(PACKAGES)
+	CGO_ENABLED=1 $(GO) test -race -short $(PACKAGES)
 
 ## test-v3: the tests of byte-exact code with fused multiply-add available
 test-v3:

@@ -331,6 +331,9 @@ func FromMetadata(md *gguf.Metadata) (*Model, error) {
 	} else if has {
 		m.keys = append(m.keys, KeyNextnLayers)
 	}
+	if err := m.refuseMechanisms(md); err != nil {
+		return nil, err
+	}
 	if m.Params.Vocab == 0 {
 		// Only some families write vocab_size; the token list always tells.
 		if tokens, ok := md.Strings("tokenizer.ggml.tokens"); ok {
@@ -338,6 +341,29 @@ func FromMetadata(md *gguf.Metadata) (*Model, error) {
 		}
 	}
 	return m, m.check(formatError)
+}
+
+// mechanisms are keys that change what a forward pass computes (llama.cpp
+// src/llama-arch.cpp LLM_KV_NAMES). A family that has the mechanism owns the
+// key in its settings; for any other, a value would be silently ignored.
+var mechanisms = []string{
+	"attention.sliding_window", "attention.scale", "attention.temperature_scale", "attention.clamp_kqv",
+	"attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "residual_scale", "embedding_scale",
+	"rope.scaling.attn_factor", "expert_group_scale", "router_logit_softcapping",
+}
+
+// refuseMechanisms refuses a model with a mechanism that its family's
+// description does not cover. Zero means that the mechanism is off.
+func (m *Model) refuseMechanisms(md *gguf.Metadata) error {
+	for _, key := range mechanisms {
+		full := m.Family.Arch + "." + key
+		f, isFloat := md.Float(full)
+		n, isInt := md.Int(full)
+		if isFloat && f != 0 || isInt && n != 0 {
+			return formatError("key %q turns on a mechanism that the description of %s does not cover", full, m.Family.Arch)
+		}
+	}
+	return nil
 }
 
 func (m *Model) readKey(md *gguf.Metadata, s *Setting) error {

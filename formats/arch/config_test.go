@@ -236,3 +236,20 @@ func TestMetadataDefaults(t *testing.T) {
 		t.Errorf("%+v, %v", m, err)
 	}
 }
+
+// TestRefusesMechanisms: a key that changes the computation and that no family
+// described so far owns is refused, unless its value turns it off.
+func TestRefusesMechanisms(t *testing.T) {
+	m := mustLoad(t, readConfig(t, fixtures.Family(t, "deepseek_v3")), false)
+	for _, v := range []any{uint32(4096), float32(0.5), uint32(0), float32(0)} {
+		var md gguf.Metadata
+		md.Set(gguf.KeyArchitecture, m.Family.Arch)
+		m.WriteMetadata(&md, 0)
+		md.Set(m.Family.Arch+".attention.sliding_window", v)
+		_, err := FromMetadata(&md)
+		on := v == uint32(4096) || v == float32(0.5)
+		if on != (err != nil) || on && !strings.Contains(err.Error(), "sliding_window") {
+			t.Errorf("sliding_window %v: error %v", v, err)
+		}
+	}
+}
