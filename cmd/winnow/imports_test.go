@@ -16,11 +16,12 @@ var allowed = map[string][]string{
 	"formats/gguf":        {"formats/dtype"},
 	"formats/safetensors": {"formats/dtype", "formats/strictjson"},
 	"formats/tokenizer":   {"formats/gguf", "formats/dtype", "formats/strictjson"},
+	"formats/calib":       {"formats/gguf", "formats/dtype"},
 	"formats/arch":        {"formats/gguf", "formats/dtype", "formats/strictjson"},
-	"quant":               {"formats/arch", "formats/gguf", "formats/dtype"},
+	"quant":               {"formats/arch", "formats/calib", "formats/gguf", "formats/dtype"},
 	"engine/kernel":       {"formats/dtype"},
 	"engine":              {"engine/kernel", "quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/tokenizer"},
-	"convert":             {"quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
+	"convert":             {"quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
 	"verify":              {"engine", "quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 }
 
