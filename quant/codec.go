@@ -59,6 +59,14 @@ var codecs = [...]Codec{
 	{Type: gguf.Q4_K, Encode: encodeQ4K, Decode: decodeQ4K, UsesWeights: true, scales: []int{0, 2}},
 	{Type: gguf.Q5_K, Encode: encodeQ5K, Decode: decodeQ5K, UsesWeights: true, scales: []int{0, 2}},
 	{Type: gguf.Q6_K, Encode: encodeQ6K, Decode: decodeQ6K, UsesWeights: true, scales: []int{208}},
+	{Type: gguf.IQ4NL, Encode: encodeIQ4NL, Decode: decodeIQ4NL, UsesWeights: true, scales: []int{0}},
+	{Type: gguf.IQ4XS, Encode: encodeIQ4XS, Decode: decodeIQ4XS, UsesWeights: true, scales: []int{0}},
+	{Type: gguf.MXFP4, Encode: encodeMXFP4, Decode: decodeMXFP4, values: checkMXFP4},
+	{Type: gguf.NVFP4, Encode: encodeNVFP4, Decode: decodeNVFP4}, // every scale is finite
+	{Type: gguf.TQ1_0, Encode: encodeTQ1_0, Decode: decodeTQ1_0, scales: []int{52}},
+	{Type: gguf.TQ2_0, Encode: encodeTQ2_0, Decode: decodeTQ2_0, scales: []int{64}},
+	{Type: gguf.Q1_0, Encode: encodeQ1_0, Decode: decodeQ1_0, scales: []int{0}},
+	{Type: gguf.Q2_0, Encode: encodeQ2_0, Decode: decodeQ2_0, scales: []int{0}},
 }
 
 // Lookup returns the codec of a type.

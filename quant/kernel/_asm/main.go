@@ -1,0 +1,3 @@
+package main
+import . "github.com/mmcloughlin/avo/build"
+func main(){ TEXT("f", NOSPLIT, "func(x *float32)"); RET(); Generate() }
