@@ -245,8 +245,13 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 // addOutput completes the plan of one file.
 func (p *Plan) addOutput(o OutputRequest, md *gguf.Metadata, choices []quant.Choice, opt gguf.LayoutOptions) error {
 	for i := range choices {
-		if _, ok := quant.Lookup(choices[i].Type); !ok && !choices[i].Copied {
-			return refused("%s needs the type %s for tensor %q, which this version cannot write", o.Recipe.Name, choices[i].Type, p.Tensors[i].Name)
+		c := &choices[i]
+		if codec, ok := quant.Lookup(c.Type); !c.Copied && (!ok || codec.Encode == nil) {
+			return refused("%s needs the type %s for tensor %q, which this version cannot write", o.Recipe.Name, c.Type, p.Tensors[i].Name)
+		}
+		if c.NeedsWeights {
+			return hinted("choose a type of three bits or more, such as Q3_K_M",
+				refused("%s makes tensor %q %s, which needs an importance matrix; this version takes none", o.Recipe.Name, p.Tensors[i].Name, c.Type))
 		}
 	}
 	p.Outputs = append(p.Outputs, Output{Path: o.Path, Recipe: o.Recipe, Metadata: md, Choices: choices})
