@@ -37,8 +37,10 @@ const DefaultChunkSize = 512
 // Caps on what a file may claim.
 const (
 	maxName   = 4096    // bytes; tensor names in GGUF have at most 63
-	maxCount  = 1 << 53 // rows: more text than exists, and exact in a float64
+	maxCount  = 1 << 53 // rows: more text than exists
 	maxChunks = math.MaxInt32
+	maxValues = math.MaxInt32 // sums of an entry: llama.cpp's type
+	maxCounts = 1 << 20       // counts of an entry; models have hundreds of experts
 )
 
 // Matrix is what calibration learned about the inputs of all weight matrices.
@@ -113,10 +115,10 @@ func (e *Entry) check() error {
 		return err
 	}
 	switch {
-	case len(e.Counts) == 0:
-		return invalid("counts are empty")
-	case e.size == 0:
-		return invalid("no values")
+	case len(e.Counts) == 0 || len(e.Counts) > maxCounts:
+		return invalid("counts are empty or too many: %d, want 1 to %d", len(e.Counts), maxCounts)
+	case e.size == 0 || e.size > maxValues:
+		return invalid("no values or too many: %d, want 1 to %d", e.size, maxValues)
 	case e.size%len(e.Counts) != 0:
 		return invalid("%d sums cannot be divided among %d counts: sizes mismatch", e.size, len(e.Counts))
 	}
@@ -147,11 +149,10 @@ func checkSums(s []float32, first int) error {
 		if v >= 0 && v <= math.MaxFloat32 {
 			continue
 		}
-		what := "is not finite"
 		if v < 0 && v >= -math.MaxFloat32 {
-			what = "is negative"
+			return invalid("value %d is %v: a sum of squares cannot be negative", first+i, v)
 		}
-		return invalid("value %d is %v: a sum of squares (in_sum2) %s", first+i, v, what)
+		return invalid("value %d is %v, which is not finite", first+i, v)
 	}
 	return nil
 }
@@ -245,6 +246,9 @@ func (m *Matrix) Weights(tensor string, columns, experts int) ([]float32, error)
 	if !ok {
 		return nil, nil
 	}
+	if err := e.check(); err != nil {
+		return nil, m.about(tensor, err)
+	}
 	if n := len(e.Counts); e.size != columns*experts || n != 1 && n != experts {
 		return nil, m.about(tensor, invalid("%w: it has %d values (%d × %d), the tensor needs %d (%d × %d)",
 			ErrSize, e.size, e.Columns(), n, columns*experts, columns, experts))
@@ -286,6 +290,9 @@ type Stats struct {
 
 // Statistics describes all entries, in their order.
 func (m *Matrix) Statistics() ([]Stats, error) {
+	if err := m.check(); err != nil {
+		return nil, err
+	}
 	all := make([]Stats, len(m.Entries))
 	for i := range m.Entries {
 		s, err := m.Entries[i].statistics()

@@ -338,6 +338,12 @@ func TestWeights(t *testing.T) {
 	if s := sumsOf(t, m, "m.weight"); !slices.Equal(s, []float32{8, 16}) {
 		t.Errorf("sums became %v", s)
 	}
+	if _, err := (&Matrix{Entries: []Entry{NewEntry("w", []float32{1}, nil)}}).Weights("w", 1, 1); !errors.Is(err, ErrInvalid) {
+		t.Errorf("entry without counts: %v", err)
+	}
+	if _, err := (&Matrix{}).Statistics(); !errors.Is(err, ErrInvalid) {
+		t.Errorf("statistics of nothing: %v", err)
+	}
 	for _, size := range [][2]int{{2, 2}, {3, 3}, {3, 2}, {6, 1}} {
 		_, err := m.Weights("e.weight", size[0], size[1])
 		if !errors.Is(err, ErrSize) || !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), `"e.weight"`) ||
@@ -399,7 +405,7 @@ func TestMergeErrors(t *testing.T) {
 		"size of chunks is":            {with(NewEntry("w", []float32{1}, []int64{maxCount})), with(NewEntry("w", []float32{1}, []int64{1}))},
 		"no data":                      {small(), with()},
 		"not sorted":                   {with(NewEntry("w", []float32{1}, []int64{1}), NewEntry("v", []float32{1}, []int64{1})), small()},
-		"is negative":                  {small(), with(NewEntry("w", []float32{-1}, []int64{1}))},
+		"cannot be negative":           {small(), with(NewEntry("w", []float32{-1}, []int64{1}))},
 	} {
 		_, err := Merge(pair[0], pair[1])
 		if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {

@@ -189,6 +189,7 @@ func TestGGUFForms(t *testing.T) {
 		{"chunk size", func(m *gguf.Metadata, _ tensors) { m.Set(keyChunkSize, uint32(1<<31)) }, "at most"},
 		{"only other tensors", func(_ *gguf.Metadata, ts tensors) { *ts = []gguf.TensorInfo{{Name: "w"}} }, "no data"},
 		{"no name", func(_ *gguf.Metadata, ts tensors) { (*ts)[0].Name, (*ts)[1].Name = ".in_sum2", ".counts" }, "name is empty"},
+		{"too many counts", func(_ *gguf.Metadata, ts tensors) { (*ts)[1].Shape = []int64{maxCounts + 1} }, "too many"},
 		{"no values", func(_ *gguf.Metadata, ts tensors) { (*ts)[0].Shape = []int64{0} }, "no values"},
 	} {
 		b := ggufFile(t, c.edit)

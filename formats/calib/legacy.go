@@ -29,7 +29,7 @@ const maxDataset = 1 << 20
 type legacy struct {
 	r         io.ReaderAt
 	pos, size int64
-	// recognized is true once an entry was found: then the file is of this form.
+	// recognized is true once a name was found: then the file is of this form.
 	recognized bool
 }
 
@@ -109,19 +109,19 @@ func (m *Matrix) readEntry(l *legacy) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
+	l.recognized = true
 	within := func(err error) error { return fmt.Errorf("tensor %q: %w", name, err) }
 	calls, err := l.number("number of calls", 1, maxChunks)
 	if err != nil {
 		return within(err)
 	}
-	n, err := l.number("number of values", 1, maxChunks)
+	n, err := l.number("number of values", 1, maxValues)
 	if err != nil {
 		return within(err)
 	}
 	if n > l.remaining()/4 {
 		return within(invalid("file is truncated: %d values need %d bytes, %d remain", n, 4*n, l.remaining()))
 	}
-	l.recognized = true
 	v := values{l.r, l.pos, int(n), float32(m.chunkSize())}
 	l.pos += 4 * n
 	if err := m.add(name, []int64{calls * m.chunkSize()}, v); err != nil {

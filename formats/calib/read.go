@@ -119,17 +119,21 @@ type values struct {
 // chunkValues is how many are read at a time.
 const chunkValues = 1 << 18
 
-// each reads all values in turn, hands them to use, and checks them as sums.
-// The slices are buf, over and over, or new when buf is too small.
+// each reads all values in turn, checks them as sums, and hands them to use in
+// a slice that is only valid until use returns.
 func (v *values) each(use func(first int, s []float32)) error {
 	raw := make([]byte, 4*min(v.n, chunkValues))
 	s := make([]float32, len(raw)/4)
 	for first := 0; first < v.n; first += len(s) {
 		s = s[:min(len(s), v.n-first)]
-		if err := v.read(s, raw[:4*len(s)], first); err != nil {
+		raw = raw[:4*len(s)]
+		if err := readFull(v.r, raw, v.offset+4*int64(first)); err != nil {
 			return err
 		}
-		if err := checkSums(s, first); err != nil {
+		if err := dtype.Decode(dtype.F32, s, raw); err != nil {
+			return err
+		}
+		if err := v.toSums(s, first); err != nil {
 			return err
 		}
 		use(first, s)
@@ -137,18 +141,15 @@ func (v *values) each(use func(first int, s []float32)) error {
 	return nil
 }
 
-// read decodes values from index first on.
-func (v *values) read(dst []float32, raw []byte, first int) error {
-	if err := readFull(v.r, raw, v.offset+4*int64(first)); err != nil {
+// toSums scales and checks values from index first on.
+func (v *values) toSums(s []float32, first int) error {
+	if err := checkSums(s, first); err != nil || v.scale == 1 {
 		return err
 	}
-	if err := dtype.Decode(dtype.F32, dst, raw); err != nil {
-		return err
+	for i := range s {
+		s[i] *= v.scale
 	}
-	for i := range dst {
-		dst[i] *= v.scale
-	}
-	return nil
+	return checkSums(s, first)
 }
 
 // add checks stored sums and appends their entry.
@@ -255,6 +256,7 @@ func (m *Matrix) pair(tensors []gguf.TensorInfo) map[string]tensorPair {
 		}
 		return tensorPair{-1, -1}
 	}
+	var others []string
 	for i := range tensors {
 		full := tensors[i].Name
 		if name, ok := strings.CutSuffix(full, suffixSums); ok {
@@ -262,8 +264,11 @@ func (m *Matrix) pair(tensors []gguf.TensorInfo) map[string]tensorPair {
 		} else if name, ok := strings.CutSuffix(full, suffixCounts); ok {
 			pairs[name] = tensorPair{of(name).sums, i}
 		} else {
-			m.warn("tensor %q is ignored: its name ends neither in %s nor in %s", full, suffixSums, suffixCounts)
+			others = append(others, full)
 		}
+	}
+	if len(others) > 0 {
+		m.warn("%d tensors are ignored, their names end neither in %s nor in %s: %q is the first", len(others), suffixSums, suffixCounts, others[0])
 	}
 	return pairs
 }
@@ -281,9 +286,13 @@ func (m *Matrix) readPair(r io.ReaderAt, dir *gguf.Directory, name string, p ten
 			return m.about(name, invalid("%q has type %s, sums and counts must be F32", t.Name, t.Type))
 		}
 	}
+	n := dir.Tensors[p.sums].Elements()
+	if n > maxValues {
+		return m.about(name, invalid("%d values are too many (limit %d)", n, maxValues))
+	}
 	counts, err := readCounts(r, dir.Offsets[p.counts], dir.Tensors[p.counts].Elements())
 	if err == nil {
-		err = m.add(name, counts, values{r, dir.Offsets[p.sums], int(dir.Tensors[p.sums].Elements()), 1})
+		err = m.add(name, counts, values{r, dir.Offsets[p.sums], int(n), 1})
 	}
 	if err != nil {
 		return m.about(name, err)
@@ -294,6 +303,9 @@ func (m *Matrix) readPair(r io.ReaderAt, dir *gguf.Directory, name string, p ten
 // readCounts rounds to whole numbers as llama-quantize does (C's lround). A
 // tensor's extent is known to lie within its file.
 func readCounts(r io.ReaderAt, offset, n int64) ([]int64, error) {
+	if n > maxCounts {
+		return nil, invalid("%d counts are too many (limit %d)", n, maxCounts)
+	}
 	raw := make([]byte, 4*n)
 	if err := readFull(r, raw, offset); err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -129,8 +128,8 @@ func (m *Matrix) checkLegacy() error {
 	for i := range m.Entries {
 		e := &m.Entries[i]
 		data = data || e.empty() < len(e.Counts)
-		if e.size > math.MaxInt32 || m.calls(e) > maxChunks {
-			return m.about(e.Name, invalid("%d values, %d calls: a legacy file has room for %d", e.size, m.calls(e), math.MaxInt32))
+		if m.calls(e) > maxChunks {
+			return m.about(e.Name, invalid("%d calls are too many for a legacy file (limit %d)", m.calls(e), maxChunks))
 		}
 	}
 	if n := len(m.Datasets); n > 0 && len(m.Datasets[n-1]) > maxDataset {
