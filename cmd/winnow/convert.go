@@ -105,9 +105,18 @@ func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.C
 	}
 	plan, err := ck.Plan(flags.request(outputs))
 	if err != nil {
-		return err
+		return planError(err)
 	}
 	return a.carryOut(ctx, &conversion{plan, ck, ck.Inputs()}, flags)
+}
+
+// planError marks errors of planning. Since no weight is read for it, what is
+// not about the input is about what was asked for, such as --no-fallback.
+func planError(err error) error {
+	if exitStatus(err) == exitFailure {
+		return &usageError{err}
+	}
+	return err
 }
 
 // carryOut prints a plan or executes it, and reports the result.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/testdata"
 	"github.com/winnow-moe/winnow/verify"
 )
@@ -112,30 +113,34 @@ func (a *app) demoScore(ctx context.Context, source, textPath string, plan *conv
 	if err != nil {
 		return nil, "", err
 	}
-	sum := plan.Summary()
-	rows := []demoRow{{File: demoModel + " (FP8 source)", Bytes: sum.SourceBytes, BitsPerWeight: float64(sum.SourceBytes) * 8 / float64(sum.Parameters)}}
-	var definition string
-	for i := range sum.Outputs {
-		out := &sum.Outputs[i]
-		c, err := a.demoCompare(ctx, base, out, text, flags)
+	models, engines := []*scored{base}, []verify.Scorer[*engine.Hidden]{}
+	for i := range plan.Outputs {
+		m, err := a.openScored(plan.Outputs[i].Path, flags)
 		if err != nil {
 			return nil, "", err
 		}
-		definition, rows[0].PPL = c.Definition, c.Base
-		rows = append(rows, demoRow{filepath.Base(out.Path), out.FileBytes, out.BitsPerWeight, c.PPL, &c.KLD.Mean, &c.SameTop})
+		defer m.model.Close()
+		models, engines = append(models, m), append(engines, m.engine)
 	}
-	return rows, definition, nil
+	all, err := scoring(a, flags, text, models, func(opt verify.Options) ([]*verify.Comparison, error) {
+		return verify.CompareAll(ctx, base.engine, engines, text, opt)
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	return demoRows(plan.Summary(), all), all[0].Definition, nil
 }
 
-func (a *app) demoCompare(ctx context.Context, base *scored, out *convert.OutputSummary, text *verify.Text, flags *scoreFlags) (*verify.Comparison, error) {
-	m, err := a.openScored(out.Path, flags)
-	if err != nil {
-		return nil, err
+func demoRows(sum convert.Summary, all []*verify.Comparison) []demoRow {
+	rows := []demoRow{{
+		File: demoModel + " (FP8 source)", Bytes: sum.SourceBytes,
+		BitsPerWeight: float64(sum.SourceBytes) * 8 / float64(sum.Parameters), PPL: all[0].Base,
+	}}
+	for i, c := range all {
+		out := &sum.Outputs[i]
+		rows = append(rows, demoRow{filepath.Base(out.Path), out.FileBytes, out.BitsPerWeight, c.PPL, &c.KLD.Mean, &c.SameTop})
 	}
-	defer m.model.Close()
-	return scoring(a, "scoring "+out.Type, flags, func(opt verify.Options) (*verify.Comparison, error) {
-		return verify.Compare(ctx, base.engine, m.engine, text, opt)
-	})
+	return rows
 }
 
 func (a *app) printDemo(rows []demoRow, definition, dir string, took time.Duration) error {

@@ -82,7 +82,7 @@ func exitStatus(err error) int {
 		return exitInput
 	}
 	for _, kind := range []error{
-		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, fs.ErrNotExist,
+		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, fs.ErrNotExist, syscall.ELOOP,
 	} {
 		if errors.Is(err, kind) {
 			return exitInput

@@ -232,7 +232,7 @@ func checkModel(path string, opt convert.CheckpointOptions) (*[]verify.Problem, 
 	if err != nil {
 		return nil, err
 	}
-	problems := verify.Structure(m)
+	problems := append([]verify.Problem{}, verify.Structure(m)...) // none is [] in JSON, not null
 	return &problems, m.Close()
 }
 
@@ -302,7 +302,7 @@ func keyTable(keys []keyValue) string {
 	for _, k := range keys {
 		rows = append(rows, []string{printable(k.Key), k.Type, ""})
 	}
-	room := max(lineWidth-widest(table("lll", append(rows, []string{"", "", "|"})))+1, 24)
+	room := max(lineWidth-widest(table("lll", append(rows, []string{"", "", "|"})))+1, 16)
 	for i, k := range keys {
 		rows[i][2] = cut(valueText(k), room)
 	}

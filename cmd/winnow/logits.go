@@ -90,7 +90,9 @@ func (a *app) logits(ctx context.Context, path string, ids []int32, out string, 
 			return usagef("token id %d is outside the vocabulary of %d", id, m.engine.Vocab())
 		}
 	}
+	_, finish := a.follow("running", len(ids), m)
 	h, err := m.engine.Forward(ctx, [][]int32{ids})
+	finish()
 	if err != nil {
 		return err
 	}

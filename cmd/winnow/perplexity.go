@@ -83,6 +83,7 @@ type scored struct {
 	model    gguf.Model
 	engine   *engine.Model
 	warnings []string
+	onBlock  func(share float64) // told when some tokens went through a share of the blocks
 }
 
 func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
@@ -91,12 +92,36 @@ func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
 		return nil, err
 	}
 	a.warn(warnings)
-	e, err := engine.Load(m, engine.Options{Threads: a.threads, BatchTokens: flags.batch})
+	s := &scored{path: path, model: m, warnings: warnings, onBlock: func(float64) {}}
+	s.engine, err = engine.Load(m, engine.Options{
+		Threads: a.threads, BatchTokens: flags.batch,
+		Events: engine.Events{Layer: func(_, total, tokens int) { s.onBlock(float64(tokens) / float64(total)) }},
+	})
 	if err != nil {
 		m.Close()
 		return nil, &inputError{fmt.Errorf("%s: %w", path, err)}
 	}
-	return &scored{path, m, e, warnings}, nil
+	return s, nil
+}
+
+// follow shows how far models are with a number of tokens each. remark adds to
+// what is shown.
+func (a *app) follow(what string, tokens int, models ...*scored) (remark func(string), finish func()) {
+	bar := a.newProgress(what, false)
+	const parts = 1000 // of a token's way through the blocks
+	done, total, extra := 0.0, int64(len(models)*tokens*parts), ""
+	show := func() { bar.update(min(int64(done*parts), total), total, extra) }
+	for _, m := range models {
+		m.onBlock = func(share float64) {
+			done += share
+			show()
+		}
+	}
+	show()
+	return func(text string) {
+		extra = text
+		show()
+	}, bar.finish
 }
 
 func (a *app) perplexity(ctx context.Context, path, base, textPath string, flags scoreFlags) error {
@@ -116,7 +141,7 @@ func (a *app) perplexity(ctx context.Context, path, base, textPath string, flags
 	if base != "" {
 		return a.compare(ctx, base, m, raw, text, &flags)
 	}
-	r, err := scoring(a, "scoring", &flags, func(opt verify.Options) (*verify.Result, error) {
+	r, err := scoring(a, &flags, text, []*scored{m}, func(opt verify.Options) (*verify.Result, error) {
 		return verify.Perplexity(ctx, m.engine, text, opt)
 	})
 	if err != nil {
@@ -139,7 +164,7 @@ func (a *app) compare(ctx context.Context, base string, m *scored, raw string, t
 	if !slices.EqualFunc(text.Windows, baseText.Windows, slices.Equal) {
 		return &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
 	}
-	r, err := scoring(a, "scoring", flags, func(opt verify.Options) (*verify.Comparison, error) {
+	r, err := scoring(a, flags, text, []*scored{b, m}, func(opt verify.Options) (*verify.Comparison, error) {
 		return verify.Compare(ctx, b.engine, m.engine, text, opt)
 	})
 	if err != nil {
@@ -149,14 +174,12 @@ func (a *app) compare(ctx context.Context, base string, m *scored, raw string, t
 }
 
 // scoring runs a measurement with progress.
-func scoring[R any](a *app, what string, flags *scoreFlags, measure func(verify.Options) (R, error)) (R, error) {
-	bar := a.newProgress(what, false)
-	defer bar.finish()
+func scoring[R any](a *app, flags *scoreFlags, text *verify.Text, models []*scored, measure func(verify.Options) (R, error)) (R, error) {
+	remark, finish := a.follow("scoring", len(text.Windows)*flags.ctx, models...)
+	defer finish()
 	r, err := measure(verify.Options{
 		BatchTokens: flags.batch, Threads: a.threads,
-		Window: func(done, total int, ppl float64) {
-			bar.update(int64(done), int64(total), fmt.Sprintf(" (PPL %.4f)", ppl))
-		},
+		Window: func(_, _ int, ppl float64) { remark(fmt.Sprintf(" (PPL %.4f)", ppl)) },
 	})
 	if err != nil {
 		err = &inputError{err} // not finite, or not to be compared

@@ -31,9 +31,7 @@ files are written beside the input.
 			if err != nil {
 				return err
 			}
-			if threads > 0 {
-				a.threads = threads
-			}
+			a.useThreads(threads)
 			return a.quantize(cmd.Context(), in, out, types, requant, &flags)
 		},
 	}
@@ -81,7 +79,7 @@ func (a *app) quantize(ctx context.Context, in, out, types string, requant bool,
 	req.AllowRequantize = requant
 	plan, err := src.Plan(req)
 	if err != nil {
-		return err
+		return planError(err)
 	}
 	plan.Notes = append(plan.Notes, f.Warnings...)
 	return a.carryOut(ctx, &conversion{plan, src, src.Inputs()}, flags)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/pprof"
 	"strings"
 
@@ -70,6 +71,7 @@ func (a *app) start() error {
 	if a.threads < 0 {
 		return usagef("--threads is %d, want a positive number, or 0 for all cores", a.threads)
 	}
+	a.useThreads(a.threads)
 	if a.cpuProfile == "" {
 		return nil
 	}
@@ -79,6 +81,14 @@ func (a *app) start() error {
 	}
 	a.stopProfile = func() { pprof.StopCPUProfile(); f.Close() }
 	return pprof.StartCPUProfile(f)
+}
+
+// useThreads bounds the cores of everything, reading and writing included.
+func (a *app) useThreads(n int) {
+	if n > 0 {
+		a.threads = n
+		runtime.GOMAXPROCS(n)
+	}
 }
 
 func newHelpCommand(root *cobra.Command) *cobra.Command {

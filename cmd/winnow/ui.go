@@ -78,8 +78,8 @@ type progress struct {
 	finish func()
 }
 
-// newProgress makes the progress display for work called what. bytes: the
-// amounts are bytes.
+// newProgress makes the progress display for work called what. Amounts are
+// shown if they are bytes, else only their share.
 func (a *app) newProgress(what string, bytes bool) *progress {
 	if a.quiet || a.json {
 		return &progress{func(int64, int64, string) {}, func() {}}
@@ -98,14 +98,17 @@ func barProgress(w io.Writer, what string, bytes bool) *progress {
 			mu.Lock()
 			defer mu.Unlock()
 			if bar == nil {
-				bar = progressbar.NewOptions64(total,
+				options := []progressbar.Option{
 					progressbar.OptionSetWriter(w),
-					progressbar.OptionShowBytes(bytes),
-					progressbar.OptionShowCount(),
 					progressbar.OptionSetPredictTime(true),
 					progressbar.OptionSetWidth(10),
-					progressbar.OptionThrottle(100*time.Millisecond),
-					progressbar.OptionClearOnFinish())
+					progressbar.OptionThrottle(100 * time.Millisecond),
+					progressbar.OptionClearOnFinish(),
+				}
+				if bytes {
+					options = append(options, progressbar.OptionShowBytes(true), progressbar.OptionShowCount())
+				}
+				bar = progressbar.NewOptions64(total, options...)
 			}
 			bar.Describe(what + extra)
 			if done > bar.State().CurrentNum {
@@ -138,7 +141,7 @@ func lineProgress(w io.Writer, what string, bytes bool, interval time.Duration) 
 			}
 			next = now.Add(interval)
 			left := time.Duration(float64(now.Sub(start)) * float64(total-done) / float64(done)).Round(time.Second)
-			amount := fmt.Sprintf("%d of %d", done, total)
+			amount := fmt.Sprintf("%.0f %%", 100*float64(done)/float64(total))
 			if bytes {
 				amount = sizeText(done) + " of " + sizeText(total)
 			}
