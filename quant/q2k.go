@@ -11,11 +11,13 @@ package quant
 const sizeQ2K = 84
 
 var searchQ2K = affineType{
+	size:     sizeQ2K,
 	group:    16,
 	scaleMax: 15,
 	plain:    affineGrid{n: 3, first: -0.5, delta: 0.1, steps: 15, absolute: true},
 	weighted: affineGrid{n: 3, first: -0.9, delta: 0.05, steps: 36},
 	spread:   1,
+	pack:     packQ2K,
 }
 
 func decodeQ2K(dst []float32, src []byte) {
@@ -35,18 +37,18 @@ func decodeQ2K(dst []float32, src []byte) {
 }
 
 func encodeQ2K(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeQ2K, encodeBlockQ2K)
+	searchQ2K.encode(dst, src, weights)
 }
 
-func encodeBlockQ2K(dst []byte, x, weights []float32) {
-	var s affineSuper
-	searchQ2K.search(&s, x, weights)
+func packQ2K(dst []byte, x []float32, s *affineSuper, _ bool) {
 	d, dmin := putHalf(dst[80:], s.d), putHalf(dst[82:], s.dmin)
 	var codes [superLen]uint8
-	for g := range 16 {
+	var factors, offsets [16]float32
+	for g := range factors {
 		b := s.ls[g] | s.lm[g]<<4
 		dst[g] = b
-		s.requantize(codes[16*g:], x[16*g:][:16], g, d*float32(b&15), dmin*float32(b>>4), 3)
+		factors[g], offsets[g] = d*float32(b&15), dmin*float32(b>>4)
 	}
+	s.requantize(&codes, x, factors[:], offsets[:], 3)
 	packPairs(dst[16:], &codes)
 }

@@ -11,11 +11,13 @@ package quant
 const sizeQ4K = 144
 
 var searchQ4K = affineType{
+	size:     sizeQ4K,
 	group:    32,
 	scaleMax: 63,
 	plain:    affineGrid{n: 15, first: -1, delta: 0.1, steps: 20},
 	weighted: affineGrid{n: 15, first: -0.9, delta: 0.05, steps: 36},
 	spread:   2,
+	pack:     packQ4K,
 }
 
 func decodeQ4K(dst []float32, src []byte) {
@@ -37,23 +39,23 @@ func decodeQ4K(dst []float32, src []byte) {
 }
 
 func encodeQ4K(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeQ4K, encodeBlockQ4K)
+	searchQ4K.encode(dst, src, weights)
 }
 
-func encodeBlockQ4K(dst []byte, x, weights []float32) {
-	var s affineSuper
-	searchQ4K.search(&s, x, weights)
-	if weights == nil {
-		limitScales(&s)
+func packQ4K(dst []byte, x []float32, s *affineSuper, weighted bool) {
+	if !weighted {
+		limitScales(s)
 	}
 	scales := (*[12]byte)(dst[4:])
-	packScales(scales, &s)
+	packScales(scales, s)
 	d, dmin := putHalf(dst, s.d), putHalf(dst[2:], s.dmin)
 	var codes [superLen]uint8
-	for g := range 8 {
+	var factors, offsets [8]float32
+	for g := range factors {
 		ls, lm := scaleMin(scales, g)
-		s.requantize(codes[32*g:], x[32*g:][:32], g, d*ls, dmin*lm, 15)
+		factors[g], offsets[g] = d*ls, dmin*lm
 	}
+	s.requantize(&codes, x, factors[:], offsets[:], 15)
 	for g := range 4 {
 		c, out := (*[64]uint8)(codes[64*g:]), (*[32]byte)(dst[16+32*g:])
 		for l := range out {

@@ -12,11 +12,13 @@ package quant
 const sizeQ5K = 176
 
 var searchQ5K = affineType{
+	size:     sizeQ5K,
 	group:    32,
 	scaleMax: 63,
 	plain:    affineGrid{n: 31, first: -0.5, delta: 0.1, steps: 15},
 	weighted: affineGrid{n: 31, first: -0.9, delta: 0.05, steps: 36},
 	spread:   2,
+	pack:     packQ5K,
 }
 
 func decodeQ5K(dst []float32, src []byte) {
@@ -40,21 +42,21 @@ func decodeQ5K(dst []float32, src []byte) {
 }
 
 func encodeQ5K(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeQ5K, encodeBlockQ5K)
+	searchQ5K.encode(dst, src, weights)
 }
 
-func encodeBlockQ5K(dst []byte, x, weights []float32) {
-	var s affineSuper
-	searchQ5K.search(&s, x, weights)
-	limitScales(&s)
+func packQ5K(dst []byte, x []float32, s *affineSuper, _ bool) {
+	limitScales(s)
 	scales := (*[12]byte)(dst[4:])
-	packScales(scales, &s)
+	packScales(scales, s)
 	d, dmin := putHalf(dst, s.d), putHalf(dst[2:], s.dmin)
 	var codes [superLen]uint8
-	for g := range 8 {
+	var factors, offsets [8]float32
+	for g := range factors {
 		ls, lm := scaleMin(scales, g)
-		s.requantize(codes[32*g:], x[32*g:][:32], g, d*ls, dmin*lm, 31)
+		factors[g], offsets[g] = d*ls, dmin*lm
 	}
+	s.requantize(&codes, x, factors[:], offsets[:], 31)
 	high := (*[32]byte)(dst[16:])
 	clear(high[:])
 	for g := range 4 {

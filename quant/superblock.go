@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 
 	"github.com/winnow-moe/winnow/formats/dtype"
+	"github.com/winnow-moe/winnow/quant/kernel"
 )
 
 // superLen is the number of elements of a K type's super-block (QK_K).
@@ -35,11 +36,14 @@ func encodeSuper(dst []byte, src, weights []float32, size int, block func(dst []
 // and a minimum, whose scales and minimums are themselves small codes times a
 // common half precision factor.
 type affineType struct {
+	size     int        // bytes per super-block
 	group    int        // elements per group
 	scaleMax int32      // largest code of a scale or minimum
 	plain    affineGrid // search without importance weights
 	weighted affineGrid // and with them
 	spread   float32    // σ² of the importance is (spread·Σx²)/256
+	// pack writes a searched super-block of x.
+	pack func(dst []byte, x []float32, s *affineSuper, weighted bool)
 }
 
 // affineSuper is a searched super-block: the grid of each group, the codes of
@@ -48,6 +52,20 @@ type affineSuper struct {
 	fits    [16]affineFit
 	ls, lm  [16]uint8
 	d, dmin float32
+	kernel  *kernel.Set // for requantize; nil for the portable code
+}
+
+// encode encodes a row.
+func (t *affineType) encode(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil {
+		t.encodeLanes(k, dst, src, weights)
+		return
+	}
+	encodeSuper(dst, src, weights, t.size, func(dst []byte, x, q []float32) {
+		var s affineSuper
+		t.search(&s, x, q)
+		t.pack(dst, x, &s, q != nil)
+	})
 }
 
 // search fits all groups of a super-block. q is nil or the importance weights.
@@ -74,9 +92,19 @@ func (t *affineType) search(s *affineSuper, x, q []float32) {
 		s.d = fitPositive(s.ls[:groups], scales[:groups], sums[:groups], t.scaleMax)
 		s.dmin = fitPositive(s.lm[:groups], mins[:groups], sums[:groups], t.scaleMax)
 	} else {
-		s.d = spreadScales(s.ls[:groups], scales[:groups], float32(t.scaleMax))
-		s.dmin = spreadScales(s.lm[:groups], mins[:groups], float32(t.scaleMax))
+		t.spreadScales(s)
 	}
+}
+
+// spreadScales sets the codes of scales and minimums without importance.
+func (t *affineType) spreadScales(s *affineSuper) {
+	var scales, mins [16]float32
+	groups := superLen / t.group
+	for g, fit := range s.fits[:groups] {
+		scales[g], mins[g] = fit.scale, fit.min
+	}
+	s.d = spreadScales(s.ls[:groups], scales[:groups], float32(t.scaleMax))
+	s.dmin = spreadScales(s.lm[:groups], mins[:groups], float32(t.scaleMax))
 }
 
 // plainWeights fills w with the weights ggml uses without importance: |x| in
@@ -110,17 +138,24 @@ func spreadScales(codes []uint8, scales []float32, n float32) float32 {
 	return top / n
 }
 
-// requantize sets the codes of group g for the grid scale·code − offset, whose
-// factors are those a reader will see. A grid that rounded to nothing keeps
-// the codes of the search.
-func (s *affineSuper) requantize(codes []uint8, x []float32, g int, scale, offset float32, n int32) {
-	if scale == 0 {
-		s.fits[g].codes(codes, x, n)
-		return
+// requantize sets all codes for the grids scale·code − offset of the groups,
+// whose factors are those a reader will see. A grid that rounded to nothing
+// keeps the codes of the search.
+func (s *affineSuper) requantize(codes *[superLen]uint8, x, scales, offsets []float32, n int32) {
+	group := superLen / len(scales)
+	if s.kernel != nil {
+		s.kernel.DivideCodes(&codes[0], &x[0], &offsets[0], &scales[0], len(scales), group, 0, n)
 	}
-	codes = codes[:len(x)]
-	for i, v := range x {
-		codes[i] = uint8(nearestIn((v+float32(offset))/scale, 0, n))
+	for g, scale := range scales {
+		c, xg := codes[g*group:][:group], x[g*group:][:group]
+		switch {
+		case scale == 0:
+			s.fits[g].codes(c, xg, n)
+		case s.kernel == nil:
+			for i, v := range xg {
+				c[i] = uint8(nearestIn((v+float32(offsets[g]))/scale, 0, n))
+			}
+		}
 	}
 }
 

@@ -1,0 +1,131 @@
+package kernel
+
+import (
+	"math"
+	"testing"
+)
+
+// guarded is Lanes between words that no kernel may touch.
+type guarded struct {
+	before [64]float32
+	lanes  Lanes
+	after  [64]float32
+}
+
+// TestGuards runs every kernel on the largest and smallest groups and checks
+// that rows it has no business with, and memory around its results, stay.
+func TestGuards(t *testing.T) {
+	top := make([]float32, 8)
+	for i := range top {
+		top[i] = 14.5 + float32(i)/8
+	}
+	for _, s := range Sets() {
+		for _, group := range []int{16, 32} {
+			for what, run := range map[string]func(l *Lanes){
+				"PlainWeights":      func(l *Lanes) { s.PlainWeights(l, group) },
+				"Importance":        func(l *Lanes) { s.Importance(l, group) },
+				"FitAffine":         func(l *Lanes) { s.FitAffine(l, group, 15, &top[0], len(top)) },
+				"FitAffineAbsolute": func(l *Lanes) { s.FitAffineAbsolute(l, group, 15, &top[0], len(top)) },
+				"FitPositive":       func(l *Lanes) { s.FitPositive(l, group/2, 63, &top[0], len(top)) },
+			} {
+				var g guarded
+				fill(&g)
+				want := g
+				run(&g.lanes)
+				rows := group
+				if what == "FitPositive" {
+					rows = group / 2
+				}
+				if g.before != want.before || g.after != want.after || !same(g.lanes[:32], want.lanes[:32]) ||
+					!same(g.lanes[32+rows:64], want.lanes[32+rows:64]) || !same(g.lanes[RowCodes+rows:], want.lanes[RowCodes+rows:]) {
+					t.Errorf("%s %s, groups of %d: memory beyond its results changes", s.Name, what, group)
+				}
+			}
+			guardCodes(t, s, group)
+			guardTranspose(t, s, group)
+		}
+	}
+}
+
+func fill(g *guarded) {
+	for i := range g.before {
+		g.before[i], g.after[i] = math.Pi, math.Pi
+	}
+	for i := range g.lanes {
+		for k := range g.lanes[i] {
+			g.lanes[i][k] = float32((i*37+k*11)%64) / 64
+		}
+	}
+}
+
+func same(a, b [][Groups]float32) bool {
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// guardCodes checks lengths from one group on, at odd offsets.
+func guardCodes(t *testing.T, s *Set, group int) {
+	for groups := 1; groups <= 3; groups++ {
+		n := groups * group
+		x, offset, scale := make([]float32, n+1), make([]float32, groups), make([]float32, groups)
+		for g := range scale {
+			scale[g] = 1
+		}
+		for i := range x {
+			x[i] = float32(i % 7)
+		}
+		for what, f := range map[string]func(dst *uint8, x, offset, scale *float32, groups, group int, lo, hi int32){
+			"DivideCodes": s.DivideCodes, "MultiplyCodes": s.MultiplyCodes,
+		} {
+			dst := make([]uint8, n+64)
+			for i := range dst {
+				dst[i] = 0xa5
+			}
+			f(&dst[3], &x[1], &offset[0], &scale[0], groups, group, -2, 4)
+			for i, c := range dst {
+				want := uint8(0xa5)
+				if i >= 3 && i < 3+n {
+					want = uint8(min(4, (i-3+1)%7) + 2)
+				}
+				if c != want {
+					t.Fatalf("%s %s, %d groups of %d: byte %d is %d, want %d", s.Name, what, groups, group, i-3, c, want)
+				}
+			}
+		}
+	}
+}
+
+func guardTranspose(t *testing.T, s *Set, group int) {
+	src := make([]float32, Groups*group)
+	for i := range src {
+		src[i] = float32(i)
+	}
+	var dst [64][Groups]float32
+	s.Transpose((*[32][32]float32)(dst[16:]), &src[0], group)
+	for i := range dst {
+		for k, v := range dst[i] {
+			want := float32(0)
+			if e := i - 16; e >= 0 && e < group {
+				want = float32(k*group + e)
+			}
+			if v != want {
+				t.Fatalf("%s Transpose: row %d, lane %d holds %v, want %v", s.Name, i-16, k, v, want)
+			}
+		}
+	}
+	var sums [3][8]float32
+	s.SumSquares(&sums[1], &src[0], group)
+	for k := range sums[1] {
+		var want float32
+		for _, v := range src[k*group:][:group] {
+			want += float32(v * v)
+		}
+		if sums[1][k] != want || sums[0][k] != 0 || sums[2][k] != 0 {
+			t.Fatalf("%s SumSquares: %v, want %v at %d and zeros around", s.Name, sums, want, k)
+		}
+	}
+}

@@ -1,0 +1,107 @@
+// Package kernel holds vector forms of the loops that quantizing spends its
+// time in, and chooses among them. Groups of elements lie side by side, one per
+// lane, and each lane does what the portable code of package quant does with
+// its group: the same float32 operations in the same order, nothing fused. The
+// results are the same bits, so a kernel never changes what is written to a
+// file.
+//
+// The portable code is the specification: the comment of each kernel names the
+// function of package quant that it equals, and the tests there compare them.
+package kernel
+
+import (
+	"os"
+	"slices"
+	"sync/atomic"
+)
+
+//go:generate go -C _asm run . -out ../kernel_amd64.s -stubs ../stubs_amd64.go -pkg kernel
+
+// Groups is the number of groups in Lanes.
+const Groups = 32
+
+// Lanes is what the searches work on: rows of one number per group. Row
+// RowX+i holds element i of each group, RowW+i its weight; groups have 16 or 32
+// elements. The rest are parameters and results.
+type Lanes = [128][Groups]float32
+
+// Rows of Lanes that callers use. The others hold intermediate values.
+const (
+	RowX     = 0
+	RowW     = 32
+	RowSigma = 64 // variance for Importance
+	RowSum   = 65 // Σw
+	RowScale = 66 // the fit: value ≈ Scale·code − Min
+	RowMin   = 67
+	RowInv   = 68 // its codes: nearest(Inv·(x−Base)), clamped
+	RowBase  = 69
+	RowCodes = 94 // of FitPositive
+)
+
+// Set is the kernels of one instruction set. All arrays are read and written in
+// full as stated; pointers to single numbers are those of slices long enough.
+type Set struct {
+	Name string
+	// Transpose sets dst[i][k] to src[k·group+i], for 32 groups.
+	Transpose func(dst *[32][32]float32, src *float32, group int)
+	// SumSquares sets dst[k] to the ordered sum of squares of the k-th of 8
+	// stretches of src. length is a multiple of 8.
+	SumSquares func(dst *[8]float32, src *float32, length int)
+	// PlainWeights sets the weights that quant.plainWeights describes.
+	PlainWeights func(l *Lanes, group int)
+	// Importance turns the importance q in the rows of weights into
+	// q·sqrt(Sigma+x²) and sets Sum.
+	Importance func(l *Lanes, group int)
+	// FitAffine and FitAffineAbsolute search grids with a minimum and codes
+	// from 0 to n under the losses Σw·e² and Σw·|e|: Scale, Min, Inv and Base.
+	// Candidate i puts the largest value at code top[i]. The bits of the result
+	// are lanes to be left to the portable code.
+	FitAffine, FitAffineAbsolute func(l *Lanes, group int, n float32, top *float32, candidates int) uint32
+	// FitPositive quantizes the first rows of X, at most 16 and a multiple of
+	// 4, to codes from 0 to n with one Scale per lane.
+	FitPositive func(l *Lanes, rows int, n int32, top *float32, candidates int)
+	// DivideCodes writes max(lo, min(hi, nearest((x+offset[g])/scale[g]))) − lo
+	// for the elements of each group g; MultiplyCodes rounds
+	// scale[g]·(x−offset[g]). Groups have a multiple of 16 elements.
+	DivideCodes, MultiplyCodes func(dst *uint8, x, offset, scale *float32, groups, group int, lo, hi int32)
+}
+
+var active atomic.Pointer[Set]
+
+// The environment variable WINNOW_ISA names the instruction set to use:
+// avx512, avx2 or portable. A set that the machine lacks is no choice.
+func init() {
+	name, set := os.LookupEnv("WINNOW_ISA")
+	if !set || !Use(name) {
+		active.Store(best())
+	}
+}
+
+func best() *Set {
+	if s := Sets(); len(s) > 0 {
+		return s[0]
+	}
+	return nil
+}
+
+// Active returns the kernels to use, nil if there are none: the portable code
+// does everything.
+func Active() *Set { return active.Load() }
+
+// Sets returns the kernels this machine can run, the best first.
+func Sets() []*Set { return sets }
+
+// Use makes the named set active, or none for "portable", and reports whether
+// the machine has it. It serves comparisons and measurements.
+func Use(name string) bool {
+	if name == "portable" {
+		active.Store(nil)
+		return true
+	}
+	i := slices.IndexFunc(Sets(), func(s *Set) bool { return s.Name == name })
+	if i < 0 {
+		return false
+	}
+	active.Store(Sets()[i])
+	return true
+}

@@ -1,0 +1,64 @@
+package kernel
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/cpu"
+)
+
+// TestSwitch runs this test binary under each value of the switch.
+func TestSwitch(t *testing.T) {
+	if want := os.Getenv("WINNOW_ISA_WANT"); want != "" {
+		if got := name(Active()); got != want {
+			t.Errorf("WINNOW_ISA=%s chooses %s, want %s", os.Getenv("WINNOW_ISA"), got, want)
+		}
+		return
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Skip(err)
+	}
+	for _, s := range append(Sets(), nil) {
+		run := exec.Command(exe, "-test.run=^TestSwitch$")
+		run.Env = append(os.Environ(), "WINNOW_ISA="+name(s), "WINNOW_ISA_WANT="+name(s))
+		if out, err := run.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name(s), err, out)
+		}
+	}
+	run := exec.Command(exe, "-test.run=^TestSwitch$")
+	run.Env = append(os.Environ(), "WINNOW_ISA=none such", "WINNOW_ISA_WANT="+name(best()))
+	if out, err := run.CombinedOutput(); err != nil {
+		t.Errorf("unknown name: %v\n%s", err, out)
+	}
+}
+
+func name(s *Set) string {
+	if s == nil {
+		return "portable"
+	}
+	return s.Name
+}
+
+// TestUse switches back and forth.
+func TestUse(t *testing.T) {
+	before := Active()
+	defer Use(name(before))
+	for _, s := range append(Sets(), nil) {
+		if !Use(name(s)) || Active() != s {
+			t.Errorf("%s cannot be chosen", name(s))
+		}
+	}
+	if Use("none such") {
+		t.Error("an unknown name is accepted")
+	}
+}
+
+// TestSets says which kernels the tests cover here.
+func TestSets(t *testing.T) {
+	t.Logf("kernels: %d, AVX2 %v, AVX-512 %v", len(Sets()), cpu.X86.HasAVX2, cpu.X86.HasAVX512)
+	for _, s := range Sets() {
+		t.Log(s.Name)
+	}
+}

@@ -1,0 +1,170 @@
+package quant
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant/kernel"
+)
+
+// use selects kernels for the rest of a test.
+func use(tb testing.TB, isa string) {
+	tb.Helper()
+	before := "portable"
+	if k := kernel.Active(); k != nil {
+		before = k.Name
+	}
+	if !kernel.Use(isa) {
+		tb.Fatalf("no kernels %q", isa)
+	}
+	tb.Cleanup(func() { kernel.Use(before) })
+}
+
+// kernelTypes are the types whose encoders use kernels.
+var kernelTypes = []gguf.Type{gguf.Q4_1, gguf.Q5_1, gguf.Q2_K, gguf.Q4_K, gguf.Q5_K}
+
+// sameAsPortable encodes a row as every type with kernels, with all of them.
+func sameAsPortable(t *testing.T, what string, x, w []float32) {
+	t.Helper()
+	for _, typ := range kernelTypes {
+		c, _ := Lookup(typ)
+		for _, weights := range [][]float32{nil, w} {
+			if weights != nil && !c.UsesWeights {
+				continue
+			}
+			want := make([]byte, c.Type.RowBytes(int64(len(x))))
+			got := make([]byte, len(want))
+			use(t, "portable")
+			c.Encode(want, x, weights)
+			for _, k := range kernel.Sets() {
+				use(t, k.Name)
+				c.Encode(got, x, weights)
+				if !bytes.Equal(got, want) {
+					compareBlocks(t, c.Type.String()+" "+k.Name+" "+what, c.Type, got, want)
+				}
+			}
+		}
+	}
+}
+
+// rowMakers fill rows of different nature.
+var rowMakers = map[string]func(r *rand.Rand, x []float32){
+	"gauss": func(r *rand.Rand, x []float32) {
+		for i := range x {
+			x[i] = float32(r.NormFloat64() * 0.02)
+		}
+	},
+	"heavy": func(r *rand.Rand, x []float32) {
+		for i := range x {
+			x[i] = float32(math.Exp(r.NormFloat64()*4) * float64(1-2*r.IntN(2)))
+		}
+	},
+	"grid": func(r *rand.Rand, x []float32) {
+		for i := range x {
+			x[i] = float32(r.IntN(17)-8) / 4
+		}
+	},
+	"sparse": func(r *rand.Rand, x []float32) {
+		for i := range x {
+			x[i] = 0
+			if r.IntN(40) == 0 {
+				x[i] = float32(r.NormFloat64())
+			}
+		}
+	},
+	"positive": func(r *rand.Rand, x []float32) {
+		for i := range x {
+			x[i] = 1 + float32(r.Float64())
+		}
+	},
+	"sizes": func(r *rand.Rand, x []float32) {
+		var size float64
+		for i := range x {
+			if i%16 == 0 {
+				size = math.Exp2(r.Float64()*300 - 160)
+			}
+			x[i] = float32(r.NormFloat64() * size)
+		}
+	},
+	"bits": func(r *rand.Rand, x []float32) {
+		for i := range x {
+			x[i] = bitsFloat(r, false)
+		}
+	},
+	"oddities": func(r *rand.Rand, x []float32) {
+		for i := range x {
+			x[i] = float32(r.NormFloat64())
+			if r.IntN(300) == 0 {
+				x[i] = bitsFloat(r, true)
+			}
+		}
+	},
+}
+
+// TestKernelsSameBytes compares the kernels with the portable code on rows of
+// all lengths up to several batches, with weights of every nature.
+func TestKernelsSameBytes(t *testing.T) {
+	if len(kernel.Sets()) == 0 {
+		t.Skip("this build or machine has no kernels")
+	}
+	r := rand.New(rand.NewPCG(5, 5))
+	for what, make1 := range rowMakers {
+		for _, blocks := range []int{1, 2, 3, 7, 8, 9, 16, 17, 20} {
+			x, w := make([]float32, blocks*superLen), make([]float32, blocks*superLen)
+			make1(r, x)
+			for how, make2 := range rowMakers {
+				make2(r, w)
+				if how != "bits" && how != "oddities" {
+					for i, v := range w {
+						w[i] = abs32(v)
+					}
+				}
+				sameAsPortable(t, what+" weighed by "+how, x, w)
+				if blocks > 3 && how == "gauss" {
+					break
+				}
+			}
+		}
+	}
+}
+
+// TestKernelsDoTheWork makes sure that ordinary rows, and rows with groups of
+// zeros, do not end up with the portable code.
+func TestKernelsDoTheWork(t *testing.T) {
+	x, q := gauss(batchLen * superLen)
+	clear(x[100:300])
+	for _, k := range kernel.Sets() {
+		for _, typ := range []*affineType{&searchQ2K, &searchQ4K, &searchQ5K} {
+			for _, weights := range [][]float32{nil, q} {
+				var w workspace
+				typ.searchBatch(&w, k, x, weights)
+				if w.odd != [batchLen]bool{} {
+					t.Errorf("%s, %d bytes: left to the portable code: %v", k.Name, typ.size, w.odd)
+				}
+			}
+		}
+	}
+}
+
+// FuzzKernels compares all kernels with the portable code on any bits.
+func FuzzKernels(f *testing.F) {
+	seed := make([]byte, 8*superLen)
+	for i := range seed {
+		seed[i] = byte(i * 7)
+	}
+	f.Add(seed)
+	f.Add(bytes.Repeat([]byte{0, 0, 0x80, 0x7f, 1, 0, 0, 0}, superLen))
+	f.Add(bytes.Repeat([]byte{0, 0, 0x80, 0x3f, 0, 0, 0, 0x3f}, superLen))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var x, w [2 * superLen]float32
+		for i := 0; 8*i+8 <= len(data) && i < len(x); i++ {
+			x[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[8*i:]))
+			w[i] = math.Float32frombits(binary.LittleEndian.Uint32(data[8*i+4:]))
+		}
+		sameAsPortable(t, "any", x[:], w[:])
+	})
+}
