@@ -100,7 +100,7 @@ func hint(err error) string {
 	case errors.Is(err, syscall.ENOSPC):
 		return "free space or choose another folder; what was there before is untouched"
 	case errors.Is(err, context.Canceled):
-		return "no output was left behind"
+		return "no unfinished file was left behind"
 	}
 	return ""
 }
