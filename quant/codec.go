@@ -25,13 +25,16 @@ type Codec struct {
 	// Encode packs one row. len(src) is a multiple of the block length,
 	// dst has room for the encoded row, and weights is nil or holds one
 	// importance (mean squared activation) per column. It is nil for types
-	// that are only copied or read.
+	// that are only copied or read. Blocks for which ggml aborts, because
+	// sums overflow, get a scale of NaN, which Validate reports.
 	Encode func(dst []byte, src, weights []float32)
 	// Decode is the inverse: len(src) is a multiple of the block bytes.
 	Decode func(dst []float32, src []byte)
 	// UsesWeights says that weights change the encoding, NeedsWeights that
-	// ggml refuses to encode without them.
+	// there is none without them.
 	UsesWeights, NeedsWeights bool
+	// noNegative says that a negative weight makes ggml abort.
+	noNegative bool
 
 	// scales lists the offsets of the half precision scales in a block;
 	// values checks types that have none. Both serve Validate.
@@ -59,6 +62,11 @@ var codecs = [...]Codec{
 	{Type: gguf.Q4_K, Encode: encodeQ4K, Decode: decodeQ4K, UsesWeights: true, scales: []int{0, 2}},
 	{Type: gguf.Q5_K, Encode: encodeQ5K, Decode: decodeQ5K, UsesWeights: true, scales: []int{0, 2}},
 	{Type: gguf.Q6_K, Encode: encodeQ6K, Decode: decodeQ6K, UsesWeights: true, scales: []int{208}},
+	{Type: gguf.IQ2XXS, Encode: encodeIQ2XXS, Decode: decodeIQ2XXS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ2XS, Encode: encodeIQ2XS, Decode: decodeIQ2XS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ2S, Encode: encodeIQ2S, Decode: decodeIQ2S, UsesWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ3XXS, Encode: encodeIQ3XXS, Decode: decodeIQ3XXS, UsesWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ3S, Encode: encodeIQ3S, Decode: decodeIQ3S, UsesWeights: true, noNegative: true, scales: []int{0}},
 	{Type: gguf.IQ4NL, Encode: encodeIQ4NL, Decode: decodeIQ4NL, UsesWeights: true, scales: []int{0}},
 	{Type: gguf.IQ4XS, Encode: encodeIQ4XS, Decode: decodeIQ4XS, UsesWeights: true, scales: []int{0}},
 	{Type: gguf.MXFP4, Encode: encodeMXFP4, Decode: decodeMXFP4, values: checkMXFP4},
@@ -80,7 +88,8 @@ func Lookup(t gguf.Type) (*Codec, bool) {
 }
 
 // EncodeRows packs rows of cols values each; every row gets the same weights
-// (nil, or one per column). dst must have exactly the encoded size.
+// (nil, or one per column). dst must have exactly the encoded size. Weights
+// that are used must be finite, and not negative for IQ2 and IQ3 types.
 func EncodeRows(t gguf.Type, dst []byte, src []float32, cols int, weights []float32) error {
 	c, ok := Lookup(t)
 	switch {
@@ -99,9 +108,24 @@ func EncodeRows(t gguf.Type, dst []byte, src []float32, cols int, weights []floa
 	if want := len(src) / cols * rowBytes; len(dst) != want {
 		return fmt.Errorf("destination has %d bytes, %d rows of %s need %d", len(dst), len(src)/cols, t, want)
 	}
+	if err := c.checkWeights(weights); err != nil {
+		return err
+	}
 	for len(src) > 0 {
 		c.Encode(dst[:rowBytes], src[:cols], weights)
 		dst, src = dst[rowBytes:], src[cols:]
+	}
+	return nil
+}
+
+func (c *Codec) checkWeights(weights []float32) error {
+	if !c.UsesWeights {
+		return nil
+	}
+	for i, w := range weights {
+		if w-w != 0 || w < 0 && c.noNegative {
+			return fmt.Errorf("importance of column %d is %v, which type %s cannot use", i, w, c.Type)
+		}
 	}
 	return nil
 }

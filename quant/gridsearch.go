@@ -1,0 +1,393 @@
+package quant
+
+import (
+	"math"
+	"math/bits"
+)
+
+// The search that the IQ2 and IQ3 types share (quantize_row_iq2_xxs_impl and
+// its kin in ggml-quants.c). Elements are magnitudes with their signs stored
+// apart. Groups of 16 or 32 elements have a scale and consist of cells, each
+// of which becomes a point of a codebook.
+
+// gridType describes one type's search.
+type gridType struct {
+	grid    *grid
+	levels  int     // of a digit: 3 in cells of eight, 8 in cells of four
+	group   int     // elements per scale
+	steps   int     // candidates put the largest magnitude at
+	delta   float32 // 2·levels−1+i·delta for i from −steps to steps
+	epsilon float32 // groups below it are zero
+	spread  float32 // σ² of the importance is (spread·Σx²)/256
+	flat    float32 // without importance the weights are flat·σ²+x²
+	parity  bool    // the signs of eight elements have an even number of ones
+	ranged  bool    // a search without codebook sets the candidates' range
+	again   againRule
+}
+
+// againRule says which cells are rounded again with the scale of the best
+// candidate.
+type againRule int
+
+const (
+	againOff   againRule = iota // those which were not on the grid
+	againAny                    // all if one was not, or if nothing was better than zeros
+	againEvery                  // all
+)
+
+// gridFit is the result of searching a group.
+type gridFit struct {
+	zero  bool // nothing but zeros, or as good as that
+	scale float32
+	index [8]uint16 // of the cells' points
+	signs [4]uint8  // of eight elements each; an eighth bit may be superfluous
+}
+
+// gridGroup is the state of a search.
+type gridGroup struct {
+	t     *gridType
+	cells *gridCells
+	count int     // of cells
+	reach float32 // largest |x|
+	// x are the magnitudes, negative where the sign had to flip, and y the
+	// same with 0 instead; w are weights, wx = w·x, and u are the square
+	// roots of w, by which neighbours are compared.
+	x, y, w, wx, u [32]float32
+}
+
+// fit searches one group; q is nil or the importance. It fails where ggml
+// aborts: sums overflowed, or weights are negative.
+func (t *gridType) fit(f *gridFit, x, q []float32, sigma2 float32) bool {
+	*f = gridFit{zero: true}
+	g := gridGroup{t: t, cells: t.grid.cells(), count: t.group / 8}
+	if t.levels == 8 {
+		g.count *= 2
+	}
+	g.weigh(x, q, sigma2)
+	signs, top := g.split(x)
+	if top < t.epsilon || top == 0 {
+		return true
+	}
+	scale, base := top/float32(2*t.levels-1), top
+	if t.ranged {
+		var codes [32]uint8
+		scale = fitPositive(codes[:t.group], g.x[:t.group], g.w[:t.group], int32(t.levels)+1)
+		base = scale * float32(t.levels)
+		if base <= 0 {
+			return true
+		}
+	}
+	var codes [8]uint16
+	scale, ok := g.search(&codes, scale, base)
+	if !ok || scale != scale {
+		return false
+	}
+	if scale < 0 {
+		scale = -scale
+		for i := range signs {
+			signs[i] = ^signs[i]
+		}
+	}
+	f.zero, f.scale, f.signs = false, scale, signs
+	for k := range g.count {
+		f.index[k] = g.cells.index(g.key(codes[k]))
+	}
+	return true
+}
+
+// weigh sets the weights.
+func (g *gridGroup) weigh(x, q []float32, sigma2 float32) {
+	x = x[:g.t.group]
+	switch {
+	case q != nil:
+		importance(g.w[:], q, x, sigma2)
+	case g.t.flat != 0:
+		for i, v := range x {
+			g.w[i] = float32(g.t.flat*sigma2) + float32(v*v)
+		}
+	default:
+		for i, v := range x {
+			g.w[i] = v * v
+		}
+	}
+	for i := range x {
+		g.u[i] = sqrt32(g.w[i])
+	}
+}
+
+// split sets the magnitudes and returns the signs and the largest magnitude.
+// Where the number of signs has to be even and is not, the element of least
+// weighted square flips.
+func (g *gridGroup) split(x []float32) (signs [4]uint8, top float32) {
+	x = x[:g.t.group]
+	for i, v := range x {
+		g.x[i] = v
+		if !(v >= 0) {
+			g.x[i] = -v
+			signs[i/8] |= 1 << (i % 8)
+		}
+	}
+	g.reach = magnitude(x)
+	for k := range g.t.group / 8 {
+		if g.t.parity && bits.OnesCount8(signs[k])%2 == 1 {
+			i := leastSquare(x[8*k:][:8], g.w[8*k:])
+			g.x[8*k+i] = -g.x[8*k+i]
+			signs[k] ^= 1 << i
+		}
+	}
+	top = g.x[0]
+	for i := range x {
+		v := g.x[i]
+		g.wx[i] = g.w[i] * v
+		if v > 0 {
+			g.y[i] = v
+		}
+		if !(top > v) {
+			top = v
+		}
+	}
+	return signs, top
+}
+
+// leastSquare returns the first element with the smallest (w·x)·x.
+func leastSquare(x, w []float32) int {
+	least, at := float32(w[0]*x[0])*x[0], 0
+	for i, v := range x {
+		if s := float32(w[i]*v) * v; s < least {
+			least, at = s, i
+		}
+	}
+	return at
+}
+
+// search returns the codes of the cells and their scale. It starts from codes
+// of 0 and the given scale; base is the magnitude that the candidates are
+// about.
+func (g *gridGroup) search(codes *[8]uint16, scale, base float32) (float32, bool) {
+	t := g.t
+	var best float32
+	var sums gridSums
+	var last [8]uint16
+	again := uint8(0)
+	if t.again != againOff {
+		again = 0xff
+	}
+	for step := -t.steps; step <= t.steps; step++ {
+		id := (float32(2*t.levels-1) + float32(t.delta*float32(step))) / base
+		var candidate [8]uint16
+		off, ok := g.round(&candidate, id, 1/id, 0xff)
+		if !ok {
+			return 0, false
+		}
+		if step == -t.steps || candidate != last {
+			sums, last = g.sums(&candidate), candidate
+		}
+		if sums.b > 0 && sums.a*sums.a > best*sums.b {
+			scale = sums.a / sums.b
+			best = scale * sums.a
+			*codes, again = candidate, off
+			if t.again == againEvery || t.again == againAny && off != 0 {
+				again = 0xff
+			}
+		}
+	}
+	if again == 0 || !(scale > 0) {
+		return scale, true
+	}
+	if _, ok := g.round(codes, 1/scale, scale, again); !ok {
+		return 0, false
+	}
+	if sums = g.sums(codes); sums.b > 0 {
+		scale = sums.a / sums.b
+	}
+	return scale, true
+}
+
+// gridSums are A = Σ(w·x)·q and B = Σ(w·q)·q over the magnitudes q of the
+// points: A/B is the best scale for them and A²/B what it takes off the error.
+type gridSums struct{ a, b float32 }
+
+// oddIQ are the magnitudes that digits stand for.
+var oddIQ = [8]float32{1, 3, 5, 7, 9, 11, 13, 15}
+
+func (g *gridGroup) sums(codes *[8]uint16) (s gridSums) {
+	size, bits, mask := 8, 2, uint16(3)
+	if g.t.levels == 8 {
+		size, bits, mask = 4, 3, 7
+	}
+	for k := range g.count {
+		code := codes[k]
+		w, wx := g.w[size*k:][:size], g.wx[size*k:][:size]
+		for i, v := range wx {
+			q := oddIQ[code&mask]
+			code >>= bits
+			s.a += float32(v * q)
+			s.b += float32(float32(w[i]*q) * q)
+		}
+	}
+	return s
+}
+
+// round sets the codes of the cells in the bit set which to the points for
+// id·x, of several the one nearest with the scale given. It returns the set
+// of the cells that have no point of their own.
+func (g *gridGroup) round(codes *[8]uint16, id, scale float32, which uint8) (off uint8, ok bool) {
+	plain := id*g.reach < 1<<20
+	for k := range g.count {
+		if which>>k&1 == 0 {
+			continue
+		}
+		var key uint16
+		switch {
+		case !plain:
+			key = g.keyOutside(k, id)
+		case g.t.levels == 3:
+			key = keyOf3((*[8]float32)(g.y[8*k:]), id)
+		default:
+			key = keyOf8((*[4]float32)(g.y[4*k:]), id)
+		}
+		e := g.cells.entries[key]
+		if e&onGrid != 0 {
+			codes[k] = g.cells.codes[uint16(e)]
+			continue
+		}
+		off |= 1 << k
+		if g.t.levels == 3 {
+			codes[k] = nearest3(g.cells.neighbours(e), (*[8]float32)(g.x[8*k:]), (*[8]float32)(g.u[8*k:]), scale)
+		} else {
+			codes[k] = nearest8(g.cells.neighbours(e), (*[4]float32)(g.x[4*k:]), (*[4]float32)(g.u[4*k:]), scale)
+		}
+		if codes[k] == noCode {
+			return 0, false
+		}
+	}
+	return off, true
+}
+
+// key returns the key of a code.
+func (g *gridGroup) key(code uint16) uint16 {
+	if g.t.levels == 3 {
+		return key3(code)
+	}
+	return code
+}
+
+// keyOutside returns the key of cell k for an id·x beyond the range in which
+// nearest rounds.
+func (g *gridGroup) keyOutside(k int, id float32) (key uint16) {
+	size := 8
+	if g.t.levels == 8 {
+		size = 4
+	}
+	x := g.x[size*k:][:size]
+	for i := size - 1; i >= 0; i-- {
+		l := nearestIn(0.5*(float32(id*x[i])-1), 0, int32(g.t.levels)-1)
+		key = key*uint16(g.t.levels) + uint16(l)
+	}
+	return key
+}
+
+// keyOf3 returns the key of nearestIn((id·y−1)/2, 0, 2), digit by digit. It is
+// 1 above 2 and 2 from 4 up, and positive floats are ordered like their bits.
+func keyOf3(y *[8]float32, id float32) uint16 {
+	const above2, from4 = 0x40000000, 0x40800000 - 1
+	var key uint32
+	for i := 7; i >= 0; i-- {
+		v := math.Float32bits(id * y[i])
+		key = key*3 + (above2-v)>>31 + (from4-v)>>31
+	}
+	return uint16(key)
+}
+
+// keyOf8 returns the key of nearestIn((id·y−1)/2, 0, 7), digit by digit.
+func keyOf8(y *[4]float32, id float32) uint16 {
+	var key uint32
+	for i := 3; i >= 0; i-- {
+		v := 0.5 * (float32(id*y[i]) - 1)
+		key = key*8 + min(7, math.Float32bits(v+roundMagic)&0x7fffff-0x400000)
+	}
+	return uint16(key)
+}
+
+// noCode is no code: all distances overflowed.
+const noCode = 0xffff
+
+// nearest3 returns the first of the codes with the smallest Σ(u·e)·e, where
+// e = scale·q−x: a sum of eight terms of which each has three values.
+func nearest3(codes []uint16, x, u *[8]float32, scale float32) uint16 {
+	q1, q3, q5 := scale, scale*3, scale*5
+	var terms [8][4]float32
+	for i, v := range x {
+		t, w := &terms[i], u[i]
+		e := q1 - v
+		t[0] = float32(w*e) * e
+		e = q3 - v
+		t[1] = float32(w*e) * e
+		e = q5 - v
+		t[2] = float32(w*e) * e
+	}
+	least, best := float32(math.MaxFloat32), uint16(noCode)
+	for _, c := range codes {
+		d := terms[0][c&3] + terms[1][c>>2&3] + terms[2][c>>4&3] + terms[3][c>>6&3] +
+			terms[4][c>>8&3] + terms[5][c>>10&3] + terms[6][c>>12&3] + terms[7][c>>14]
+		if d < least {
+			least, best = d, c
+		}
+	}
+	return best
+}
+
+// nearest8 is nearest3 for cells of four with eight levels.
+func nearest8(codes []uint16, x, u *[4]float32, scale float32) uint16 {
+	least, best := float32(math.MaxFloat32), uint16(noCode)
+	for _, c := range codes {
+		e0 := float32(scale*oddIQ[c&7]) - x[0]
+		e1 := float32(scale*oddIQ[c>>3&7]) - x[1]
+		e2 := float32(scale*oddIQ[c>>6&7]) - x[2]
+		e3 := float32(scale*oddIQ[c>>9&7]) - x[3]
+		d := float32(float32(u[0]*e0)*e0) + float32(float32(u[1]*e1)*e1) +
+			float32(float32(u[2]*e2)*e2) + float32(float32(u[3]*e3)*e3)
+		if d < least {
+			least, best = d, c
+		}
+	}
+	return best
+}
+
+// fitAll searches the groups of a super-block and returns the largest scale.
+// It fails like fit.
+func (t *gridType) fitAll(fits []gridFit, x, q []float32) (top float32, ok bool) {
+	sigma2 := t.spread * sumSquares(x) / superLen
+	for i := range fits {
+		if !t.fit(&fits[i], x, q, sigma2) {
+			return 0, false
+		}
+		top = max(top, fits[i].scale)
+		x = x[t.group:]
+		if q != nil {
+			q = q[t.group:]
+		}
+	}
+	return top, true
+}
+
+// roundScales rounds the scales of the groups to codes in [0, 15], which stand
+// for d·(2·code+1), and returns d.
+func roundScales(codes []uint8, fits []gridFit, top float32) (d float32) {
+	d = top / 31
+	id := 1 / d
+	for i := range fits {
+		codes[i] = uint8(nearestIn(0.5*(float32(id*fits[i].scale)-1), 0, 15))
+	}
+	return d
+}
+
+// evenSigns completes seven stored signs with their parity.
+func evenSigns(s uint8) uint8 { return s&127 | uint8(bits.OnesCount8(s&127))<<7 }
+
+// overflowed marks a block on which ggml aborts: half precision NaN for its
+// scale, with which Validate refuses it.
+func overflowed(dst []byte, scale int) {
+	clear(dst)
+	dst[scale], dst[scale+1] = 0x00, 0x7e
+}
