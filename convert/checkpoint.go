@@ -206,8 +206,23 @@ type Request struct {
 	Layout gguf.LayoutOptions
 	// Quant are overrides of the recipes.
 	Quant quant.Options
+	// Importance, when not nil, steers the choice of codes.
+	Importance *Importance
+	// Overrides are metadata keys to set, in order.
+	Overrides []Override
 	// AllowRequantize permits decoding already quantized GGUF input.
 	AllowRequantize bool
+	// PruneLayers lists blocks of GGUF input to leave out; the others are
+	// numbered anew.
+	PruneLayers []int
+	// KeepSplit divides outputs into files as the GGUF input is.
+	KeepSplit bool
+}
+
+// Override sets a metadata key.
+type Override struct {
+	Key   string
+	Value any // see gguf.Metadata
 }
 
 // OutputRequest is one wanted file.
@@ -218,7 +233,7 @@ type OutputRequest struct {
 
 // Plan decides the conversion. It reads no weights.
 func (c *Checkpoint) Plan(req Request) (*Plan, error) {
-	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Tensors: c.tensors, Dropped: c.dropped, inv: c.inv, Notes: c.Warnings}
+	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Tensors: c.tensors, Dropped: c.dropped, inv: c.inv, Notes: c.Warnings, importance: req.Importance}
 	// Recipes see the model as the F32 file that llama.cpp's converter would
 	// write, because that is what llama-quantize would be given.
 	infos := make([]gguf.TensorInfo, len(c.tensors))
@@ -230,11 +245,12 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 		GQA: c.Model.Params.Heads / c.Model.Params.KVHeads,
 	}
 	for _, o := range req.Outputs {
-		choices, err := o.Recipe.Assign(facts, infos, req.Quant)
+		choices, err := o.Recipe.Assign(facts, infos, req.recipeOptions())
 		if err != nil {
 			return nil, err
 		}
 		md := c.metadata(o.Recipe)
+		req.finish(md)
 		if err := p.addOutput(o, md, choices, req.Layout); err != nil {
 			return nil, err
 		}
@@ -249,9 +265,8 @@ func (p *Plan) addOutput(o OutputRequest, md *gguf.Metadata, choices []quant.Cho
 		if codec, ok := quant.Lookup(c.Type); !c.Copied && (!ok || codec.Encode == nil) {
 			return refused("%s needs the type %s for tensor %q, which this version cannot write", o.Recipe.Name, c.Type, p.Tensors[i].Name)
 		}
-		if c.NeedsWeights {
-			return hinted("choose a type of three bits or more, such as Q3_K_M",
-				refused("%s makes tensor %q %s, which needs an importance matrix; this version takes none", o.Recipe.Name, p.Tensors[i].Name, c.Type))
+		if err := p.checkImportance(o.Recipe, c, i); err != nil {
+			return err
 		}
 	}
 	p.Outputs = append(p.Outputs, Output{Path: o.Path, Recipe: o.Recipe, Metadata: md, Choices: choices})

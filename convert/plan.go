@@ -25,7 +25,8 @@ type Plan struct {
 	// Notes are remarks for the user about decisions.
 	Notes []string
 
-	inv *Inventory
+	inv        *Inventory
+	importance *Importance
 }
 
 // Tensor is one tensor of the outputs and the pieces of input it consists of.
@@ -35,6 +36,8 @@ type Tensor struct {
 	Pieces []Piece
 	// From is the storage of the input, such as "F8_E4M3".
 	From string
+	// measured is the name under which an importance matrix knows the tensor.
+	measured string
 }
 
 // Piece contributes consecutive rows to a tensor: rows [Start, Start+Count) of
@@ -181,7 +184,8 @@ func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
 	if r.Stacked() {
 		experts = cp.model.Params.Experts
 	}
-	p := &placed{Tensor: Tensor{Name: t.Name.String(), Shape: t.Shape}}
+	name := t.Name.String()
+	p := &placed{Tensor: Tensor{Name: name, measured: name, Shape: t.Shape}}
 	for e := range experts {
 		name := arch.Source(template, t.Name.Layer, e)
 		i, ok := cp.inv.Lookup(name)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
 )
@@ -54,33 +55,76 @@ func (s *GGUFSource) Inputs() []string {
 // Plan decides a quantization as llama-quantize would: its order of tensors,
 // its keys, its types. It reads no weights.
 func (s *GGUFSource) Plan(req Request) (*Plan, error) {
-	facts, err := quant.FactsFrom(s.file.Metadata())
+	keys := s.file.Metadata().Clone()
+	for _, o := range req.Overrides {
+		keys.Set(o.Key, o.Value) // overridden hyper-parameters change the rules
+	}
+	facts, err := quant.FactsFrom(keys)
 	if err != nil {
 		return nil, formatError("%q: %v", s.path, err)
 	}
-	p := &Plan{Source: s.path, Arch: facts.Arch, inv: s.inv}
-	infos := make([]gguf.TensorInfo, 0, len(s.inv.Tensors))
-	for _, i := range quant.Order(s.file.Tensors()) {
-		t := s.file.Tensors()[i]
-		infos = append(infos, t)
-		p.Tensors = append(p.Tensors, Tensor{
-			Name: t.Name, Shape: t.Shape, From: t.Type.String(),
-			Pieces: []Piece{{Source: i, Count: s.inv.Tensors[i].Rows()}},
-		})
-	}
+	p := &Plan{Source: s.path, Arch: facts.Arch, inv: s.inv, importance: req.Importance}
+	infos, blocks := p.addTensors(s, &req)
 	for _, o := range req.Outputs {
-		choices, err := o.Recipe.Assign(facts, infos, req.Quant)
+		choices, err := o.Recipe.Assign(facts, infos, req.recipeOptions())
 		if err != nil {
 			return nil, err
 		}
 		if err := checkRequantize(infos, choices, req.AllowRequantize); err != nil {
 			return nil, err
 		}
-		if err := p.addOutput(o, s.metadata(o.Recipe), choices, req.Layout); err != nil {
+		md := s.metadata(o.Recipe)
+		req.finish(md)
+		if len(req.PruneLayers) > 0 {
+			setLast(md, facts.Arch+"."+arch.KeyBlockCount, uint32(blocks))
+		}
+		if err := p.addOutput(o, md, choices, req.Layout); err != nil {
 			return nil, err
 		}
 	}
 	return p, nil
+}
+
+// addTensors fills the plan with the input's tensors in llama-quantize's order,
+// blocks to be pruned left out and the others numbered anew. It returns their
+// directory entries and the number of blocks that remain.
+func (p *Plan) addTensors(s *GGUFSource, req *Request) (infos []gguf.TensorInfo, blocks int) {
+	list := s.file.Tensors()
+	order := quant.Order(list)
+	if req.KeepSplit {
+		slices.Sort(order) // the file's own order, part after part
+		req.Layout = gguf.LayoutOptions{}
+	}
+	numbers := map[int]int{} // old block number → new one
+	lastPart := -1
+	for _, i := range order {
+		t := list[i]
+		n := arch.ParseName(t.Name)
+		if slices.Contains(req.PruneLayers, n.Layer) && n.Layer >= 0 {
+			p.Dropped = append(p.Dropped, Dropped{t.Name, "in a block that --prune-layers names"})
+			continue
+		}
+		if part, _ := s.file.Place(i); req.KeepSplit && part != lastPart {
+			req.Layout.FirstTensors = append(req.Layout.FirstTensors, len(p.Tensors))
+			lastPart = part
+		}
+		measured := t.Name
+		if n.Layer >= 0 {
+			if _, ok := numbers[n.Layer]; !ok {
+				numbers[n.Layer] = len(numbers)
+			}
+			if len(req.PruneLayers) > 0 {
+				n.Layer = numbers[n.Layer]
+				t.Name = n.String()
+			}
+		}
+		infos = append(infos, t)
+		p.Tensors = append(p.Tensors, Tensor{
+			Name: t.Name, measured: measured, Shape: t.Shape, From: t.Type.String(),
+			Pieces: []Piece{{Source: i, Count: s.inv.Tensors[i].Rows()}},
+		})
+	}
+	return infos, len(numbers)
 }
 
 // checkRequantize refuses to decode quantized input unless that was asked for.
@@ -102,11 +146,15 @@ func (s *GGUFSource) metadata(r *quant.Recipe) *gguf.Metadata {
 	if !r.KeepsTypes {
 		fileType = r.FileType
 	}
-	md.Delete(gguf.KeyQuantizationVersion)
-	md.Delete(gguf.KeyFileType)
-	md.Set(gguf.KeyQuantizationVersion, gguf.QuantizationVersion)
+	setLast(md, gguf.KeyQuantizationVersion, gguf.QuantizationVersion)
 	if fileType != nil {
-		md.Set(gguf.KeyFileType, fileType)
+		setLast(md, gguf.KeyFileType, fileType)
 	}
 	return md
+}
+
+// setLast sets a key behind all others.
+func setLast(md *gguf.Metadata, key string, v any) {
+	md.Delete(key)
+	md.Set(key, v)
 }

@@ -213,6 +213,7 @@ type worker struct {
 	rd      reader
 	values  []float32
 	encoded []byte
+	weights tensorWeights
 }
 
 func (w *worker) do(ctx context.Context, u unit) error {
@@ -274,12 +275,35 @@ func (w *worker) encodeUnit(ctx context.Context, u unit) error {
 	for o := range w.ex.writers {
 		typ := w.ex.plan.Outputs[o].Choices[u.tensor].Type
 		w.encoded = grow(w.encoded, typ.RowBytes(cols)*u.n)
-		if err := quant.EncodeRows(typ, w.encoded, w.values, int(cols), nil); err != nil {
+		if err := w.encode(u, typ, cols); err != nil {
 			return err
 		}
 		if err := w.write(o, u, w.encoded); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// encode packs the values of a unit, matrix by matrix, because each matrix of
+// a stack has importance weights of its own.
+func (w *worker) encode(u unit, typ gguf.Type, cols int64) error {
+	p := w.ex.plan
+	if codec, _ := quant.Lookup(typ); p.importance == nil || !codec.UsesWeights {
+		return quant.EncodeRows(typ, w.encoded, w.values, int(cols), nil)
+	}
+	if err := w.weights.load(p, u.tensor); err != nil {
+		return err
+	}
+	perMatrix, rowBytes := matrixRows(p.Tensors[u.tensor].Shape), typ.RowBytes(cols)
+	for r := int64(0); r < u.n; {
+		matrix := (u.out + r) / perMatrix
+		n := min(u.n-r, (matrix+1)*perMatrix-u.out-r)
+		err := quant.EncodeRows(typ, w.encoded[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), w.weights.of(matrix, cols))
+		if err != nil {
+			return formatError("tensor %q: %v", p.Tensors[u.tensor].Name, err)
+		}
+		r += n
 	}
 	return nil
 }

@@ -133,6 +133,9 @@ type Options struct {
 	// TensorTypes overrides the types of tensors by name; the first match
 	// wins. F32, F16 and BF16 recipes ignore it, as in llama-quantize.
 	TensorTypes []Override
+	// FileOrder walks the tensors in the order given instead of llama-quantize's
+	// usual one: what --keep-split does to rules that count tensors.
+	FileOrder bool
 	// NoFallback makes it an error when a row is not a whole number of blocks,
 	// instead of choosing a type with smaller blocks.
 	NoFallback bool
@@ -175,7 +178,7 @@ func Order(tensors []gguf.TensorInfo) []int {
 
 // Assign chooses the type of every tensor as llama-quantize does, from names,
 // source types and shapes alone. Choices are indexed like tensors; the order
-// of tensors does not matter.
+// of tensors does not matter unless opt.FileOrder is set.
 //
 // It fails when a type that the user demanded does not fit a tensor's rows,
 // when no fallback exists or is wanted, and when a feed-forward tensor of a
@@ -191,7 +194,11 @@ func (r *Recipe) Assign(facts ModelFacts, tensors []gguf.TensorInfo, opt Options
 		}
 	}
 	choices := make([]Choice, len(tensors))
-	for _, i := range Order(tensors) {
+	order := Order(tensors)
+	if opt.FileOrder {
+		slices.Sort(order)
+	}
+	for _, i := range order {
 		c, err := a.choose(&tensors[i])
 		if err != nil {
 			return nil, fmt.Errorf("recipe %s: tensor %q: %w", r.Name, tensors[i].Name, err)

@@ -41,10 +41,11 @@ func (f *writeFlags) request(outputs []convert.OutputRequest) convert.Request {
 
 func newConvertCommand(a *app) *cobra.Command {
 	var (
-		flags writeFlags
-		ck    convert.CheckpointOptions
-		types string
-		out   string
+		flags  writeFlags
+		recipe recipeFlags
+		ck     convert.CheckpointOptions
+		types  string
+		out    string
 	)
 	c := &cobra.Command{
 		Use:   "convert CHECKPOINT [OUTPUT]",
@@ -68,7 +69,7 @@ only when it is complete and on disk.
 			case len(pos) == 2:
 				out = pos[1]
 			}
-			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags)
+			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags, &recipe)
 		},
 	}
 	c.Flags().StringVar(&types, "type", "Q8_0", "`TYPE`, or several separated by commas")
@@ -76,10 +77,11 @@ only when it is complete and on disk.
 	c.RegisterFlagCompletionFunc("type", completeTypes)
 	checkpointFlags(c, &ck)
 	flags.add(c)
+	recipe.add(c)
 	return c
 }
 
-func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.CheckpointOptions, flags *writeFlags) error {
+func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.CheckpointOptions, flags *writeFlags, recipe *recipeFlags) error {
 	recipes, err := parseTypes(types)
 	if err != nil {
 		return err
@@ -103,10 +105,16 @@ func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.C
 	if err != nil {
 		return err
 	}
-	plan, err := ck.Plan(flags.request(outputs))
+	req := flags.request(outputs)
+	defer recipe.close()
+	if err := recipe.apply(&req); err != nil {
+		return err
+	}
+	plan, err := ck.Plan(req)
 	if err != nil {
 		return planError(err)
 	}
+	plan.Notes = append(plan.Notes, recipe.warnings()...)
 	return a.carryOut(ctx, &conversion{plan, ck, ck.Inputs()}, flags)
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/safetensors"
 	"github.com/winnow-moe/winnow/formats/tokenizer"
@@ -82,7 +83,7 @@ func exitStatus(err error) int {
 		return exitInput
 	}
 	for _, kind := range []error{
-		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, fs.ErrNotExist, syscall.ELOOP,
+		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, calib.ErrInvalid, fs.ErrNotExist, syscall.ELOOP,
 	} {
 		if errors.Is(err, kind) {
 			return exitInput

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -10,10 +11,7 @@ import (
 )
 
 func newQuantizeCommand(a *app) *cobra.Command {
-	var (
-		flags   writeFlags
-		requant bool
-	)
+	var flags quantizeFlags
 	c := &cobra.Command{
 		Use:   "quantize INPUT.gguf [OUTPUT.gguf] TYPE [THREADS]",
 		Short: "GGUF to GGUF with other types, byte for byte as llama-quantize",
@@ -32,12 +30,38 @@ files are written beside the input.
 				return err
 			}
 			a.useThreads(threads)
-			return a.quantize(cmd.Context(), in, out, types, requant, &flags)
+			return a.quantize(cmd.Context(), in, out, types, &flags)
 		},
 	}
-	c.Flags().BoolVar(&requant, "allow-requantize", false, "quantize what is already quantized, at a further loss")
 	flags.add(c)
+	flags.recipe.add(c)
+	c.Flags().BoolVar(&flags.requant, "allow-requantize", false, "quantize what is already quantized, at a further loss")
+	c.Flags().StringVar(&flags.prune, "prune-layers", "", "leave out the blocks in `LIST`, such as 3,4,5")
+	c.Flags().BoolVar(&flags.keepSplit, "keep-split", false, "divide the output into files as the input is")
+	c.Flags().Int("max-buffer-size", 0, "accepted for llama-quantize's sake; see --max-memory")
+	c.Flags().MarkHidden("max-buffer-size")
 	return c
+}
+
+// quantizeFlags are the flags of quantize.
+type quantizeFlags struct {
+	writeFlags
+	recipe    recipeFlags
+	requant   bool
+	keepSplit bool
+	prune     string
+}
+
+// request makes the whole request of a command line.
+func (f *quantizeFlags) request(outputs []convert.OutputRequest) (r convert.Request, err error) {
+	r = f.writeFlags.request(outputs)
+	r.AllowRequantize, r.KeepSplit = f.requant, f.keepSplit
+	if f.prune != "" {
+		if r.PruneLayers, err = parseLayers(f.prune); err != nil {
+			return r, err
+		}
+	}
+	return r, f.recipe.apply(&r)
 }
 
 // quantizeArgs takes the positional arguments apart as llama-quantize does:
@@ -60,7 +84,7 @@ func quantizeArgs(pos []string) (in, out, types string, threads int, err error) 
 	return in, out, types, threads, nil
 }
 
-func (a *app) quantize(ctx context.Context, in, out, types string, requant bool, flags *writeFlags) error {
+func (a *app) quantize(ctx context.Context, in, out, types string, flags *quantizeFlags) error {
 	recipes, err := parseTypes(types)
 	if err != nil {
 		return err
@@ -75,12 +99,15 @@ func (a *app) quantize(ctx context.Context, in, out, types string, requant bool,
 	if err != nil {
 		return err
 	}
-	req := flags.request(outputs)
-	req.AllowRequantize = requant
+	defer flags.recipe.close()
+	req, err := flags.request(outputs)
+	if err != nil {
+		return err
+	}
 	plan, err := src.Plan(req)
 	if err != nil {
 		return planError(err)
 	}
-	plan.Notes = append(plan.Notes, f.Warnings...)
-	return a.carryOut(ctx, &conversion{plan, src, src.Inputs()}, flags)
+	plan.Notes = slices.Concat(plan.Notes, f.Warnings, flags.recipe.warnings())
+	return a.carryOut(ctx, &conversion{plan, src, src.Inputs()}, &flags.writeFlags)
 }

@@ -37,7 +37,7 @@ func typeNames(keeping bool) []string {
 	var names []string
 	for _, r := range quant.Recipes() {
 		codec, ok := quant.Lookup(r.Default)
-		if r.KeepsTypes && keeping || !r.KeepsTypes && ok && codec.Encode != nil && !codec.NeedsWeights {
+		if r.KeepsTypes && keeping || !r.KeepsTypes && ok && codec.Encode != nil {
 			names = append(names, r.Name)
 		}
 	}

@@ -17,6 +17,9 @@ type LayoutOptions struct {
 	MaxShardBytes int64
 	// MaxShardTensors bounds the number of tensors of a shard.
 	MaxShardTensors int
+	// FirstTensors, when not nil, divides the output like another one: shard
+	// i starts with tensor FirstTensors[i]. The limits do not apply then.
+	FirstTensors []int
 }
 
 // Layout is a decided output: every header byte and every offset, before
@@ -161,6 +164,16 @@ func checkTensors(tensors []TensorInfo) error {
 // divide assigns tensors to shards by gguf-py's rule (GGUFWriter.add_tensor_info):
 // a shard that holds something is closed when the next tensor would exceed a limit.
 func (l *Layout) divide(opt LayoutOptions) {
+	if opt.FirstTensors != nil {
+		for i, first := range opt.FirstTensors {
+			end := len(l.tensors)
+			if i+1 < len(opt.FirstTensors) {
+				end = opt.FirstTensors[i+1]
+			}
+			l.shards = append(l.shards, shard{first: first, end: end})
+		}
+		return
+	}
 	cur := shard{}
 	var bytes int64
 	for i := range l.tensors {

@@ -554,7 +554,7 @@ func compareModels(t *testing.T, name string, got, want Model) {
 func TestDivision(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		sizes := rapid.SliceOfN(rapid.Int64Range(0, 300), 0, 40).Draw(t, "sizes")
-		opt := LayoutOptions{rapid.Int64Range(0, 500).Draw(t, "bytes"), rapid.IntRange(0, 10).Draw(t, "tensors")}
+		opt := LayoutOptions{MaxShardBytes: rapid.Int64Range(0, 500).Draw(t, "bytes"), MaxShardTensors: rapid.IntRange(0, 10).Draw(t, "tensors")}
 		tensors := make([]TensorInfo, len(sizes))
 		for i, n := range sizes {
 			tensors[i] = TensorInfo{fmt.Sprint("t", i), I8, []int64{n}}
