@@ -18,7 +18,7 @@ import (
 // of words separated by |; the message must have one of every group.
 type badCase struct {
 	ID, Path, Entry, Op, Expect string
-	Model, FType                string // of the operation "quantize"
+	Model, FType                string   // of the operation "quantize"
 	Hints                       []string `json:"contains_hint"`
 	Policy                      bool
 }
