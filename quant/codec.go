@@ -62,6 +62,8 @@ var codecs = [...]Codec{
 	{Type: gguf.Q4_K, Encode: encodeQ4K, Decode: decodeQ4K, UsesWeights: true, scales: []int{0, 2}},
 	{Type: gguf.Q5_K, Encode: encodeQ5K, Decode: decodeQ5K, UsesWeights: true, scales: []int{0, 2}},
 	{Type: gguf.Q6_K, Encode: encodeQ6K, Decode: decodeQ6K, UsesWeights: true, scales: []int{208}},
+	{Type: gguf.IQ1S, Encode: encodeIQ1S, Decode: decodeIQ1S, UsesWeights: true, NeedsWeights: true, scales: []int{0}},
+	{Type: gguf.IQ1M, Encode: encodeIQ1M, Decode: decodeIQ1M, UsesWeights: true, values: checkIQ1M},
 	{Type: gguf.IQ2XXS, Encode: encodeIQ2XXS, Decode: decodeIQ2XXS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
 	{Type: gguf.IQ2XS, Encode: encodeIQ2XS, Decode: decodeIQ2XS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
 	{Type: gguf.IQ2S, Encode: encodeIQ2S, Decode: decodeIQ2S, UsesWeights: true, noNegative: true, scales: []int{0}},

@@ -30,7 +30,7 @@ func TestLayout(t *testing.T) {
 	for typ, size := range map[gguf.Type]int{
 		gguf.Q4_0: sizeQ4_0, gguf.Q4_1: sizeQ4_1, gguf.Q5_0: sizeQ5_0, gguf.Q5_1: sizeQ5_1, gguf.Q8_0: sizeQ8_0,
 		gguf.Q2_K: sizeQ2K, gguf.Q3_K: sizeQ3K, gguf.Q4_K: sizeQ4K, gguf.Q5_K: sizeQ5K, gguf.Q6_K: sizeQ6K,
-		gguf.IQ2XXS: sizeIQ2XXS, gguf.IQ2XS: sizeIQ2XS, gguf.IQ2S: sizeIQ2S, gguf.IQ3XXS: sizeIQ3XXS, gguf.IQ3S: sizeIQ3S,
+		gguf.IQ1S: sizeIQ1S, gguf.IQ1M: sizeIQ1M, gguf.IQ2XXS: sizeIQ2XXS, gguf.IQ2XS: sizeIQ2XS, gguf.IQ2S: sizeIQ2S, gguf.IQ3XXS: sizeIQ3XXS, gguf.IQ3S: sizeIQ3S,
 		gguf.IQ4NL: sizeIQ4NL, gguf.IQ4XS: sizeIQ4XS, gguf.MXFP4: sizeMXFP4, gguf.NVFP4: sizeNVFP4,
 		gguf.TQ1_0: sizeTQ1_0, gguf.TQ2_0: sizeTQ2_0, gguf.Q1_0: sizeQ1_0, gguf.Q2_0: sizeQ2_0,
 	} {

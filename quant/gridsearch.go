@@ -233,6 +233,7 @@ func (g *gridGroup) sums(codes *[8]uint16) (s gridSums) {
 // of the cells that have no point of their own.
 func (g *gridGroup) round(codes *[8]uint16, id, scale float32, which uint8) (off uint8, ok bool) {
 	plain := id*g.reach < 1<<20
+	values := scaled(&oddIQ, scale)
 	for k := range g.count {
 		if which>>k&1 == 0 {
 			continue
@@ -252,10 +253,13 @@ func (g *gridGroup) round(codes *[8]uint16, id, scale float32, which uint8) (off
 			continue
 		}
 		off |= 1 << k
+		near := g.cells.neighbours(e)
 		if g.t.levels == 3 {
-			codes[k] = nearest3(g.cells.neighbours(e), (*[8]float32)(g.x[8*k:]), (*[8]float32)(g.u[8*k:]), scale)
+			var terms cellTerms
+			terms.set((*[8]float32)(g.x[8*k:]), (*[8]float32)(g.u[8*k:]), (*[3]float32)(values[:]))
+			codes[k] = terms.nearest(near)
 		} else {
-			codes[k] = nearest8(g.cells.neighbours(e), (*[4]float32)(g.x[4*k:]), (*[4]float32)(g.u[4*k:]), scale)
+			codes[k] = nearest8(near, (*[4]float32)(g.x[4*k:]), (*[4]float32)(g.u[4*k:]), &values)
 		}
 		if codes[k] == noCode {
 			return 0, false
@@ -312,46 +316,70 @@ func keyOf8(y *[4]float32, id float32) uint16 {
 // noCode is no code: all distances overflowed.
 const noCode = 0xffff
 
-// nearest3 returns the first of the codes with the smallest Σ(u·e)·e, where
-// e = scale·q−x: a sum of eight terms of which each has three values.
-func nearest3(codes []uint16, x, u *[8]float32, scale float32) uint16 {
-	q1, q3, q5 := scale, scale*3, scale*5
-	var terms [8][4]float32
-	for i, v := range x {
-		t, w := &terms[i], u[i]
-		e := q1 - v
-		t[0] = float32(w*e) * e
-		e = q3 - v
-		t[1] = float32(w*e) * e
-		e = q5 - v
-		t[2] = float32(w*e) * e
-	}
-	least, best := float32(math.MaxFloat32), uint16(noCode)
-	for _, c := range codes {
-		d := terms[0][c&3] + terms[1][c>>2&3] + terms[2][c>>4&3] + terms[3][c>>6&3] +
-			terms[4][c>>8&3] + terms[5][c>>10&3] + terms[6][c>>12&3] + terms[7][c>>14]
-		if d < least {
-			least, best = d, c
-		}
-	}
-	return best
+// firstLeast finds the first of the smallest distances: their bits on top,
+// which are ordered like the distances because these are not negative, and the
+// place in the list below.
+type firstLeast int64
+
+// with takes another distance, without a branch that the machine could not
+// predict.
+func (f firstLeast) with(distance float32, place int) firstLeast {
+	d := firstLeast(math.Float32bits(distance))<<32 + firstLeast(place) - f
+	return f + d&(d>>63)
 }
 
-// nearest8 is nearest3 for cells of four with eight levels.
-func nearest8(codes []uint16, x, u *[4]float32, scale float32) uint16 {
-	least, best := float32(math.MaxFloat32), uint16(noCode)
-	for _, c := range codes {
-		e0 := float32(scale*oddIQ[c&7]) - x[0]
-		e1 := float32(scale*oddIQ[c>>3&7]) - x[1]
-		e2 := float32(scale*oddIQ[c>>6&7]) - x[2]
-		e3 := float32(scale*oddIQ[c>>9&7]) - x[3]
-		d := float32(float32(u[0]*e0)*e0) + float32(float32(u[1]*e1)*e1) +
-			float32(float32(u[2]*e2)*e2) + float32(float32(u[3]*e3)*e3)
-		if d < least {
-			least, best = d, c
+// code returns the code at the place found, unless all distances overflowed.
+func (f firstLeast) code(codes []uint16) uint16 {
+	if uint64(f)>>32 >= uint64(math.Float32bits(math.MaxFloat32)) {
+		return noCode
+	}
+	return codes[uint32(f)]
+}
+
+// cellTerms are the parts of Σ(w·e)·e, where e = value−x, over a cell of eight:
+// for each element one for each value of its digit.
+type cellTerms [8][4]float32
+
+func (t *cellTerms) set(x, w *[8]float32, values *[3]float32) {
+	for i, v := range x {
+		for l, q := range values {
+			e := q - v
+			t[i][l] = float32(w[i]*e) * e
 		}
 	}
-	return best
+}
+
+// nearest returns the first of the codes with the smallest sum. The first
+// three elements have 27 sums, which the codes share.
+func (t *cellTerms) nearest(codes []uint16) uint16 {
+	var three [64]float32
+	for c := range 3 {
+		for b := range 3 {
+			for a := range 3 {
+				three[c<<4|b<<2|a] = t[0][a] + t[1][b] + t[2][c]
+			}
+		}
+	}
+	least := firstLeast(math.MaxInt64)
+	for i, code := range codes {
+		c := uint32(code)
+		least = least.with(three[c&63]+t[3][c>>6&3]+t[4][c>>8&3]+t[5][c>>10&3]+
+			t[6][c>>12&3]+t[7][c>>14&3], i)
+	}
+	return least.code(codes)
+}
+
+// nearest8 returns the first of the codes with the smallest Σ(u·e)·e over a
+// cell of four; values are those of the digits.
+func nearest8(codes []uint16, x, u *[4]float32, values *[8]float32) uint16 {
+	least := firstLeast(math.MaxInt64)
+	for i, c := range codes {
+		e0, e1 := values[c&7]-x[0], values[c>>3&7]-x[1]
+		e2, e3 := values[c>>6&7]-x[2], values[c>>9&7]-x[3]
+		least = least.with(float32(float32(u[0]*e0)*e0)+float32(float32(u[1]*e1)*e1)+
+			float32(float32(u[2]*e2)*e2)+float32(float32(u[3]*e3)*e3), i)
+	}
+	return least.code(codes)
 }
 
 // fitAll searches the groups of a super-block and returns the largest scale.
