@@ -11,7 +11,10 @@ import (
 )
 
 func newQuantizeCommand(a *app) *cobra.Command {
-	var flags quantizeFlags
+	var (
+		flags   quantizeFlags
+		explain bool
+	)
 	c := &cobra.Command{
 		Use:   "quantize INPUT.gguf [OUTPUT.gguf] TYPE [THREADS]",
 		Short: "GGUF to GGUF with other types, byte for byte as llama-quantize",
@@ -22,9 +25,14 @@ files are written beside the input.
 
 ` + typesHelp(true),
 		Example: `  winnow quantize model-F32.gguf model-Q4_K_M.gguf Q4_K_M
-  winnow quantize model-BF16.gguf Q8_0,Q6_K,Q4_K_M`,
+  winnow quantize model-BF16.gguf Q8_0,Q6_K,Q4_K_M
+  winnow quantize --imatrix imatrix.gguf model-F32.gguf small.gguf IQ2_XS
+  winnow quantize --explain Q4_K_M model-F32.gguf`,
 		Args: args(cobra.RangeArgs(2, 4)),
 		RunE: func(cmd *cobra.Command, pos []string) error {
+			if explain {
+				return a.explainArgs(pos, &flags)
+			}
 			in, out, types, threads, err := quantizeArgs(pos)
 			if err != nil {
 				return err
@@ -35,12 +43,28 @@ files are written beside the input.
 	}
 	flags.add(c)
 	flags.recipe.add(c)
+	c.Flags().BoolVar(&explain, "explain", false, "say which tensors get which type and why: --explain TYPE MODEL")
 	c.Flags().BoolVar(&flags.requant, "allow-requantize", false, "quantize what is already quantized, at a further loss")
 	c.Flags().StringVar(&flags.prune, "prune-layers", "", "leave out the blocks in `LIST`, such as 3,4,5")
 	c.Flags().BoolVar(&flags.keepSplit, "keep-split", false, "divide the output into files as the input is")
 	c.Flags().Int("max-buffer-size", 0, "accepted for llama-quantize's sake; see --max-memory")
 	c.Flags().MarkHidden("max-buffer-size")
 	return c
+}
+
+// explainArgs takes a type and a model in either order.
+func (a *app) explainArgs(pos []string, flags *quantizeFlags) error {
+	if len(pos) != 2 {
+		return usagef("--explain takes a type and a model, got %d arguments", len(pos))
+	}
+	types, path := pos[0], pos[1]
+	if _, err := parseTypes(types); err != nil {
+		if _, e := parseTypes(path); e != nil {
+			return err
+		}
+		types, path = path, types
+	}
+	return a.explain(types, path, flags)
 }
 
 // quantizeFlags are the flags of quantize.

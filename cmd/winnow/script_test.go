@@ -38,7 +38,8 @@ func (r runner) Run() int {
 }
 
 // families are the fixtures that scripts find in their folder, beside tiny-r1
-// its golden results, the corpus of bad input and the text eval.txt.
+// its golden results, the corpus of bad input, the inputs of llama-quantize's
+// golden runs (e2e) and the text eval.txt.
 var families = []string{"deepseek_v3", "deepseek_v3_fp8", "deepseek_v2_lite", "mixtral"}
 
 func TestScripts(t *testing.T) {
@@ -47,6 +48,7 @@ func TestScripts(t *testing.T) {
 		"eval.txt": filepath.Join(fixtures.Dir(t, "demo"), "eval-docs.txt"),
 		"golden":   filepath.Join(fixtures.Dir(t, "packs/golden-tiny-r1"), "tiny-r1"),
 		"bad":      filepath.Join(fixtures.Dir(t, "packs/bad"), "given"),
+		"e2e":      filepath.Join(fixtures.Dir(t, "packs/goldens-quant"), "quant", "e2e"),
 	}
 	for _, name := range families {
 		links[name] = fixtures.Family(t, name)

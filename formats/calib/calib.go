@@ -277,15 +277,19 @@ func mean(sums []float32, count int64) {
 
 // Stats describes one entry.
 type Stats struct {
-	Name    string
-	Columns int // values per count, see Entry.Columns
-	Counts  int // 1, or the number of experts
-	Empty   int // counts that are zero: experts that no token reached
+	Name    string `json:"name"`
+	Columns int    `json:"columns"` // values per count, see Entry.Columns
+	Counts  int    `json:"counts"`  // 1, or the number of experts
+	Empty   int    `json:"empty"`   // counts that are zero: experts that no token reached
 	// Rows is the sum of all counts, MinRows and MaxRows the smallest and the
 	// largest of them.
-	Rows, MinRows, MaxRows int64
+	Rows    int64 `json:"rows"`
+	MinRows int64 `json:"min_rows"`
+	MaxRows int64 `json:"max_rows"`
 	// Sum, Min and Max are taken over the means of x² of all columns with data.
-	Sum, Min, Max float64
+	Sum float64 `json:"sum"`
+	Min float64 `json:"min"`
+	Max float64 `json:"max"`
 }
 
 // Statistics describes all entries, in their order.
