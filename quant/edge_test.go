@@ -68,6 +68,95 @@ func TestVarianceOverflow(t *testing.T) {
 	}
 }
 
+// compareHex encodes one row and compares with ggml's bytes; those of
+// TestEdges are from ggml_quantize_chunk of the version in the goldens' README.
+func compareHex(t *testing.T, typ gguf.Type, x, weights []float32, want string) {
+	t.Helper()
+	got := make([]byte, typ.RowBytes(int64(len(x))))
+	if err := EncodeRows(typ, got, x, len(x), weights); err != nil {
+		t.Fatal(err)
+	}
+	if hex.EncodeToString(got) != want {
+		t.Errorf("%s:\n got %x\nwant %s", typ, got, want)
+	}
+}
+
+// TestEdges has what the goldens lack: NVFP4 scales at the ends of their
+// range, with values far beyond the largest code; an IQ2_XXS scale that is not
+// 0 and becomes 0; scales that come out negative, because the elements whose
+// signs flip outweigh the others; and negative importance for types that can
+// use it.
+func TestEdges(t *testing.T) {
+	var x [superLen]float32
+	for i := range lenNVFP4 {
+		sign, j := float32(1-i%2*2), float64(i%16)
+		x[i] = sign * [4]float32{float32(100 * j), float32(math.Exp2(3 * j)), 1e12, float32(j) * 1e-4}[i/16]
+	}
+	compareHex(t, gguf.NVFP4, x[:lenNVFP4], nil, "7e7e7e0040c041c952da53db70f070fa770f070f"+strings.Repeat("00", 16))
+
+	x, w := [superLen]float32{1}, [superLen]float32{1e-30}
+	for i := range w[1:] {
+		w[1+i] = 1e14
+	}
+	compareHex(t, gguf.IQ2XXS, x[:], w[:], "000001"+strings.Repeat("00", 63))
+
+	for i := range x {
+		x[i], w[i] = 1, 1e-6
+		if i%8 == 0 {
+			x[i], w[i] = -1e-4, 50
+		}
+	}
+	f := strings.Repeat("f", 16)
+	compareHex(t, gguf.IQ2XXS, x[:], w[:], "3600"+strings.Repeat("bdbdbdbdffffffff", 8))
+	compareHex(t, gguf.IQ2XS, x[:], w[:], "3600"+strings.Repeat("f2ff", 32)+f)
+	compareHex(t, gguf.IQ3XXS, x[:], w[:], "3600"+strings.Repeat("d8a8", 32)+f+f+f+f)
+
+	x, w = waves()
+	compareHex(t, gguf.IQ1S, x[:], w[:], "15423431c90d05bf971e3d05fd95626a30d599c91805470b2e7c8d6fea342035352d"+
+		"b38ae285e176eb045004aa8e3606df8c")
+	compareHex(t, gguf.IQ1M, x[:], w[:], "8b87260b0bc74312ee8dbf107af28f7d2dc93024c2ca41f7fafa83901b1a9d94803592"+
+		"f7e1927f4ca6d53ce47fc644803888002008500041")
+}
+
+// waves returns values in [−3.125, 3.125] and weights of which some are
+// negative.
+func waves() (x, w [superLen]float32) {
+	for i := range x {
+		x[i] = float32(i*37%101-50) / 16
+		w[i] = float32(1 + i%7)
+		if i%5 == 0 {
+			w[i] = -w[i]
+		}
+	}
+	return x, w
+}
+
+// TestAborts encodes what ggml aborts on: negative importance is refused, and
+// importance that overflows leaves a block that Validate refuses.
+func TestAborts(t *testing.T) {
+	x, negative := waves()
+	var huge [superLen]float32
+	for typ, importance := range map[gguf.Type]float32{
+		gguf.IQ1S: 1e37, gguf.IQ1M: 1e37, gguf.IQ2XS: 3e38, gguf.IQ2S: 3e38, gguf.IQ3XXS: 3e38, gguf.IQ3S: 3e38,
+	} {
+		dst := make([]byte, typ.BlockBytes())
+		for i := range huge {
+			huge[i] = importance
+		}
+		if err := EncodeRows(typ, dst, x[:], superLen, huge[:]); err != nil {
+			t.Fatal(err)
+		}
+		if err := Validate(typ, dst, len(dst)); err == nil || !strings.Contains(err.Error(), "scale is NaN") {
+			t.Errorf("%s: huge importance: %v", typ, err)
+		}
+		err := EncodeRows(typ, dst, x[:], superLen, negative[:])
+		if able := typ == gguf.IQ1S || typ == gguf.IQ1M; able && err != nil ||
+			!able && (err == nil || !strings.Contains(err.Error(), "column 0 is -1")) {
+			t.Errorf("%s: negative importance: %v", typ, err)
+		}
+	}
+}
+
 // TestNonFinite encodes rows with NaN or infinities: no panic, and the
 // super-blocks beside the bad one stay as they are (without weights; the
 // variance of some types is that of the row).
@@ -112,6 +201,10 @@ func TestValidate(t *testing.T) {
 		nan, inf := []byte{0x01, 0x7c}, []byte{0x00, 0xfc}
 		offsets := c.scales
 		switch c.Type {
+		case gguf.MXFP4: // no infinity
+			nan, inf, offsets = []byte{0xff}, []byte{0xff}, []int{0}
+		case gguf.IQ1M:
+			nan, inf, offsets = []byte{0, 0x10, 0, 0, 0, 0xc0, 0, 0x70}, []byte{0, 0, 0, 0, 0, 0xc0, 0, 0xf0}, []int{48}
 		case gguf.F32:
 			nan, inf, offsets = []byte{1, 0, 0x80, 0x7f}, []byte{0, 0, 0x80, 0xff}, []int{0}
 		case gguf.BF16:
@@ -123,6 +216,9 @@ func TestValidate(t *testing.T) {
 		}
 		for _, o := range offsets {
 			for what, value := range map[string][]byte{"NaN": nan, "infinite": inf} {
+				if c.Type == gguf.MXFP4 {
+					what = "NaN"
+				}
 				bad := bytes.Clone(good)
 				copy(bad[rowBytes+c.Type.BlockBytes()+o:], value)
 				err := Validate(c.Type, bad, rowBytes)
@@ -134,6 +230,12 @@ func TestValidate(t *testing.T) {
 	}
 }
 
+func badWeights(v float64) []float32 {
+	w := make([]float32, 256)
+	w[0] = float32(v)
+	return w
+}
+
 func TestWrongArguments(t *testing.T) {
 	x, out := make([]float32, 512), make([]byte, 288)
 	for name, err := range map[string]error{
@@ -143,6 +245,9 @@ func TestWrongArguments(t *testing.T) {
 		"not whole rows":     EncodeRows(gguf.Q4_K, out, x[:500], 256, nil),
 		"weights for rows":   EncodeRows(gguf.Q4_K, out, x, 256, x),
 		"destination has":    EncodeRows(gguf.Q4_K, out[1:], x, 256, nil),
+		"needs importance":   EncodeRows(gguf.IQ2XXS, out[:132], x, 256, nil),
+		"column 0 is NaN":    EncodeRows(gguf.Q4_K, out, x, 256, badWeights(math.NaN())),
+		"column 0 is +Inf":   EncodeRows(gguf.IQ4XS, out[:272], x, 256, badWeights(math.Inf(1))),
 		"no decoder":         DecodeRows(gguf.Q8_K, x, out),
 		"not whole Q4_K":     DecodeRows(gguf.Q4_K, x, out[1:]),
 		"destination has 51": DecodeRows(gguf.Q4_K, x[1:], out),
@@ -172,6 +277,15 @@ func TestIntegers(t *testing.T) {
 		if err := DecodeRows(typ, got[:], src); err != nil || got[0] != -2 {
 			t.Errorf("%s: %v, %v, want -2", typ, got[0], err)
 		}
+	}
+}
+
+// TestScaleNaN decodes the NVFP4 scale that stands for NaN, which counts as 0.
+func TestScaleNaN(t *testing.T) {
+	block := bytes.Repeat([]byte{0x7f}, sizeNVFP4)
+	y := make([]float32, lenNVFP4)
+	if err := DecodeRows(gguf.NVFP4, y, block); err != nil || y[0] != 0 {
+		t.Errorf("%v, %v, want 0", y[0], err)
 	}
 }
 

@@ -257,7 +257,7 @@ func (g *gridGroup) round(codes *[8]uint16, id, scale float32, which uint8) (off
 		if g.t.levels == 3 {
 			var terms cellTerms
 			terms.set((*[8]float32)(g.x[8*k:]), (*[8]float32)(g.u[8*k:]), (*[3]float32)(values[:]))
-			codes[k] = terms.nearest(near)
+			codes[k] = terms.nearest(near, true)
 		} else {
 			codes[k] = nearest8(near, (*[4]float32)(g.x[4*k:]), (*[4]float32)(g.u[4*k:]), &values)
 		}
@@ -349,9 +349,28 @@ func (t *cellTerms) set(x, w *[8]float32, values *[3]float32) {
 	}
 }
 
-// nearest returns the first of the codes with the smallest sum. The first
-// three elements have 27 sums, which the codes share.
-func (t *cellTerms) nearest(codes []uint16) uint16 {
+// nearest returns the first of the codes with the smallest sum; positive says
+// that no weight is negative.
+func (t *cellTerms) nearest(codes []uint16, positive bool) uint16 {
+	if positive {
+		return t.nearestPositive(codes)
+	}
+	least, best := float32(math.MaxFloat32), uint16(noCode)
+	for _, c := range codes {
+		var sum float32
+		for i := range t {
+			sum += t[i][c>>(2*i)&3]
+		}
+		if sum < least {
+			least, best = sum, c
+		}
+	}
+	return best
+}
+
+// nearestPositive is nearest without negative weights. The codes share the 27
+// sums of the first three elements.
+func (t *cellTerms) nearestPositive(codes []uint16) uint16 {
 	var three [64]float32
 	for c := range 3 {
 		for b := range 3 {

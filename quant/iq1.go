@@ -154,7 +154,7 @@ func (g *groupIQ1) place(f *fitIQ1) bool {
 			var terms cellTerms
 			values := scaled3(&shiftedIQ1[f.down[k]], f.scale)
 			terms.set((*[8]float32)(g.x[8*k:]), (*[8]float32)(g.w[8*k:]), &values)
-			code := terms.nearestSigned(cells.neighbours(e))
+			code := terms.nearest(cells.neighbours(e), !anyNegative(g.w[8*k:][:8]))
 			if code == noCode {
 				return false
 			}
@@ -176,6 +176,15 @@ func (g *groupIQ1) place(f *fitIQ1) bool {
 	return f.scale >= 0
 }
 
+// anyNegative reports whether a value has its sign bit set.
+func anyNegative(w []float32) bool {
+	var signs uint32
+	for _, v := range w {
+		signs |= math.Float32bits(v)
+	}
+	return signs>>31 == 1
+}
+
 func scaled3(values *[3]float32, d float32) [3]float32 {
 	return [3]float32{d * values[0], d * values[1], d * values[2]}
 }
@@ -190,21 +199,6 @@ func (s *gridSums) addIQ1(x, w []float32, code uint16, values *[3]float32) {
 	}
 }
 
-// nearestSigned is nearest for weights of either sign.
-func (t *cellTerms) nearestSigned(codes []uint16) uint16 {
-	least, best := float32(math.MaxFloat32), uint16(noCode)
-	for _, c := range codes {
-		var d float32
-		for i := range t {
-			d += t[i][c>>(2*i)&3]
-		}
-		if d < least {
-			least, best = d, c
-		}
-	}
-	return best
-}
-
 // splitIQ1 is a division of a group's elements, in order, into those of the
 // digits 0, 1 and 2, and which cells are shifted down.
 type splitIQ1 struct {
@@ -216,7 +210,7 @@ type splitIQ1 struct {
 // better reports whether a division with these sums, of which it takes score
 // and scale, is better than all before.
 func (s *splitIQ1) better(a, b float32) bool {
-	if !(b > 0 && a*a > s.score*b) {
+	if !(a*a > s.score*b && b > 0) { // mostly false in the first part
 		return false
 	}
 	s.scale = a / b
@@ -226,35 +220,43 @@ func (s *splitIQ1) better(a, b float32) bool {
 
 func (s *splitIQ1) set(i1, i2, down int) { s.i1, s.i2, s.down = i1, i2, down }
 
+// endIQ1 is a place between elements in order: the sums Σw·x and Σw before it,
+// and what the digits 0 before it and 2 after it add to A and B, shifted up
+// and down.
+type endIQ1 struct {
+	sx, sw      float32
+	first, last [2]gridSums
+}
+
 // split32 tries all divisions of a group in which all cells have the same
-// shift. With prefix sums each takes A = Σ(w·x)·v and B = Σ(w·v)·v in three
-// terms, one per digit.
+// shift. With prefix sums, A = Σ(w·x)·v and B = Σ(w·v)·v have three terms
+// each, one per digit.
 func (g *groupIQ1) split32() splitIQ1 {
-	const n = 32
-	var sx, sw [n + 1]float32
+	var ends [33]endIQ1
 	for j, i := range g.order {
-		sx[j+1] = sx[j] + float32(g.w[i]*g.x[i])
-		sw[j+1] = sw[j] + g.w[i]
+		ends[j+1].sx = ends[j].sx + float32(g.w[i]*g.x[i])
+		ends[j+1].sw = ends[j].sw + g.w[i]
 	}
-	// The terms of the digits 0 and 2 depend on one end each.
-	var first, last [2][n + 1]gridSums
 	for down, v := range &shiftedIQ1 {
-		for j := range sx {
-			first[down][j] = gridSums{sx[j] * v[0], sw[j] * v[0] * v[0]}
-			last[down][j] = gridSums{(sx[n] - sx[j]) * v[2], (sw[n] - sw[j]) * v[2] * v[2]}
+		for j := range ends {
+			e, sx, sw := &ends[j], ends[32].sx, ends[32].sw
+			e.first[down] = gridSums{e.sx * v[0], e.sw * v[0] * v[0]}
+			e.last[down] = gridSums{(sx - e.sx) * v[2], (sw - e.sw) * v[2] * v[2]}
 		}
 	}
 	best := splitIQ1{score: -math.MaxFloat32, i1: -1}
-	for i1 := range n + 1 {
-		up, down := first[0][i1], first[1][i1]
-		for i2 := i1; i2 <= n; i2++ {
-			a := float32((sx[i2] - sx[i1]) * 0.125)
-			b := float32((sw[i2] - sw[i1]) * 0.125 * 0.125)
-			if best.better(up.a+a+last[0][i2].a, up.b+b+last[0][i2].b) {
-				best.set(i1, i2, 0)
+	for i1 := range ends {
+		begin := &ends[i1]
+		up, down := begin.first[0], begin.first[1]
+		for i := range ends[i1:] {
+			end := &ends[i1:][i]
+			a := float32((end.sx - begin.sx) * 0.125)
+			b := float32((end.sw - begin.sw) * 0.125 * 0.125)
+			if best.better(up.a+a+end.last[0].a, up.b+b+end.last[0].b) {
+				best.set(i1, i1+i, 0)
 			}
-			if best.better(down.a-a+last[1][i2].a, down.b+b+last[1][i2].b) {
-				best.set(i1, i2, 0xf)
+			if best.better(down.a-a+end.last[1].a, down.b+b+end.last[1].b) {
+				best.set(i1, i1+i, 0xf)
 			}
 		}
 	}
@@ -271,8 +273,7 @@ type halfIQ1 struct {
 	first, third [2][17]float32 // the terms of B: those of i1 and of i2
 }
 
-func (g *groupIQ1) half(k int) *halfIQ1 {
-	var h halfIQ1
+func (h *halfIQ1) set(g *groupIQ1, k int) {
 	var pw [17]float32
 	for j, i := range g.order[:16] {
 		h.p[j+1], pw[j+1] = h.p[j], pw[j]
@@ -289,7 +290,6 @@ func (g *groupIQ1) half(k int) *halfIQ1 {
 			h.third[down][j] = w * (v[1]*v[1] - v[2]*v[2])
 		}
 	}
-	return &h
 }
 
 // sums returns A and B with the shift up and down.
@@ -301,7 +301,9 @@ func (h *halfIQ1) sums(i1, i2 int) (up, down gridSums) {
 
 // split16 tries all divisions of a group of two cells.
 func (g *groupIQ1) split16() splitIQ1 {
-	h0, h1 := g.half(0), g.half(1)
+	var h0, h1 halfIQ1
+	h0.set(g, 0)
+	h1.set(g, 1)
 	best := splitIQ1{score: -math.MaxFloat32, i1: -1}
 	for i1 := range 17 {
 		for i2 := i1; i2 < 17; i2++ {
