@@ -16,12 +16,16 @@ const batchLen = kernel.Groups / 2
 
 // workspace is the memory of a row being encoded.
 type workspace struct {
-	lanes  kernel.Lanes
-	supers [batchLen]affineSuper
-	odd    [batchLen]bool    // super-blocks left to the portable code
-	sigma  [batchLen]float32 // σ² of their importance
-	pad    [2][kernel.Groups * 32]float32
-	codes  [kernel.Groups * 32]uint8
+	lanes     kernel.Lanes
+	affines   [batchLen]affineSuper
+	symmetric [batchLen]symmetricSuper
+	threeBit  [batchLen]superQ3K
+	odd       [batchLen]bool    // super-blocks left to the portable code
+	sigma     [batchLen]float32 // σ² of their importance
+	tops      [40]float32       // codes at which candidates put the largest value
+	squares   [8]float32
+	pad       [2][kernel.Groups * 32]float32
+	codes     [kernel.Groups * 32]uint8
 }
 
 var workspaces = sync.Pool{New: func() any { return new(workspace) }}
@@ -53,20 +57,14 @@ func (w *workspace) whole(pad int, x []float32, group int) *float32 {
 
 // fitAffine searches the grids of the loaded groups.
 func (w *workspace) fitAffine(k *kernel.Set, g *affineGrid, group int) (odd uint32) {
-	tops := g.tops()
+	for i := range g.steps + 1 {
+		w.tops[i] = g.first + float32(g.delta*float32(i)) + g.n
+	}
 	fit := k.FitAffine
 	if g.absolute {
 		fit = k.FitAffineAbsolute
 	}
-	return fit(&w.lanes, group, g.n, &tops[0], g.steps+1)
-}
-
-// tops returns the codes at which the candidates put the largest value.
-func (g *affineGrid) tops() (tops [40]float32) {
-	for i := range g.steps + 1 {
-		tops[i] = g.first + float32(g.delta*float32(i)) + g.n
-	}
-	return tops
+	return fit(&w.lanes, group, g.n, &w.tops[0], g.steps+1)
 }
 
 // affine returns the fit in a lane.
@@ -78,79 +76,125 @@ func (w *workspace) affine(lane int) affineFit {
 	}
 }
 
-// encodeLanes encodes a row.
-func (t *affineType) encodeLanes(k *kernel.Set, dst []byte, src, weights []float32) {
-	w := workspaces.Get().(*workspace)
-	defer workspaces.Put(w)
+// symmetricFit returns the fit in a lane.
+func (w *workspace) symmetricFit(lane int, n int32) symmetricFit {
+	fit := symmetricFit{scale: w.lanes[kernel.RowScale][lane], inv: w.lanes[kernel.RowInv][lane]}
+	if fit.inv != 0 {
+		fit.offset = n
+	}
+	return fit
+}
+
+// fitSymmetric searches the grids of the loaded groups.
+func (w *workspace) fitSymmetric(k *kernel.Set, group int, n float32) (odd uint32) {
+	var c symmetricCandidates
+	c.set(1, n)
+	count := copy(w.tops[:19], c.inv[:])
+	return k.FitSymmetric(&w.lanes, group, n, &w.tops[0], firstBeyond, count-firstBeyond)
+}
+
+// batches encodes a row of super-blocks, of size bytes each: search is called
+// for batches of them and then pack for each.
+func (w *workspace) batches(dst []byte, src, weights []float32, size int,
+	search func(x, q []float32), pack func(b int, dst []byte, x, q []float32)) {
 	for len(src) > 0 {
 		n := min(len(src), batchLen*superLen)
 		x, q := src[:n], weights
 		if q != nil {
 			q, weights = weights[:n], weights[n:]
 		}
-		t.searchBatch(w, k, x, q)
+		clear(w.odd[:])
+		search(x, q)
 		for b := range n / superLen {
-			xb, s := x[b*superLen:][:superLen], &w.supers[b]
-			if w.odd[b] {
-				var qb []float32
-				if q != nil {
-					qb = q[b*superLen:][:superLen]
-				}
-				*s = affineSuper{}
-				t.search(s, xb, qb)
+			var qb []float32
+			if q != nil {
+				qb = q[b*superLen:][:superLen]
 			}
-			t.pack(dst[:t.size:t.size], xb, s, q != nil)
-			dst = dst[t.size:]
+			pack(b, dst[:size:size], x[b*superLen:][:superLen], qb)
+			dst = dst[size:]
 		}
 		src = src[n:]
 	}
 }
 
+// chunks lays out the groups of x, with their weights q if not nil, 32 at a
+// time; fit searches them, the first of them being number first, and take is
+// called for each group g of super-block b and its lane.
+func (w *workspace) chunks(k *kernel.Set, x, q []float32, group int,
+	fit func(first int) (odd uint32), take func(b, g, lane int)) {
+	perSuper := superLen / group
+	for first := 0; first < len(x)/group; first += kernel.Groups {
+		start := first * group
+		if q != nil {
+			w.load(k, x[start:], q[start:], group)
+		} else {
+			w.load(k, x[start:], nil, group)
+		}
+		odd := fit(first)
+		for lane := range min(kernel.Groups, len(x)/group-first) {
+			b := (first + lane) / perSuper
+			take(b, (first+lane)%perSuper, lane)
+			w.odd[b] = w.odd[b] || odd>>lane&1 != 0
+		}
+	}
+}
+
+// weigh turns the loaded importance into weights.
+func (w *workspace) weigh(k *kernel.Set, first, group int) {
+	for lane := range kernel.Groups {
+		w.lanes[kernel.RowSigma][lane] = w.sigma[min((first+lane)*group/superLen, batchLen-1)]
+	}
+	k.Importance(&w.lanes, group)
+}
+
+// encodeLanes encodes a row.
+func (t *affineType) encodeLanes(k *kernel.Set, dst []byte, src, weights []float32) {
+	w := workspaces.Get().(*workspace)
+	defer workspaces.Put(w)
+	w.batches(dst, src, weights, t.size,
+		func(x, q []float32) { t.searchBatch(w, k, x, q) },
+		func(b int, dst []byte, x, q []float32) {
+			s := &w.affines[b]
+			s.kernel = k
+			if w.odd[b] {
+				s.kernel = nil
+				t.search(s, x, q)
+			}
+			t.pack(dst, x, s, q != nil)
+		})
+}
+
 // searchBatch is search for up to batchLen super-blocks.
 func (t *affineType) searchBatch(w *workspace, k *kernel.Set, x, q []float32) {
 	grid, blocks := &t.plain, len(x)/superLen
-	var sums [batchLen][16]float32
 	if q != nil {
 		grid = &t.weighted
 		w.variances(k, x, t.spread)
 	}
-	for b := range blocks {
-		w.odd[b], w.supers[b].kernel = false, k
-	}
-	perSuper := superLen / t.group
-	for first := 0; first < len(x)/t.group; first += kernel.Groups {
-		start := first * t.group
-		if q == nil {
-			w.load(k, x[start:], nil, t.group)
-			k.PlainWeights(&w.lanes, t.group)
+	var sums [batchLen][16]float32
+	w.chunks(k, x, q, t.group, func(first int) uint32 {
+		if q != nil {
+			w.weigh(k, first, t.group)
 		} else {
-			w.load(k, x[start:], q[start:], t.group)
-			for lane := range kernel.Groups {
-				w.lanes[kernel.RowSigma][lane] = w.sigma[min((first+lane)/perSuper, blocks-1)]
-			}
-			k.Importance(&w.lanes, t.group)
+			k.PlainWeights(&w.lanes, t.group)
 		}
-		odd := w.fitAffine(k, grid, t.group)
-		for lane := range min(kernel.Groups, len(x)/t.group-first) {
-			b, g := (first+lane)/perSuper, (first+lane)%perSuper
-			w.supers[b].fits[g] = w.affine(lane)
-			sums[b][g] = w.lanes[kernel.RowSum][lane]
-			w.odd[b] = w.odd[b] || odd>>lane&1 != 0
-		}
-	}
+		return w.fitAffine(k, grid, t.group)
+	}, func(b, g, lane int) {
+		w.affines[b].fits[g] = w.affine(lane)
+		sums[b][g] = w.lanes[kernel.RowSum][lane]
+	})
 	if q != nil {
 		t.scalesByWeight(w, k, &sums, blocks)
 		return
 	}
 	for b := range blocks {
-		t.spreadScales(&w.supers[b])
+		t.spreadScales(&w.affines[b])
 	}
 }
 
 // variances sets sigma for the super-blocks of x.
 func (w *workspace) variances(k *kernel.Set, x []float32, spread float32) {
 	blocks := len(x) / superLen
-	var sums [8]float32
 	for b := 0; b < blocks; {
 		if blocks < 8 {
 			w.sigma[b] = spread * sumSquares(x[b*superLen:][:superLen]) / superLen
@@ -158,8 +202,8 @@ func (w *workspace) variances(k *kernel.Set, x []float32, spread float32) {
 			continue
 		}
 		b = min(b, blocks-8)
-		k.SumSquares(&sums, &x[b*superLen], superLen)
-		for i, s := range sums {
+		k.SumSquares(&w.squares, &x[b*superLen], superLen)
+		for i, s := range w.squares {
 			w.sigma[b+i] = spread * s / superLen
 		}
 		b += 8
@@ -171,16 +215,15 @@ func (w *workspace) variances(k *kernel.Set, x []float32, spread float32) {
 func (t *affineType) scalesByWeight(w *workspace, k *kernel.Set, sums *[batchLen][16]float32, blocks int) {
 	x, weight, groups := w.rows(kernel.RowX), w.rows(kernel.RowW), superLen/t.group
 	for b := range blocks {
-		for g, fit := range w.supers[b].fits[:groups] {
+		for g, fit := range w.affines[b].fits[:groups] {
 			x[g][2*b], x[g][2*b+1] = fit.scale, fit.min
 			weight[g][2*b], weight[g][2*b+1] = sums[b][g], sums[b][g]
 		}
 	}
-	tops := positiveTops(t.scaleMax)
-	k.FitPositive(&w.lanes, groups, t.scaleMax, &tops[0], len(tops))
+	k.FitPositive(&w.lanes, groups, t.scaleMax, &w.tops[0], w.positiveTops(t.scaleMax))
 	codes := w.lanes[kernel.RowCodes:]
 	for b := range blocks {
-		s := &w.supers[b]
+		s := &w.affines[b]
 		s.d, s.dmin = w.lanes[kernel.RowScale][2*b], w.lanes[kernel.RowScale][2*b+1]
 		for g := range groups {
 			s.ls[g], s.lm[g] = uint8(codes[g][2*b]), uint8(codes[g][2*b+1])
@@ -188,15 +231,14 @@ func (t *affineType) scalesByWeight(w *workspace, k *kernel.Set, sums *[batchLen
 	}
 }
 
-// positiveTops returns the codes at which the candidates of fitPositive put
-// the largest value.
-func positiveTops(n int32) (tops [8]float32) {
-	for i := range tops {
-		step := i - 4
-		if step >= 0 {
-			step++
+// positiveTops sets tops for the candidates of fitPositive and returns how many
+// there are.
+func (w *workspace) positiveTops(n int32) (count int) {
+	for step := -4; step <= 4; step++ {
+		if step != 0 {
+			w.tops[count] = float32(0.1*float32(step)) + float32(n)
+			count++
 		}
-		tops[i] = float32(0.1*float32(step)) + float32(n)
 	}
-	return tops
+	return count
 }

@@ -204,10 +204,7 @@ func packLegacy(dst []byte, codes *[blockLen]uint8) {
 		binary.LittleEndian.PutUint32(dst, qh)
 		dst = dst[4:]
 	}
-	q := (*[16]byte)(dst)
-	for j := range q {
-		q[j] = codes[j]&15 | codes[j+16]<<4
-	}
+	nibbles(dst[:16], codes[:16], codes[16:])
 }
 
 func encodeQ8_0(dst []byte, src, _ []float32) {

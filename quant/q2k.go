@@ -42,13 +42,11 @@ func encodeQ2K(dst []byte, src, weights []float32) {
 
 func packQ2K(dst []byte, x []float32, s *affineSuper, _ bool) {
 	d, dmin := putHalf(dst[80:], s.d), putHalf(dst[82:], s.dmin)
-	var codes [superLen]uint8
-	var factors, offsets [16]float32
-	for g := range factors {
+	for g := range 16 {
 		b := s.ls[g] | s.lm[g]<<4
 		dst[g] = b
-		factors[g], offsets[g] = d*float32(b&15), dmin*float32(b>>4)
+		s.scales[g], s.offsets[g] = d*float32(b&15), dmin*float32(b>>4)
 	}
-	s.requantize(&codes, x, factors[:], offsets[:], 3)
-	packPairs(dst[16:], &codes)
+	s.requantize(x, 16, 3)
+	packPairs(dst[16:], &s.codes)
 }

@@ -1,5 +1,7 @@
 package quant
 
+import "github.com/winnow-moe/winnow/quant/kernel"
+
 // Q3_K: 256 elements in 110 bytes, 16 groups of 16 (ggml-common.h block_q3_K).
 //
 //	  0  32 B        high bits: bit k of byte m belongs to element 32k+m
@@ -39,6 +41,10 @@ func scaleQ3K(b *[12]byte, g int) float32 {
 }
 
 func encodeQ3K(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeLanesQ3K(k, dst, src, weights)
+		return
+	}
 	encodeSuper(dst, src, weights, sizeQ3K, encodeBlockQ3K)
 }
 
@@ -49,6 +55,69 @@ func encodeBlockQ3K(dst []byte, x, weights []float32) {
 	} else {
 		s.search(x)
 	}
+	s.pack(dst, x, weights != nil)
+}
+
+// encodeLanesQ3K is encodeBlockQ3K for all super-blocks of a row.
+func encodeLanesQ3K(k *kernel.Set, dst []byte, src, weights []float32) {
+	w := workspaces.Get().(*workspace)
+	defer workspaces.Put(w)
+	w.batches(dst, src, weights, sizeQ3K, func(x, q []float32) {
+		if q != nil {
+			w.searchWeightedQ3K(k, x, q)
+			return
+		}
+		w.chunks(k, x, nil, 16,
+			func(int) uint32 { return k.FitThreeBit(&w.lanes) },
+			func(b, g, lane int) { w.threeBit[b].fits[g].scale = w.lanes[kernel.RowScale][lane] })
+		for b := range len(x) / superLen {
+			w.threeBit[b].spread()
+		}
+	}, func(b int, dst []byte, x, q []float32) {
+		if w.odd[b] {
+			encodeBlockQ3K(dst, x, q)
+			return
+		}
+		s := &w.threeBit[b]
+		s.kernel = k
+		s.pack(dst, x, q != nil)
+	})
+}
+
+// searchWeightedQ3K is searchWeighted for a batch, whose super-blocks' scales
+// are fitted side by side as well.
+func (w *workspace) searchWeightedQ3K(k *kernel.Set, x, q []float32) {
+	w.variances(k, x, 2)
+	var sums [batchLen][16]float32
+	w.chunks(k, x, q, 16, func(first int) uint32 {
+		w.weigh(k, first, 16)
+		return w.fitSymmetric(k, 16, 4)
+	}, func(b, g, lane int) {
+		w.threeBit[b].fits[g] = w.symmetricFit(lane, 4)
+		sums[b][g] = w.lanes[kernel.RowSum][lane]
+	})
+	scales, weights, blocks := w.rows(kernel.RowX), w.rows(kernel.RowW), len(x)/superLen
+	for b := range blocks {
+		for g, fit := range w.threeBit[b].fits {
+			scales[g][b], weights[g][b] = fit.scale, sums[b][g]
+		}
+	}
+	odd := w.fitSymmetric(k, 16, 32)
+	for b := range blocks {
+		w.odd[b] = w.odd[b] || odd>>b&1 != 0
+		w.threeBit[b].code(w.symmetricFit(b, 32))
+	}
+}
+
+// superQ3K is a searched super-block.
+type superQ3K struct {
+	symmetricSuper
+	ls [16]uint8 // codes of the group scales, shifted to start at 0
+	d  float32   // their factor before rounding
+}
+
+// pack writes a searched super-block.
+func (s *superQ3K) pack(dst []byte, x []float32, weighted bool) {
 	d := putHalf(dst[108:], s.d)
 	scales := (*[12]byte)(dst[96:])
 	clear(scales[:])
@@ -56,24 +125,19 @@ func encodeBlockQ3K(dst []byte, x, weights []float32) {
 		scales[g%8] |= c & 15 << (g / 8 * 4)
 		scales[8+g%4] |= c >> 4 << (g / 4 * 2)
 	}
-	for g := range 16 {
-		if scale := d * scaleQ3K(scales, g); scale != 0 {
-			requantizeSymmetric(s.codes[16*g:], x[16*g:][:16], scale, 4)
+	for g := range s.scales {
+		s.scales[g] = d * scaleQ3K(scales, g)
+	}
+	s.requantize(x, 4)
+	if !weighted {
+		for g, scale := range s.scales {
+			if scale == 0 {
+				fitThreeBit(s.codes[16*g:][:16], x[16*g:][:16])
+			}
 		}
 	}
-	high := (*[32]byte)(dst)
-	clear(high[:])
-	for i, c := range s.codes {
-		high[i%32] |= c >> 2 << (i / 32)
-	}
+	packBits(dst, &s.codes, 2)
 	packPairs(dst[32:], &s.codes)
-}
-
-// superQ3K is a searched super-block.
-type superQ3K struct {
-	codes [superLen]uint8
-	ls    [16]uint8 // codes of the group scales, shifted to start at 0
-	d     float32   // their factor before rounding
 }
 
 func (s *superQ3K) searchWeighted(x, q []float32) {
@@ -83,22 +147,41 @@ func (s *superQ3K) searchWeighted(x, q []float32) {
 		xg := x[16*g:][:16]
 		importance(w[:], q[16*g:], xg, sigma2)
 		sums[g] = sum(w[:])
-		fit := fitSymmetric(xg, w[:], 4)
-		fit.codes(s.codes[16*g:], xg, 4)
-		scales[g] = fit.scale
+		s.fits[g] = fitSymmetric(xg, w[:], 4)
+		scales[g] = s.fits[g].scale
 	}
-	fit := fitSymmetric(scales[:], sums[:], 32)
+	s.code(fitSymmetric(scales[:], sums[:], 32))
+}
+
+// code sets the codes of the scales from their own fit.
+func (s *superQ3K) code(fit symmetricFit) {
+	var scales [16]float32
+	for g, f := range s.fits {
+		scales[g] = f.scale
+	}
 	fit.codes(s.ls[:], scales[:], 32)
 	s.d = fit.scale
 }
 
 func (s *superQ3K) search(x []float32) {
+	var codes [16]uint8
+	for g := range s.fits {
+		s.fits[g].scale = fitThreeBit(codes[:], x[16*g:][:16])
+	}
+	s.spread()
+}
+
+// spread gives the scale of largest magnitude the code −32 and the others
+// their share.
+func (s *superQ3K) spread() {
 	var scales [16]float32
-	for g := range scales {
-		scales[g] = fitThreeBit(s.codes[16*g:][:16], x[16*g:][:16])
+	for g, f := range s.fits {
+		scales[g] = f.scale
 	}
 	top := peak(scales[:])
 	if top == 0 {
+		clear(s.ls[:])
+		s.d = 0
 		return
 	}
 	inv := -32 / top

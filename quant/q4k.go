@@ -49,18 +49,19 @@ func packQ4K(dst []byte, x []float32, s *affineSuper, weighted bool) {
 	scales := (*[12]byte)(dst[4:])
 	packScales(scales, s)
 	d, dmin := putHalf(dst, s.d), putHalf(dst[2:], s.dmin)
-	var codes [superLen]uint8
-	var factors, offsets [8]float32
-	for g := range factors {
-		ls, lm := scaleMin(scales, g)
-		factors[g], offsets[g] = d*ls, dmin*lm
-	}
-	s.requantize(&codes, x, factors[:], offsets[:], 15)
+	s.readScales(scales, d, dmin)
+	s.requantize(x, 32, 15)
 	for g := range 4 {
-		c, out := (*[64]uint8)(codes[64*g:]), (*[32]byte)(dst[16+32*g:])
-		for l := range out {
-			out[l] = c[l] | c[l+32]<<4
-		}
+		c := s.codes[64*g:]
+		nibbles(dst[16+32*g:][:32], c, c[32:])
+	}
+}
+
+// readScales sets the final grids of Q4_K and Q5_K.
+func (s *affineSuper) readScales(packed *[12]byte, d, dmin float32) {
+	for g := range 8 {
+		ls, lm := scaleMin(packed, g)
+		s.scales[g], s.offsets[g] = d*ls, dmin*lm
 	}
 }
 

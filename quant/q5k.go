@@ -50,20 +50,11 @@ func packQ5K(dst []byte, x []float32, s *affineSuper, _ bool) {
 	scales := (*[12]byte)(dst[4:])
 	packScales(scales, s)
 	d, dmin := putHalf(dst, s.d), putHalf(dst[2:], s.dmin)
-	var codes [superLen]uint8
-	var factors, offsets [8]float32
-	for g := range factors {
-		ls, lm := scaleMin(scales, g)
-		factors[g], offsets[g] = d*ls, dmin*lm
-	}
-	s.requantize(&codes, x, factors[:], offsets[:], 31)
-	high := (*[32]byte)(dst[16:])
-	clear(high[:])
+	s.readScales(scales, d, dmin)
+	s.requantize(x, 32, 31)
+	packBits(dst[16:], &s.codes, 4)
 	for g := range 4 {
-		c, out := (*[64]uint8)(codes[64*g:]), (*[32]byte)(dst[48+32*g:])
-		for l := range out {
-			out[l] = c[l]&15 | c[l+32]<<4
-			high[l] |= (c[l]>>4 | c[l+32]>>4<<1) << (2 * g)
-		}
+		c := s.codes[64*g:]
+		nibbles(dst[48+32*g:][:32], c, c[32:])
 	}
 }

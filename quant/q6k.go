@@ -1,5 +1,7 @@
 package quant
 
+import "github.com/winnow-moe/winnow/quant/kernel"
+
 // Q6_K: 256 elements in 210 bytes, 16 groups of 16 (ggml-common.h block_q6_K).
 //
 //	  0  128 B       low four bits: of each 128 elements, byte l (l < 64)
@@ -33,14 +35,17 @@ func decodeQ6K(dst []float32, src []byte) {
 }
 
 func encodeQ6K(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeLanesQ6K(k, dst, src, weights)
+		return
+	}
 	encodeSuper(dst, src, weights, sizeQ6K, encodeBlockQ6K)
 }
 
 func encodeBlockQ6K(dst []byte, x, weights []float32) {
-	var fits [16]symmetricFit
+	var s symmetricSuper
 	var squares [16]float32
-	var top float32
-	for g := range fits {
+	for g := range s.fits {
 		xg, w := x[16*g:][:16], squares[:]
 		if weights != nil {
 			w = weights[16*g:][:16]
@@ -49,9 +54,39 @@ func encodeBlockQ6K(dst []byte, x, weights []float32) {
 				w[i] = v * v
 			}
 		}
-		fits[g] = fitSymmetric(xg, w, 32)
-		if abs32(fits[g].scale) > abs32(top) {
-			top = fits[g].scale
+		s.fits[g] = fitSymmetric(xg, w, 32)
+	}
+	s.packQ6K(dst, x)
+}
+
+// encodeLanesQ6K is encodeBlockQ6K for all super-blocks of a row.
+func encodeLanesQ6K(k *kernel.Set, dst []byte, src, weights []float32) {
+	w := workspaces.Get().(*workspace)
+	defer workspaces.Put(w)
+	w.batches(dst, src, weights, sizeQ6K, func(x, q []float32) {
+		w.chunks(k, x, q, 16, func(int) uint32 {
+			if q == nil {
+				k.SquareWeights(&w.lanes, 16)
+			}
+			return w.fitSymmetric(k, 16, 32)
+		}, func(b, g, lane int) { w.symmetric[b].fits[g] = w.symmetricFit(lane, 32) })
+	}, func(b int, dst []byte, x, q []float32) {
+		if w.odd[b] {
+			encodeBlockQ6K(dst, x, q)
+			return
+		}
+		s := &w.symmetric[b]
+		s.kernel = k
+		s.packQ6K(dst, x)
+	})
+}
+
+// packQ6K writes a searched super-block.
+func (s *symmetricSuper) packQ6K(dst []byte, x []float32) {
+	var top float32
+	for _, fit := range s.fits {
+		if abs32(fit.scale) > abs32(top) {
+			top = fit.scale
 		}
 	}
 	if abs32(top) < groupEpsilon {
@@ -60,29 +95,15 @@ func encodeBlockQ6K(dst []byte, x, weights []float32) {
 	}
 	inv := -128 / top
 	d := putHalf(dst[208:], 1/inv)
-	var codes [superLen]uint8
-	for g := range fits {
-		scale := int8(min(127, nearest(inv*fits[g].scale)))
+	for g := range s.scales {
+		scale := int8(min(127, nearest(inv*s.fits[g].scale)))
 		dst[192+g] = uint8(scale)
-		xg := x[16*g:][:16]
-		if rounded := d * float32(scale); rounded != 0 {
-			requantizeSymmetric(codes[16*g:], xg, rounded, 32)
-		} else {
-			fits[g].codes(codes[16*g:], xg, 32)
-		}
+		s.scales[g] = d * float32(scale)
 	}
-	packQ6K(dst, &codes)
-}
-
-func packQ6K(dst []byte, codes *[superLen]uint8) {
+	s.requantize(x, 32)
 	for h := range 2 {
-		c := (*[128]uint8)(codes[128*h:])
-		low, high := (*[64]byte)(dst[64*h:]), (*[32]byte)(dst[128+32*h:])
-		for l := range low {
-			low[l] = c[l]&15 | c[l+64]<<4
-		}
-		for l := range high {
-			high[l] = c[l]>>4 | c[l+32]>>4<<2 | c[l+64]>>4<<4 | c[l+96]>>4<<6
-		}
+		c := s.codes[128*h:]
+		nibbles(dst[64*h:][:64], c, c[64:])
 	}
+	packPairsFrom(dst[128:], &s.codes, 4)
 }

@@ -52,7 +52,12 @@ type affineSuper struct {
 	fits    [16]affineFit
 	ls, lm  [16]uint8
 	d, dmin float32
-	kernel  *kernel.Set // for requantize; nil for the portable code
+
+	// For requantize: the grids scale·code − offset whose factors are those a
+	// reader will see, the codes, and the kernels, nil for the portable code.
+	scales, offsets [16]float32
+	codes           [superLen]uint8
+	kernel          *kernel.Set
 }
 
 // encode encodes a row.
@@ -61,8 +66,8 @@ func (t *affineType) encode(dst []byte, src, weights []float32) {
 		t.encodeLanes(k, dst, src, weights)
 		return
 	}
+	var s affineSuper
 	encodeSuper(dst, src, weights, t.size, func(dst []byte, x, q []float32) {
-		var s affineSuper
 		t.search(&s, x, q)
 		t.pack(dst, x, &s, q != nil)
 	})
@@ -138,32 +143,53 @@ func spreadScales(codes []uint8, scales []float32, n float32) float32 {
 	return top / n
 }
 
-// requantize sets all codes for the grids scale·code − offset of the groups,
-// whose factors are those a reader will see. A grid that rounded to nothing
-// keeps the codes of the search.
-func (s *affineSuper) requantize(codes *[superLen]uint8, x, scales, offsets []float32, n int32) {
-	group := superLen / len(scales)
+// requantize sets all codes to those of the final grids. A grid that rounded
+// to nothing keeps the codes of the search.
+func (s *affineSuper) requantize(x []float32, group int, n int32) {
+	groups := superLen / group
 	if s.kernel != nil {
-		s.kernel.DivideCodes(&codes[0], &x[0], &offsets[0], &scales[0], len(scales), group, 0, n)
+		s.kernel.DivideCodes(&s.codes[0], &x[0], &s.offsets[0], &s.scales[0], groups, group, 0, n)
 	}
-	for g, scale := range scales {
-		c, xg := codes[g*group:][:group], x[g*group:][:group]
+	for g, scale := range s.scales[:groups] {
+		c, xg := s.codes[g*group:][:group], x[g*group:][:group]
 		switch {
 		case scale == 0:
 			s.fits[g].codes(c, xg, n)
 		case s.kernel == nil:
 			for i, v := range xg {
-				c[i] = uint8(nearestIn((v+float32(offsets[g]))/scale, 0, n))
+				c[i] = uint8(nearestIn((v+float32(s.offsets[g]))/scale, 0, n))
 			}
 		}
 	}
 }
 
-// requantizeSymmetric sets codes for the grid scale·(code−n), scale not 0.
-func requantizeSymmetric(codes []uint8, x []float32, scale float32, n int32) {
-	codes = codes[:len(x)]
-	for i, v := range x {
-		codes[i] = uint8(nearestIn(v/scale, -n, n-1) + n)
+// symmetricSuper is a searched super-block of a type without minimums, whose
+// groups are 16 long.
+type symmetricSuper struct {
+	fits [16]symmetricFit
+
+	// For requantize, as in affineSuper.
+	scales, offsets [16]float32 // there are no offsets: zeros
+	codes           [superLen]uint8
+	kernel          *kernel.Set
+}
+
+// requantize sets all codes to those of the final grids scale·(code−n). A grid
+// that rounded to nothing keeps the codes of the search.
+func (s *symmetricSuper) requantize(x []float32, n int32) {
+	if s.kernel != nil {
+		s.kernel.DivideCodes(&s.codes[0], &x[0], &s.offsets[0], &s.scales[0], 16, 16, -n, n-1)
+	}
+	for g, scale := range s.scales {
+		c, xg := s.codes[16*g:][:16], x[16*g:][:16]
+		switch {
+		case scale == 0:
+			s.fits[g].codes(c, xg, n)
+		case s.kernel == nil:
+			for i, v := range xg {
+				c[i] = uint8(nearestIn(v/scale, -n, n-1) + n)
+			}
+		}
 	}
 }
 
@@ -175,13 +201,46 @@ func sum(w []float32) float32 {
 	return s
 }
 
-// packPairs stores 2-bit codes: byte l of each 32 holds elements l, l+32, l+64
-// and l+96 of its 128, lowest bits first (Q2_K and Q3_K).
-func packPairs(dst []byte, codes *[superLen]uint8) {
+// The packers work on eight codes at a time, as the bytes of a word.
+const eight = 0x0101010101010101
+
+// nibbles stores the low four bits of codes: those of low in the lower half of
+// each byte, those of high in the upper. Lengths are multiples of 8.
+func nibbles(dst, low, high []uint8) {
+	low, high = low[:len(dst)], high[:len(dst)]
+	for i := 0; i+8 <= len(dst); i += 8 {
+		l, h := binary.LittleEndian.Uint64(low[i:]), binary.LittleEndian.Uint64(high[i:])
+		binary.LittleEndian.PutUint64(dst[i:], l&(15*eight)|h&(15*eight)<<4)
+	}
+}
+
+// packPairs stores the lowest two bits of each code: byte l of each 32 holds
+// elements l, l+32, l+64 and l+96 of its 128, lowest bits first.
+func packPairs(dst []byte, codes *[superLen]uint8) { packPairsFrom(dst, codes, 0) }
+
+// packPairsFrom is packPairs for the two bits from shift on.
+func packPairsFrom(dst []byte, codes *[superLen]uint8, shift int) {
 	for h := range 2 {
 		c, out := (*[128]uint8)(codes[128*h:]), (*[32]byte)(dst[32*h:])
-		for l := range out {
-			out[l] = c[l]&3 | c[l+32]&3<<2 | c[l+64]&3<<4 | c[l+96]&3<<6
+		for l := 0; l < 32; l += 8 {
+			var word uint64
+			for i := range 4 {
+				word |= binary.LittleEndian.Uint64(c[l+32*i:]) >> shift & (3 * eight) << (2 * i)
+			}
+			binary.LittleEndian.PutUint64(out[l:], word)
 		}
+	}
+}
+
+// packBits stores one bit of each code, the one at shift: bit k of byte l
+// belongs to element 32k+l (Q3_K and Q5_K).
+func packBits(dst []byte, codes *[superLen]uint8, shift int) {
+	out := (*[32]byte)(dst)
+	for l := 0; l < 32; l += 8 {
+		var word uint64
+		for k := range 8 {
+			word |= binary.LittleEndian.Uint64(codes[l+32*k:]) >> shift & eight << k
+		}
+		binary.LittleEndian.PutUint64(out[l:], word)
 	}
 }

@@ -23,6 +23,8 @@ func TestGuards(t *testing.T) {
 		for _, group := range []int{16, 32} {
 			for what, run := range map[string]func(l *Lanes){
 				"PlainWeights":      func(l *Lanes) { s.PlainWeights(l, group) },
+				"SquareWeights":     func(l *Lanes) { s.SquareWeights(l, group) },
+				"FitSymmetric":      func(l *Lanes) { s.FitSymmetric(l, group, 16, &top[0], 2, len(top)-2) },
 				"Importance":        func(l *Lanes) { s.Importance(l, group) },
 				"FitAffine":         func(l *Lanes) { s.FitAffine(l, group, 15, &top[0], len(top)) },
 				"FitAffineAbsolute": func(l *Lanes) { s.FitAffineAbsolute(l, group, 15, &top[0], len(top)) },

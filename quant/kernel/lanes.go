@@ -49,6 +49,8 @@ type Set struct {
 	SumSquares func(dst *[8]float32, src *float32, length int)
 	// PlainWeights sets the weights that quant.plainWeights describes.
 	PlainWeights func(l *Lanes, group int)
+	// SquareWeights sets weights x².
+	SquareWeights func(l *Lanes, group int)
 	// Importance turns the importance q in the rows of weights into
 	// q·sqrt(Sigma+x²) and sets Sum.
 	Importance func(l *Lanes, group int)
@@ -57,6 +59,15 @@ type Set struct {
 	// Candidate i puts the largest value at code top[i]. The bits of the result
 	// are lanes to be left to the portable code.
 	FitAffine, FitAffineAbsolute func(l *Lanes, group int, n float32, top *float32, candidates int) uint32
+	// FitSymmetric searches grids without a minimum, with codes from −n to n−1:
+	// Scale and Inv, both 0 in groups of zeros. Candidate i puts the largest
+	// magnitude at top[i]; the first of them, as many as unclamped, at −n−0.4
+	// or above, the others, as many as clamped, anywhere. The bits of the
+	// result are lanes to be left to the portable code.
+	FitSymmetric func(l *Lanes, group int, n float32, top *float32, unclamped, clamped int) uint32
+	// FitThreeBit is the search of Q3_K without importance, of groups of 16 and
+	// with weights of its own: Scale. Its result is like that of FitSymmetric.
+	FitThreeBit func(l *Lanes) uint32
 	// FitPositive quantizes the first rows of X, at most 16 and a multiple of
 	// 4, to codes from 0 to n with one Scale per lane.
 	FitPositive func(l *Lanes, rows int, n int32, top *float32, candidates int)

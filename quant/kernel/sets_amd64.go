@@ -16,8 +16,9 @@ func available() []*Set {
 			Name: "avx512",
 			// Shuffling across wider vectors gains nothing.
 			Transpose: transposeAVX2, SumSquares: sumSquaresAVX2,
-			PlainWeights: plainWeightsAVX512, Importance: importanceAVX512,
+			PlainWeights: plainWeightsAVX512, SquareWeights: squareWeightsAVX512, Importance: importanceAVX512,
 			FitAffine: fitAffineAVX512, FitAffineAbsolute: fitAffineAbsoluteAVX512,
+			FitSymmetric: fitSymmetricAVX512, FitThreeBit: fitThreeBitAVX512,
 			FitPositive: fitPositiveAVX512,
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
 		})
@@ -25,8 +26,9 @@ func available() []*Set {
 	return append(s, &Set{
 		Name:      "avx2",
 		Transpose: transposeAVX2, SumSquares: sumSquaresAVX2,
-		PlainWeights: plainWeightsAVX2, Importance: importanceAVX2,
+		PlainWeights: plainWeightsAVX2, SquareWeights: squareWeightsAVX2, Importance: importanceAVX2,
 		FitAffine: fitAffineAVX2, FitAffineAbsolute: fitAffineAbsoluteAVX2,
+		FitSymmetric: fitSymmetricAVX2, FitThreeBit: fitThreeBitAVX2,
 		FitPositive: fitPositiveAVX2,
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
 	})

@@ -20,6 +20,11 @@ func sumSquaresAVX2(dst *[8]float32, src *float32, length int)
 //go:noescape
 func plainWeightsAVX2(l *[128][32]float32, group int)
 
+// squareWeightsAVX2 is W[i] = X[i]·X[i] in each lane.
+//
+//go:noescape
+func squareWeightsAVX2(l *[128][32]float32, group int)
+
 // importanceAVX2 is quant.importance and quant.sum in each lane:
 // W[i] = W[i]·sqrt(Sigma + X[i]·X[i]), Sum = Σ W[i].
 //
@@ -48,6 +53,20 @@ func fitAffineAbsoluteAVX2(l *[128][32]float32, group int, n float32, top *float
 //go:noescape
 func fitPositiveAVX2(l *[128][32]float32, rows int, n int32, top *float32, candidates int)
 
+// fitSymmetricAVX2 is quant.fitSymmetric in each lane: from the first group rows of X
+// and W to Scale and Inv. The candidates put the largest magnitude at top[i]; the first
+// unclamped (at least one) send nothing below −n. Bit k of the result says that lane k
+// met NaN or infinities and holds nothing.
+//
+//go:noescape
+func fitSymmetricAVX2(l *[128][32]float32, group int, n float32, top *float32, unclamped int, clamped int) uint32
+
+// fitThreeBitAVX2 is quant.fitThreeBit in each lane: from 16 rows of X to Scale. Bit k of the
+// result says that lane k met numbers too large or NaN and holds nothing.
+//
+//go:noescape
+func fitThreeBitAVX2(l *[128][32]float32) uint32
+
 // divideCodesAVX2 is the rounding of whole groups: with v = (x+offset[g])/scale[g] each code is
 // max(lo, min(hi, nearest(v))) − lo, where nearest is quant.nearest with all its oddities.
 //
@@ -65,6 +84,11 @@ func multiplyCodesAVX2(dst *uint8, x *float32, offset *float32, scale *float32, 
 //
 //go:noescape
 func plainWeightsAVX512(l *[128][32]float32, group int)
+
+// squareWeightsAVX512 is W[i] = X[i]·X[i] in each lane.
+//
+//go:noescape
+func squareWeightsAVX512(l *[128][32]float32, group int)
 
 // importanceAVX512 is quant.importance and quant.sum in each lane:
 // W[i] = W[i]·sqrt(Sigma + X[i]·X[i]), Sum = Σ W[i].
@@ -93,6 +117,20 @@ func fitAffineAbsoluteAVX512(l *[128][32]float32, group int, n float32, top *flo
 //
 //go:noescape
 func fitPositiveAVX512(l *[128][32]float32, rows int, n int32, top *float32, candidates int)
+
+// fitSymmetricAVX512 is quant.fitSymmetric in each lane: from the first group rows of X
+// and W to Scale and Inv. The candidates put the largest magnitude at top[i]; the first
+// unclamped (at least one) send nothing below −n. Bit k of the result says that lane k
+// met NaN or infinities and holds nothing.
+//
+//go:noescape
+func fitSymmetricAVX512(l *[128][32]float32, group int, n float32, top *float32, unclamped int, clamped int) uint32
+
+// fitThreeBitAVX512 is quant.fitThreeBit in each lane: from 16 rows of X to Scale. Bit k of the
+// result says that lane k met numbers too large or NaN and holds nothing.
+//
+//go:noescape
+func fitThreeBitAVX512(l *[128][32]float32) uint32
 
 // divideCodesAVX512 is the rounding of whole groups: with v = (x+offset[g])/scale[g] each code is
 // max(lo, min(hi, nearest(v))) − lo, where nearest is quant.nearest with all its oddities.

@@ -23,27 +23,11 @@ func (s isa) elements(label string, base, rows reg.GPVirtual, body func(p reg.GP
 	})
 }
 
-// weights writes plainWeights and importance.
-func (s isa) weights(name string, importance bool) {
-	if importance {
-		s.text(name, "func(l *[128][32]float32, group int)", "quant.importance and quant.sum in each lane:",
-			"W[i] = W[i]·sqrt(Sigma + X[i]·X[i]), Sum = Σ W[i].")
-	} else {
-		s.text(name, "func(l *[128][32]float32, group int)", "quant.plainWeights in each lane: W[i] = |X[i]|,",
-			"plus sqrt(ΣX[i]²/32) in groups of 32.")
-	}
-	base, rows := GP64(), GP64()
-	Load(Param("l"), base)
-	Load(Param("group"), rows)
-	if importance {
-		s.importance(base, rows)
-	} else {
-		s.plain(base, rows)
-	}
-	s.ret()
-}
-
-func (s isa) importance(base, rows reg.GPVirtual) {
+// importance writes the weights that importance gives.
+func (s isa) importance() {
+	s.text("importance", "func(l *[128][32]float32, group int)", "quant.importance and quant.sum in each lane:",
+		"W[i] = W[i]·sqrt(Sigma + X[i]·X[i]), Sum = Σ W[i].")
+	base, rows := s.lanesAndGroup()
 	s.passes(base, func() {
 		sum, sigma := s.vecs(pair), s.vecs(pair)
 		for v := range pair {
@@ -65,9 +49,37 @@ func (s isa) importance(base, rows reg.GPVirtual) {
 			VMOVUPS(sum[v], s.at(base, rowSum, v))
 		}
 	})
+	s.ret()
 }
 
-func (s isa) plain(base, rows reg.GPVirtual) {
+func (s isa) lanesAndGroup() (base, rows reg.GPVirtual) {
+	base, rows = GP64(), GP64()
+	Load(Param("l"), base)
+	Load(Param("group"), rows)
+	return base, rows
+}
+
+// squareWeights writes the weights of Q6_K without importance.
+func (s isa) squareWeights() {
+	s.text("squareWeights", "func(l *[128][32]float32, group int)", "W[i] = X[i]·X[i] in each lane.")
+	base, rows := s.lanesAndGroup()
+	s.passes(base, func() {
+		s.elements("square", base, rows, func(p reg.GPVirtual, i int) {
+			for v := range pair {
+				x := s.load(s.at(p, rowX+i, v))
+				VMULPS(x, x, x)
+				VMOVUPS(x, s.at(p, rowW+i, v))
+			}
+		})
+	})
+	s.ret()
+}
+
+// plainWeights writes the weights of the affine types without importance.
+func (s isa) plainWeights() {
+	s.text("plainWeights", "func(l *[128][32]float32, group int)", "quant.plainWeights in each lane: W[i] = |X[i]|,",
+		"plus sqrt(ΣX[i]²/32) in groups of 32.")
+	base, rows := s.lanesAndGroup()
 	positive := s.bits(signless)
 	s.passes(base, func() {
 		level := s.vecs(pair)
@@ -98,6 +110,7 @@ func (s isa) plain(base, rows reg.GPVirtual) {
 			}
 		})
 	})
+	s.ret()
 }
 
 // affine is the state of fitAffine while it is written.
@@ -124,11 +137,7 @@ func (s isa) fitAffine(name string, absolute bool) {
 	Load(Param("l"), a.base)
 	Load(Param("group"), a.rows)
 	top, candidates := GP64(), GP64()
-	np, err := Param("n").Resolve()
-	if err != nil {
-		panic(err)
-	}
-	a.n, a.magic = s.splat(np.Addr), s.number(magic)
+	a.n, a.magic = s.param("n"), s.number(magic)
 	odd := GP32()
 	XORL(odd, odd)
 	s.passes(a.base, func() {
@@ -141,11 +150,7 @@ func (s isa) fitAffine(name string, absolute bool) {
 			ADDQ(U8(4), top)
 		})
 		a.finish(nan)
-		if !s.wide() {
-			SHRL(U8(16), odd)
-			SHLL(U8(16), a.odd)
-		}
-		ORL(a.odd, odd)
+		s.gather(odd, a.odd)
 	})
 	Store(odd, ReturnIndex(0))
 	s.ret()
@@ -197,10 +202,7 @@ func (a *affine) measure() reg.GPVirtual {
 		VMOVUPS(lo[v], a.at(a.base, rowLow, v))
 		VMOVUPS(lo[v], a.at(a.base, rowOrigin, v))
 	}
-	return a.collect(func(v int) mask {
-		VSUBPS(sumX[v], sumX[v], sumX[v])
-		return a.cmp(unordered, sumX[v], sumX[v])
-	})
+	return a.collect(func(v int) mask { return a.notFinite(sumX[v]) })
 }
 
 // scales returns the inverse scales that put the range at top, and notes the

@@ -10,11 +10,14 @@ func main() {
 	transpose()
 	sumSquares()
 	for _, s := range []isa{{name: "AVX2", lanes: 8}, {name: "AVX512", lanes: 16}} {
-		s.weights("plainWeights", false)
-		s.weights("importance", true)
+		s.plainWeights()
+		s.squareWeights()
+		s.importance()
 		s.fitAffine("fitAffine", false)
 		s.fitAffine("fitAffineAbsolute", true)
 		s.fitPositive()
+		s.fitSymmetric()
+		s.fitThreeBit()
 		s.codes("divideCodes", true)
 		s.codes("multiplyCodes", false)
 	}

@@ -184,8 +184,10 @@ func (f *positive) move(x, w, code Mem, a, b reg.VecVirtual, changed reg.GPVirtu
 	m := f.cmp(greater, restA, f.zero(t))
 	f.and(m, f.cmp(greater, restB, t))
 	VCVTDQ2PS(c, t)
-	const notEqual = 0x04
 	f.and(m, f.cmp(notEqual, t, l))
+	some, skip := f.lanesOf(m), f.label("same")
+	TESTL(some, some)
+	JZ(LabelRef(skip))
 	VMULPS(t, wx, wx)
 	VADDPS(wx, restA, restA)
 	VMULPS(w, t, wx)
@@ -203,6 +205,7 @@ func (f *positive) move(x, w, code Mem, a, b reg.VecVirtual, changed reg.GPVirtu
 	f.choose(m, c, l)
 	VMOVUPS(l, code)
 	ORL(f.lanesOf(m), changed)
+	Label(skip)
 }
 
 // finish writes the scale, and zeros for lanes without a value worth coding.
@@ -211,7 +214,6 @@ func (f *positive) finish(a, b []reg.VecVirtual) {
 	for v := range pair {
 		fit := f.vec()
 		VDIVPS(b[v], a[v], fit)
-		const notGreater = 0x1a
 		f.choose(f.cmp(notGreater, b[v], zero), zero, fit)
 		f.choose(f.tiny(v), zero, fit)
 		VMOVUPS(fit, f.at(f.base, rowScale, v))

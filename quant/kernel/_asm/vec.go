@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"strconv"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -96,13 +97,16 @@ const (
 	signless = 0x7fffffff
 )
 
-// Comparison predicates; all but notLess are false for NaN.
+// Comparison predicates; those called not are true for NaN.
 const (
-	less      = 0x11
-	notLess   = 0x15
-	greater   = 0x1e
-	lessEqual = 0x12
-	unordered = 0x03
+	less       = 0x11
+	notLess    = 0x15
+	lessEqual  = 0x12
+	greater    = 0x1e
+	notGreater = 0x1a
+	equal      = 0x00
+	notEqual   = 0x04
+	unordered  = 0x03
 )
 
 // mask is a condition per lane: a mask register, or a vector of all ones and zeros.
@@ -148,6 +152,14 @@ func (s isa) choose(m mask, a Op, dst reg.VecVirtual) {
 		VBLENDVPS(m.v, a, dst, dst)
 	}
 }
+
+// label returns a name that no other label of the file has.
+func (s isa) label(name string) string {
+	labels++
+	return name + strconv.Itoa(labels)
+}
+
+var labels int
 
 // lanesOf returns m as bits of a general register.
 func (s isa) lanesOf(m mask) reg.GPVirtual {
