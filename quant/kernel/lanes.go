@@ -15,7 +15,7 @@ import (
 	"sync/atomic"
 )
 
-//go:generate go -C _asm run . -out ../kernel_amd64.s -stubs ../stubs_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
 const Groups = 32

@@ -3,13 +3,38 @@
 // few of them side by side to hide latencies. No fused multiply-add anywhere.
 package main
 
-import . "github.com/mmcloughlin/avo/build"
+import (
+	"flag"
+	"log"
+
+	. "github.com/mmcloughlin/avo/build"
+)
+
+// files are the kernels of each file, by its name.
+var files = map[string]func(){
+	"lanes": lanes,
+}
 
 func main() {
+	name := flag.String("kernels", "", "file to write")
+	flag.Parse()
+	write, ok := files[*name]
+	if !ok {
+		log.Fatalf("no kernels %q", *name)
+	}
 	ConstraintExpr("!noasm")
+	write()
+	Generate()
+}
+
+// sets are the instruction sets to write for.
+var sets = []isa{{name: "AVX2", lanes: 8}, {name: "AVX512", lanes: 16}}
+
+// lanes writes the searches with one group per lane.
+func lanes() {
 	transpose()
 	sumSquares()
-	for _, s := range []isa{{name: "AVX2", lanes: 8}, {name: "AVX512", lanes: 16}} {
+	for _, s := range sets {
 		s.plainWeights()
 		s.squareWeights()
 		s.importance()
@@ -21,5 +46,4 @@ func main() {
 		s.codes("divideCodes", true)
 		s.codes("multiplyCodes", false)
 	}
-	Generate()
 }
