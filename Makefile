@@ -2,6 +2,7 @@
 
 GO ?= go
 FUZZTIME ?= 20s
+BENCHFLAGS ?=
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@latest
 
@@ -38,6 +39,10 @@ test-race:
 test-v3:
 	GOAMD64=v3 $(GO) test ./quant/... ./engine/... ./convert/...
 
+## test-arm64: the byte-exact code as arm64 compiles it (needs qemu-aarch64-static)
+test-arm64:
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -short -exec qemu-aarch64-static ./quant/... ./formats/dtype
+
 ## cover: line coverage per package
 cover:
 	$(GO) test -cover ./formats/... ./quant/... ./convert/... ./engine/... ./verify/...
@@ -52,6 +57,10 @@ fuzz-short:
 ## bench: benchmarks
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+
+## bench-peers: every type against llama-quantize, which it builds (cmake, C++, pip)
+bench-peers: build
+	$(GO) run ./cmd/bench-peers -winnow ./winnow -oracle "$$(testdata/oracle/build.sh)" $(BENCHFLAGS)
 
 ## vet: go vet for both architectures and formatting
 vet:
@@ -76,4 +85,4 @@ check: build lint generate test test-noasm test-race test-v3
 	@$(MAKE) fuzz-short FUZZTIME=3s
 	@git diff --exit-code --stat -- . || { echo "generated files are not up to date"; exit 1; }
 
-.PHONY: help build demo test test-noasm test-race test-v3 cover fuzz-short bench vet lint golangci generate check
+.PHONY: help build demo test test-noasm test-race test-v3 test-arm64 cover fuzz-short bench bench-peers vet lint golangci generate check

@@ -1,0 +1,108 @@
+//go:build unix
+
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/winnow-moe/winnow/formats/calib"
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant"
+)
+
+// model is an input for both programs.
+type model struct {
+	path, imatrix string
+	bytes         int64 // of matrices
+}
+
+func (m *model) remove() {
+	os.Remove(m.path)
+	os.Remove(m.imatrix)
+}
+
+// The matrices are as wide as those of an 8B model. One block has 16.8 million
+// weights.
+const (
+	width  = 4096
+	height = 1024
+	vocab  = 64
+)
+
+var names = []string{"attn_output", "attn_q", "ffn_gate", "ffn_up"}
+
+// writeModel writes a Llama of so many blocks with random weights, and an
+// importance matrix for it. Weights are normal with a few heavier columns.
+func writeModel(dir, typeName string, blocks int) (*model, error) {
+	t, _ := gguf.ParseType(typeName)
+	m := &model{path: filepath.Join(dir, "model.gguf"), imatrix: filepath.Join(dir, "imatrix.gguf")}
+	meta := &gguf.Metadata{}
+	meta.Set("general.architecture", "llama")
+	for key, v := range map[string]uint32{
+		"block_count": uint32(blocks), "embedding_length": width, "feed_forward_length": height, "context_length": 512,
+		"attention.head_count": 32, "attention.head_count_kv": 32, "vocab_size": vocab,
+	} {
+		meta.Set("llama."+key, v)
+	}
+	meta.Set("llama.attention.layer_norm_rms_epsilon", float32(1e-5))
+	tensors := []gguf.TensorInfo{
+		{Name: "token_embd.weight", Type: t, Shape: []int64{width, vocab}},
+		{Name: "output_norm.weight", Type: gguf.F32, Shape: []int64{width}},
+	}
+	calibration := &calib.Matrix{Chunks: 1}
+	r := rand.New(rand.NewPCG(1, 2))
+	for b := range blocks {
+		for _, n := range names {
+			name := fmt.Sprintf("blk.%d.%s.weight", b, n)
+			tensors = append(tensors, gguf.TensorInfo{Name: name, Type: t, Shape: []int64{width, height}})
+			sums := make([]float32, width)
+			for i := range sums {
+				sums[i] = float32(r.ExpFloat64())
+			}
+			calibration.Entries = append(calibration.Entries, calib.NewEntry(name, sums, []int64{1}))
+		}
+	}
+	slices.SortFunc(calibration.Entries, func(a, b calib.Entry) int { return strings.Compare(a.Name, b.Name) })
+	if err := calibration.WriteGGUF(m.imatrix); err != nil {
+		return nil, err
+	}
+	return m, m.write(meta, tensors, r)
+}
+
+func (m *model) write(meta *gguf.Metadata, tensors []gguf.TensorInfo, r *rand.Rand) error {
+	layout, err := gguf.NewLayout(meta, tensors, gguf.LayoutOptions{})
+	if err != nil {
+		return err
+	}
+	w, err := layout.Create(m.path, gguf.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	row := make([]float32, width)
+	for i := range tensors {
+		t := &tensors[i]
+		m.bytes += t.Size()
+		data := make([]byte, t.Size())
+		for n := range t.Rows() {
+			for c := range row {
+				row[c] = float32(r.NormFloat64() * 0.02)
+				if c%512 == 7 {
+					row[c] *= 8
+				}
+			}
+			if err := quant.EncodeRows(t.Type, data[n*t.RowBytes():][:t.RowBytes()], row, width, nil); err != nil {
+				return err
+			}
+		}
+		if err := w.WriteAt(i, 0, data); err != nil {
+			return err
+		}
+	}
+	return w.Commit()
+}
