@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -233,7 +234,7 @@ type OutputRequest struct {
 
 // Plan decides the conversion. It reads no weights.
 func (c *Checkpoint) Plan(req Request) (*Plan, error) {
-	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Tensors: c.tensors, Dropped: c.dropped, inv: c.inv, Notes: c.Warnings, importance: req.Importance}
+	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Tensors: c.tensors, Dropped: c.dropped, inv: c.inv, Notes: slices.Clone(c.Warnings), importance: req.Importance}
 	// Recipes see the model as the F32 file that llama.cpp's converter would
 	// write, because that is what llama-quantize would be given.
 	infos := make([]gguf.TensorInfo, len(c.tensors))
@@ -255,7 +256,7 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 			return nil, err
 		}
 	}
-	return p, nil
+	return p, p.noteOverrides(req.Quant.TensorTypes)
 }
 
 // addOutput completes the plan of one file.

@@ -110,6 +110,29 @@ func (p *Plan) SourceBytes() int64 {
 	return total
 }
 
+// noteOverrides remarks on types demanded for tensors that have no effect.
+func (p *Plan) noteOverrides(list []quant.Override) error {
+	for i := range list {
+		fits := false
+		for t := range p.Tensors {
+			ok, err := list[i].Matches(p.Tensors[t].Name)
+			if err != nil {
+				return err
+			}
+			fits = fits || ok
+		}
+		if !fits {
+			p.Notes = append(p.Notes, list[i].Label+" fits no tensor")
+		}
+	}
+	for o := range p.Outputs {
+		if r := p.Outputs[o].Recipe; len(list) > 0 && (r.KeepsTypes || !r.Default.Quantized()) {
+			p.Notes = append(p.Notes, r.Name+" heeds no types of single tensors, as in llama-quantize")
+		}
+	}
+	return nil
+}
+
 // checkpointPlan collects the tensors of a model from a checkpoint.
 type checkpointPlan struct {
 	model  *arch.Model

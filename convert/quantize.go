@@ -82,7 +82,7 @@ func (s *GGUFSource) Plan(req Request) (*Plan, error) {
 			return nil, err
 		}
 	}
-	return p, nil
+	return p, p.noteOverrides(req.Quant.TensorTypes)
 }
 
 // addTensors fills the plan with the input's tensors in llama-quantize's order,

@@ -239,7 +239,7 @@ func (a *assigner) choose(t *gguf.TensorInfo) (Choice, error) {
 		choice.Wanted, choice.Rule, demanded = *a.opt.OutputType, "type demanded for the output", true
 	case !a.recipe.Default.Quantized():
 	case override != nil:
-		choice.Wanted, choice.Rule = override.Type, "override "+override.text
+		choice.Wanted, choice.Rule = override.Type, "override "+override.Label
 	case a.opt.Pure:
 		choice.Rule = a.recipe.Name + ": the same type for all"
 	default:
@@ -281,7 +281,7 @@ func dims(t *gguf.TensorInfo) int {
 func (a *assigner) override(name string) (*Override, error) {
 	for i := range a.opt.TensorTypes {
 		o := &a.opt.TensorTypes[i]
-		if ok, err := o.matches(name); err != nil || ok {
+		if ok, err := o.Matches(name); err != nil || ok {
 			return o, err
 		}
 	}

@@ -12,9 +12,11 @@ import (
 
 // Override gives the tensors whose names match a pattern a type.
 type Override struct {
-	Type    gguf.Type
+	Type gguf.Type
+	// Label is what explanations and errors call the override. ParseOverride
+	// sets it to what it read.
+	Label   string
 	pattern *regexp2.Regexp
-	text    string
 }
 
 // matchTimeout bounds one match: patterns that backtrack without end would
@@ -30,26 +32,53 @@ func ParseOverride(s string) (Override, error) {
 	if !ok || pattern == "" || name == "" {
 		return Override{}, fmt.Errorf("tensor type %q is not of the form PATTERN=TYPE", s)
 	}
-	t, ok := gguf.ParseType(name)
-	if !ok {
-		return Override{}, fmt.Errorf("tensor type %q: unknown type %q", s, name)
+	t, err := ParseType(name)
+	if err != nil {
+		return Override{}, fmt.Errorf("tensor type %q: %w", s, err)
 	}
 	// C++ reads [[:digit:]] as a class, ECMAScript as something useless.
 	if strings.Contains(pattern, "[:") {
 		return Override{}, fmt.Errorf("tensor type %q: classes such as [:digit:] are not supported, write [0-9]", s)
 	}
-	re, err := regexp2.Compile(strings.ToLower(pattern), regexp2.ECMAScript)
+	re, err := regexp2.Compile(lower(pattern), regexp2.ECMAScript)
 	if err != nil {
 		return Override{}, fmt.Errorf("tensor type %q: %w", s, err)
 	}
 	re.MatchTimeout = matchTimeout
-	return Override{Type: t, pattern: re, text: s}, nil
+	return Override{Type: t, pattern: re, Label: s}, nil
 }
 
-func (o *Override) matches(name string) (bool, error) {
+// lower is what C's tolower does to a text: letters beyond ASCII stay.
+func lower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'A' && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
+// ParseType finds a type that tensors can be given by name, ignoring case.
+func ParseType(name string) (gguf.Type, error) {
+	t, ok := gguf.ParseType(name)
+	if codec, known := Lookup(t); ok && known && codec.Encode != nil {
+		return t, nil
+	}
+	var known []string
+	for i := range codecs {
+		if codecs[i].Encode != nil {
+			known = append(known, codecs[i].Type.String())
+		}
+	}
+	return 0, fmt.Errorf("unknown type %q (known: %s)", name, strings.Join(known, ", "))
+}
+
+// Matches reports whether the pattern is found in a tensor's name. It fails
+// when that takes too long.
+func (o *Override) Matches(name string) (bool, error) {
 	ok, err := o.pattern.MatchString(name)
 	if err != nil {
-		return false, fmt.Errorf("tensor type %q: %w", o.text, err)
+		return false, fmt.Errorf("tensor type %q: %w", o.Label, err)
 	}
 	return ok, nil
 }

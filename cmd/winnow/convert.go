@@ -69,6 +69,13 @@ only when it is complete and on disk.
 			case len(pos) == 2:
 				out = pos[1]
 			}
+			recipeType, err := recipe.load(cmd)
+			if err != nil {
+				return err
+			}
+			if recipeType != "" && !cmd.Flags().Changed("type") {
+				types = recipeType
+			}
 			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags, &recipe)
 		},
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/safetensors"
 	"github.com/winnow-moe/winnow/formats/tokenizer"
+	"github.com/winnow-moe/winnow/quant/recipefile"
 )
 
 // Exit statuses, the same for every command. They are listed in the help of
@@ -83,7 +84,7 @@ func exitStatus(err error) int {
 		return exitInput
 	}
 	for _, kind := range []error{
-		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, calib.ErrInvalid, fs.ErrNotExist, syscall.ELOOP,
+		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, calib.ErrInvalid, recipefile.ErrInvalid, fs.ErrNotExist, syscall.ELOOP,
 	} {
 		if errors.Is(err, kind) {
 			return exitInput

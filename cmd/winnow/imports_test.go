@@ -20,6 +20,7 @@ var allowed = map[string][]string{
 	"formats/arch":        {"formats/gguf", "formats/dtype", "formats/strictjson"},
 	"quant/kernel":        {"formats/dtype"},
 	"quant":               {"quant/kernel", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype"},
+	"quant/recipefile":    {"quant", "formats/arch", "formats/gguf"},
 	"engine/kernel":       {"formats/dtype"},
 	"engine":              {"engine/kernel", "quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 	"convert":             {"quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},

@@ -4,10 +4,12 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant/recipefile"
 )
 
 func newQuantizeCommand(a *app) *cobra.Command {
@@ -28,12 +30,16 @@ files are written beside the input.
   winnow quantize model-BF16.gguf Q8_0,Q6_K,Q4_K_M
   winnow quantize --imatrix imatrix.gguf model-F32.gguf small.gguf IQ2_XS
   winnow quantize --explain Q4_K_M model-F32.gguf`,
-		Args: args(cobra.RangeArgs(2, 4)),
+		Args: args(cobra.RangeArgs(1, 4)),
 		RunE: func(cmd *cobra.Command, pos []string) error {
-			if explain {
-				return a.explainArgs(pos, &flags)
+			types, err := flags.recipe.load(cmd)
+			if err != nil {
+				return err
 			}
-			in, out, types, threads, err := quantizeArgs(pos)
+			if explain {
+				return a.explainArgs(pos, types, &flags)
+			}
+			in, out, types, threads, err := quantizeArgs(pos, types)
 			if err != nil {
 				return err
 			}
@@ -52,10 +58,14 @@ files are written beside the input.
 	return c
 }
 
-// explainArgs takes a type and a model in either order.
-func (a *app) explainArgs(pos []string, flags *quantizeFlags) error {
+// explainArgs takes a type and a model in either order. types are those of a
+// recipe file, which stand if the model is alone.
+func (a *app) explainArgs(pos []string, types string, flags *quantizeFlags) error {
+	if len(pos) == 1 && types != "" {
+		return a.explain(types, pos[0], flags)
+	}
 	if len(pos) != 2 {
-		return usagef("--explain takes a type and a model, got %d arguments", len(pos))
+		return usagef("--explain takes a type and a model, got %d %s", len(pos), plural(len(pos), "argument", "arguments"))
 	}
 	types, path := pos[0], pos[1]
 	if _, err := parseTypes(types); err != nil {
@@ -81,29 +91,37 @@ func (f *quantizeFlags) request(outputs []convert.OutputRequest) (r convert.Requ
 	r = f.writeFlags.request(outputs)
 	r.AllowRequantize, r.KeepSplit = f.requant, f.keepSplit
 	if f.prune != "" {
-		if r.PruneLayers, err = parseLayers(f.prune); err != nil {
-			return r, err
+		if r.PruneLayers, err = recipefile.ParseLayers(f.prune); err != nil {
+			return r, usagef("--prune-layers: %w", err)
 		}
 	}
 	return r, f.recipe.apply(&r)
 }
 
 // quantizeArgs takes the positional arguments apart as llama-quantize does:
-// the output may be left out, and a number of threads may follow the type.
-func quantizeArgs(pos []string) (in, out, types string, threads int, err error) {
+// the output may be left out, and a number of threads may follow the type. The
+// type may be left out if recipe, that of a recipe file, is not "".
+func quantizeArgs(pos []string, recipe string) (in, out, types string, threads int, err error) {
 	in, rest := pos[0], pos[1:]
-	if _, e := parseTypes(rest[0]); e != nil && len(rest) > 1 {
-		out, rest = rest[0], rest[1:]
-	}
-	types = rest[0]
-	switch len(rest) {
-	case 1:
-	case 2:
-		if threads, err = strconv.Atoi(rest[1]); err != nil || threads < 1 {
-			return "", "", "", 0, usagef("the number of threads is %q, wanted a positive number", rest[1])
+	if len(rest) > 0 {
+		_, err := parseTypes(rest[0])
+		if err != nil && (recipe != "" || len(rest) > 1 || strings.HasSuffix(rest[0], ".gguf")) {
+			out, rest = rest[0], rest[1:]
 		}
-	default:
-		return "", "", "", 0, usagef("too many arguments after the type: %q", rest[1:])
+	}
+	types = recipe
+	if len(rest) > 0 {
+		types, rest = rest[0], rest[1:]
+	}
+	switch {
+	case types == "":
+		return "", "", "", 0, usagef("the type is missing: usage is winnow quantize INPUT.gguf [OUTPUT.gguf] TYPE")
+	case len(rest) > 1:
+		return "", "", "", 0, usagef("too many arguments after the type: %q", rest)
+	case len(rest) == 1:
+		if threads, err = strconv.Atoi(rest[0]); err != nil || threads < 0 {
+			return "", "", "", 0, usagef("the number of threads is %q, wanted a number (0: all cores)", rest[0])
+		}
 	}
 	return in, out, types, threads, nil
 }

@@ -1,9 +1,8 @@
 package main
 
 import (
-	"math"
 	"os"
-	"strconv"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,28 +10,30 @@ import (
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
+	"github.com/winnow-moe/winnow/quant/recipefile"
 )
 
 // recipeFlags are llama-quantize's flags about types, importance and keys,
 // spelled and understood as there.
 type recipeFlags struct {
+	file              string
 	imatrix           string
 	include, exclude  []string
 	pure, leaveOutput bool
 	outputType        string
 	embeddingType     string
-	tensorTypes       []string
-	tensorTypeFile    string
+	tensorTypes       []quant.Override // of the flags in their order, then of the file
 	overrides         []string
 	matrix            *calib.Matrix // open while the command runs
 }
 
 func (f *recipeFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.file, "recipe", "", "recipe `FILE` (see winnow recipe); flags win over it")
 	c.Flags().StringVar(&f.imatrix, "imatrix", "", "importance matrix `FILE` (GGUF or .dat)")
 	c.Flags().StringArrayVar(&f.include, "include-weights", nil, "use the matrix only for tensors with `TEXT` in the name")
 	c.Flags().StringArrayVar(&f.exclude, "exclude-weights", nil, "do not use it for tensors with `TEXT` in the name")
-	c.Flags().StringArrayVar(&f.tensorTypes, "tensor-type", nil, "`REGEX=TYPE` for tensors; may be repeated")
-	c.Flags().StringVar(&f.tensorTypeFile, "tensor-type-file", "", "`FILE` with REGEX=TYPE, separated by white space")
+	c.Flags().Func("tensor-type", "`REGEX=TYPE` for tensors; may be repeated", f.addTensorType)
+	c.Flags().Func("tensor-type-file", "`FILE` with REGEX=TYPE, separated by white space", f.addTensorTypeFile)
 	c.Flags().StringVar(&f.outputType, "output-tensor-type", "", "`TYPE` of output.weight")
 	c.Flags().StringVar(&f.embeddingType, "token-embedding-type", "", "`TYPE` of the token embeddings")
 	c.Flags().BoolVar(&f.pure, "pure", false, "one type for all tensors, no mixture")
@@ -40,9 +41,77 @@ func (f *recipeFlags) add(c *cobra.Command) {
 	c.Flags().StringArrayVar(&f.overrides, "override-kv", nil, "set a key: `KEY=TYPE:VALUE`; may be repeated")
 }
 
+func (f *recipeFlags) addTensorType(s string) error {
+	o, err := quant.ParseOverride(s)
+	if err == nil {
+		f.tensorTypes = append(f.tensorTypes, o)
+	}
+	return err
+}
+
+func (f *recipeFlags) addTensorTypeFile(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	for word := range strings.FieldsSeq(string(b)) {
+		if err := f.addTensorType(word); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load reads the recipe file, if one is named, as the flags of a command that
+// are not given on its line. It returns the file type of the recipe, or "".
+func (f *recipeFlags) load(c *cobra.Command) (fileType string, err error) {
+	if f.file == "" {
+		return "", nil
+	}
+	r, err := recipefile.Read(f.file)
+	if err != nil {
+		return "", err
+	}
+	rules, err := r.TensorTypes()
+	if err != nil {
+		return "", err
+	}
+	f.tensorTypes = append(f.tensorTypes, rules...) // the first that fits decides
+	for _, s := range r.Settings() {
+		flag := c.Flags().Lookup(s.Name)
+		switch {
+		case s.Name == "type", s.Name == "tensor-type":
+			continue
+		case flag == nil:
+			return "", usagef("%s: the field %q means nothing to winnow %s", f.file, s.Name, c.Name())
+		case s.Name == "override-kv":
+			f.overrides = append(s.Values, f.overrides...) // the last one stands
+			continue
+		case flag.Changed, len(f.include)+len(f.exclude) > 0 && (s.Name == "include-weights" || s.Name == "exclude-weights"):
+			continue
+		case s.Name == "imatrix":
+			s.Values[0] = besideFile(f.file, s.Values[0])
+		}
+		for _, v := range s.Values {
+			if err := flag.Value.Set(v); err != nil {
+				return "", usagef("%s: field %q: %w", f.file, s.Name, err)
+			}
+		}
+	}
+	return r.Type, nil
+}
+
+// besideFile resolves a path that a file names.
+func besideFile(file, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(filepath.Dir(file), path)
+}
+
 // apply completes a request. close must be called when the command ends.
 func (f *recipeFlags) apply(r *convert.Request) error {
-	r.Quant.Pure, r.Quant.LeaveOutput = f.pure, f.leaveOutput
+	r.Quant.Pure, r.Quant.LeaveOutput, r.Quant.TensorTypes = f.pure, f.leaveOutput, f.tensorTypes
 	var err error
 	if r.Quant.OutputType, err = optionalType("output-tensor-type", f.outputType); err != nil {
 		return err
@@ -50,15 +119,12 @@ func (f *recipeFlags) apply(r *convert.Request) error {
 	if r.Quant.TokenEmbdType, err = optionalType("token-embedding-type", f.embeddingType); err != nil {
 		return err
 	}
-	if r.Quant.TensorTypes, err = f.tensorOverrides(); err != nil {
-		return err
-	}
 	for _, s := range f.overrides {
-		o, err := parseOverride(s)
+		key, value, err := recipefile.ParseKey(s)
 		if err != nil {
-			return err
+			return usagef("--override-kv: %w", err)
 		}
-		r.Overrides = append(r.Overrides, o)
+		r.Overrides = append(r.Overrides, convert.Override{Key: key, Value: value})
 	}
 	return f.openMatrix(r)
 }
@@ -98,81 +164,9 @@ func optionalType(flag, name string) (*gguf.Type, error) {
 	if name == "" {
 		return nil, nil
 	}
-	t, ok := gguf.ParseType(name)
-	if !ok {
-		return nil, usagef("--%s: unknown type %q", flag, name)
+	t, err := quant.ParseType(name)
+	if err != nil {
+		return nil, usagef("--%s: %w", flag, err)
 	}
 	return &t, nil
-}
-
-func (f *recipeFlags) tensorOverrides() ([]quant.Override, error) {
-	list := f.tensorTypes
-	if f.tensorTypeFile != "" {
-		b, err := os.ReadFile(f.tensorTypeFile)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list[:len(list):len(list)], strings.Fields(string(b))...)
-	}
-	var out []quant.Override
-	for _, s := range list {
-		o, err := quant.ParseOverride(s)
-		if err != nil {
-			return nil, &usageError{err}
-		}
-		out = append(out, o)
-	}
-	return out, nil
-}
-
-// parseOverride reads KEY=TYPE:VALUE. As in llama-quantize an int becomes the
-// unsigned 32-bit number of its magnitude.
-func parseOverride(s string) (convert.Override, error) {
-	bad := usagef("--override-kv %q is not KEY=TYPE:VALUE with TYPE int, float, bool or str", s)
-	key, rest, ok := strings.Cut(s, "=")
-	kind, value, ok2 := strings.Cut(rest, ":")
-	if !ok || !ok2 || key == "" || len(key) > 127 {
-		return convert.Override{}, bad
-	}
-	o := convert.Override{Key: key}
-	switch kind {
-	case "int":
-		n, err := strconv.ParseInt(value, 10, 64)
-		if err != nil || n < -math.MaxUint32 || n > math.MaxUint32 {
-			return o, bad
-		}
-		o.Value = uint32(max(n, -n))
-	case "float":
-		x, err := strconv.ParseFloat(value, 32)
-		if err != nil {
-			return o, bad
-		}
-		o.Value = float32(x)
-	case "bool":
-		if value != "true" && value != "false" {
-			return o, bad
-		}
-		o.Value = value == "true"
-	case "str":
-		if len(value) > 127 {
-			return o, usagef("--override-kv %s: the text has %d bytes, at most 127 are allowed", key, len(value))
-		}
-		o.Value = value
-	default:
-		return o, bad
-	}
-	return o, nil
-}
-
-// parseLayers reads a list of block numbers.
-func parseLayers(s string) ([]int, error) {
-	var out []int
-	for _, f := range strings.Split(s, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(f))
-		if err != nil || n < 0 {
-			return nil, usagef("--prune-layers: %q is not a block number", f)
-		}
-		out = append(out, n)
-	}
-	return out, nil
 }

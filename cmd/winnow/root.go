@@ -58,7 +58,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("make", "Make files:", newConvertCommand(a), newQuantizeCommand(a), newDemoCommand(a))
+	add("make", "Make files:", newConvertCommand(a), newQuantizeCommand(a), newRecipeCommand(a), newDemoCommand(a))
 	add("look", "Look and measure:", newPerplexityCommand(a), newLogitsCommand(a), newInspectCommand(a), newImatrixCommand(a))
 	add("other", "Other:", newVersionCommand(a), newCompletionCommand(a))
 	root.SetHelpCommand(newHelpCommand(root))
