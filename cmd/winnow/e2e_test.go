@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -103,6 +104,47 @@ func TestKeepSplit(t *testing.T) {
 	}
 	if fileHash(t, "single.gguf") != g.Split.Single {
 		t.Error("single.gguf: another file than llama-quantize's")
+	}
+}
+
+// TestRecipeLists: a recipe taken from a file and written as a list makes
+// llama-quantize write that very file.
+func TestRecipeLists(t *testing.T) {
+	bin := os.Getenv("WINNOW_ORACLE")
+	if bin == "" {
+		t.Skip("extra test: WINNOW_ORACLE does not name a folder with llama-quantize")
+	}
+	enterE2E(t)
+	rules := []string{
+		"tensor-type: [{role: [attn_q, attn_k], type: Q6_K}, {role: ffn_down_exps, layers: [0, 2], type: Q5_1}]",
+		"tensor-type: [{name: blk.1.attn_v.weight, type: F16}, {match: '\\d\\.FFN_(up|gate)', type: IQ4_NL}, '\\x61ttn_output=Q5_0']",
+		"tensor-type: [{role: [output, token_embd], type: Q4_1}, {role: ffn_up_exps, type: BF16}, 'blk=Q8_0']",
+	}
+	for i, rule := range rules {
+		if err := os.WriteFile("r.yaml", []byte(rule), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		for _, ftype := range []string{"Q4_K_M", "Q3_K_L", "IQ4_XS"} {
+			for _, line := range []string{
+				"quantize -q --force --recipe r.yaml model.gguf ours.gguf " + ftype,
+				"recipe show r.yaml --format tensor-types --force -o shown.txt",
+				"recipe extract ours.gguf --format tensor-types --force -o extracted.txt",
+			} {
+				if status := run(strings.Fields(line), io.Discard, io.Discard); status != exitOK {
+					t.Fatalf("%s: exit status %d", line, status)
+				}
+			}
+			for _, list := range []string{"shown.txt", "extracted.txt"} {
+				cmd := exec.Command(filepath.Join(bin, "llama-quantize"), "--tensor-type-file", list, "model.gguf", "theirs.gguf", ftype, "2")
+				cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+bin)
+				if out, err := cmd.CombinedOutput(); err != nil {
+					t.Fatalf("%v\n%s", err, out)
+				}
+				if fileHash(t, "theirs.gguf") != fileHash(t, "ours.gguf") {
+					t.Errorf("rules %d, %s, %s: llama-quantize writes another file", i, ftype, list)
+				}
+			}
+		}
 	}
 }
 
