@@ -218,6 +218,9 @@ type Request struct {
 	PruneLayers []int
 	// KeepSplit divides outputs into files as the GGUF input is.
 	KeepSplit bool
+	// Preview makes a plan to look at, which is never run: what would be
+	// refused for lack of importance or of AllowRequantize becomes a note.
+	Preview bool
 }
 
 // Override sets a metadata key.
@@ -234,7 +237,7 @@ type OutputRequest struct {
 
 // Plan decides the conversion. It reads no weights.
 func (c *Checkpoint) Plan(req Request) (*Plan, error) {
-	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Tensors: c.tensors, Dropped: c.dropped, inv: c.inv, Notes: slices.Clone(c.Warnings), importance: req.Importance}
+	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Tensors: c.tensors, Dropped: c.dropped, inv: c.inv, Notes: slices.Clone(c.Warnings), importance: req.Importance, preview: req.Preview}
 	// Recipes see the model as the F32 file that llama.cpp's converter would
 	// write, because that is what llama-quantize would be given.
 	infos := make([]gguf.TensorInfo, len(c.tensors))
@@ -266,9 +269,9 @@ func (p *Plan) addOutput(o OutputRequest, md *gguf.Metadata, choices []quant.Cho
 		if codec, ok := quant.Lookup(c.Type); !c.Copied && (!ok || codec.Encode == nil) {
 			return refused("%s needs the type %s for tensor %q, which this version cannot write", o.Recipe.Name, c.Type, p.Tensors[i].Name)
 		}
-		if err := p.checkImportance(o.Recipe, c, i); err != nil {
-			return err
-		}
+	}
+	if err := p.checkImportance(o.Recipe, choices); err != nil {
+		return err
 	}
 	p.Outputs = append(p.Outputs, Output{Path: o.Path, Recipe: o.Recipe, Metadata: md, Choices: choices})
 	n := len(p.Outputs) - 1

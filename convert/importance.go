@@ -2,6 +2,8 @@ package convert
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
@@ -14,6 +16,9 @@ type Importance struct {
 	Matrix *calib.Matrix
 	// File is the name that outputs record.
 	File string
+	// Selected says that entries were left out on purpose, so that tensors
+	// without one are nothing to remark on.
+	Selected bool
 }
 
 // Keys that record the importance matrix in an output (llama.cpp
@@ -59,25 +64,95 @@ func (r *Request) finish(md *gguf.Metadata) {
 
 func cut(s string) string { return s[:min(len(s), maxOverride)] }
 
-// checkImportance refuses a choice that cannot do without weights that are not
-// there, and an entry whose size is not the tensor's.
-func (p *Plan) checkImportance(r *quant.Recipe, c *quant.Choice, tensor int) error {
-	t := &p.Tensors[tensor]
-	var entry *calib.Entry
-	if p.importance != nil {
-		entry, _ = p.importance.Matrix.Find(t.measured)
+// checkImportance refuses choices that cannot do without weights that are not
+// there, and entries whose size is not the tensor's. It notes where weights
+// are missing that would have been used.
+func (p *Plan) checkImportance(r *quant.Recipe, choices []quant.Choice) error {
+	var lacking, bare, unseen []int
+	for i := range choices {
+		c, t := &choices[i], &p.Tensors[i]
+		codec, _ := quant.Lookup(c.Type)
+		if c.Copied || !codec.UsesWeights && !c.NeedsWeights {
+			continue
+		}
+		entry, fits := p.entry(t)
+		switch {
+		case entry != nil && !fits && !isEmbedding(t.Name):
+			info := gguf.TensorInfo{Shape: t.Shape}
+			return hinted("the importance matrix is of another model, or of another version of it",
+				formatError("imatrix size %d is different from tensor size %d for %q", entry.Size(), info.Elements()/matrixRows(t.Shape), t.Name))
+		case fits && slices.Contains(entry.Counts, 0):
+			unseen = append(unseen, i)
+		case fits:
+		case c.NeedsWeights || codec.NeedsWeights:
+			lacking = append(lacking, i)
+		case !isEmbedding(t.Name) && arch.ParseName(t.Name).Role != arch.Output: // those are not measured
+			bare = append(bare, i)
+		}
 	}
-	switch {
-	case entry == nil && c.NeedsWeights:
-		return hinted("pass --imatrix with an entry for the tensor, or choose a type of three bits or more such as Q3_K_M",
-			refused("%s makes tensor %q %s, which needs an importance matrix with an entry for it (missing)", r.Name, t.Name, c.Type))
-	case entry == nil || c.Copied || !c.Type.Quantized() || isEmbedding(t.Name):
+	if p.importance != nil && !p.importance.Selected {
+		p.noteTensors(bare, "the importance matrix has no entry for %s: quantized without")
+	}
+	p.noteTensors(unseen, "the importance matrix saw no token for matrices of %s: they are quantized with equal weights")
+	if len(lacking) == 0 {
 		return nil
 	}
-	info := gguf.TensorInfo{Shape: t.Shape}
-	if want := info.Elements() / matrixRows(t.Shape); int64(entry.Size()) != want {
-		return formatError("imatrix size %d is different from tensor size %d for %q", entry.Size(), want, t.Name)
+	first := &p.Tensors[lacking[0]]
+	text := fmt.Sprintf("%s makes tensor %q %s, which needs an importance matrix", r.Name, first.Name, choices[lacking[0]].Type)
+	if p.importance != nil {
+		text += " that has an entry for it"
 	}
+	if n := len(lacking) - 1; n > 0 {
+		text += fmt.Sprintf("; so do %d more", n)
+	}
+	return p.refuse(lackingHint(p.importance == nil, isEmbedding(first.Name)), text)
+}
+
+// entry finds the entry for a tensor and tells whether it has its size.
+func (p *Plan) entry(t *Tensor) (e *calib.Entry, fits bool) {
+	if p.importance == nil {
+		return nil, false
+	}
+	e, ok := p.importance.Matrix.Find(t.measured)
+	if !ok {
+		return nil, false
+	}
+	info := gguf.TensorInfo{Shape: t.Shape}
+	return e, int64(e.Size()) == info.Elements()/matrixRows(t.Shape)
+}
+
+// noteTensors adds a note about tensors unless it is there already, for
+// another output. format has a place for how many there are.
+func (p *Plan) noteTensors(tensors []int, format string) {
+	if len(tensors) == 0 {
+		return
+	}
+	what := fmt.Sprintf("tensor %q", p.Tensors[tensors[0]].Name)
+	if n := len(tensors); n > 1 {
+		what = fmt.Sprintf("%d tensors, such as %q", n, p.Tensors[tensors[0]].Name)
+	}
+	if note := fmt.Sprintf(format, what); !slices.Contains(p.Notes, note) {
+		p.Notes = append(p.Notes, note)
+	}
+}
+
+// lackingHint says what to do about a tensor without importance.
+func lackingHint(noMatrix, embedding bool) string {
+	switch {
+	case embedding:
+		return "token embeddings are never measured: choose another type for them, such as Q2_K or IQ2_S"
+	case noMatrix:
+		return "pass --imatrix, or choose a type of three bits or more such as Q3_K_M"
+	}
+	return "measure with a text that reaches the tensor, or give it a type of three bits or more with --tensor-type"
+}
+
+// refuse is an error about what was asked for, or a note in a preview.
+func (p *Plan) refuse(hint, text string) error {
+	if !p.preview {
+		return hinted(hint, refused("%s", text))
+	}
+	p.Notes = append(p.Notes, "a real run is refused: "+text+" ("+hint+")")
 	return nil
 }
 

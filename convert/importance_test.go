@@ -2,13 +2,16 @@ package convert
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
 
@@ -49,6 +52,76 @@ func TestImportanceSize(t *testing.T) {
 	_, err := src.Plan(Request{Outputs: []OutputRequest{{"x.gguf", recipe(t, "Q4_K_M")}}, Importance: imp})
 	if !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "7") {
 		t.Errorf("error %v, want one with the tensor and both sizes", err)
+	}
+}
+
+// TestImportanceNotes: what a matrix lacks is told once, whatever the number of
+// outputs, and not at all where entries were left out on purpose.
+func TestImportanceNotes(t *testing.T) {
+	src, imp := e2eSource(t, "imatrix.gguf")
+	imp.Matrix.Filter(nil, []string{"blk.0.attn_q", "blk.0.attn_k"})
+	for _, selected := range []bool{false, true} {
+		imp.Selected = selected
+		plan, err := src.Plan(Request{Outputs: []OutputRequest{{"x.gguf", recipe(t, "Q4_K_M")}, {"y.gguf", recipe(t, "Q5_K_S")}}, Importance: imp})
+		if err != nil {
+			t.Fatal(err)
+		}
+		notes := strings.Join(plan.Notes, "\n")
+		if strings.Contains(notes, `no entry for 2 tensors, such as "blk.0.attn_k.weight": quantized without`) == selected {
+			t.Errorf("selected %v: notes %s", selected, notes)
+		}
+		if strings.Count(notes, "saw no token for matrices of") != 1 {
+			t.Errorf("notes %s", notes)
+		}
+	}
+}
+
+// TestPreview: a plan that is only looked at shows what a run would refuse.
+func TestPreview(t *testing.T) {
+	src, _ := e2eSource(t, "imatrix.gguf")
+	plan, err := src.Plan(Request{Outputs: []OutputRequest{{"x.gguf", recipe(t, "IQ2_XS")}}, Preview: true})
+	if err != nil || len(plan.Notes) != 1 || !strings.Contains(plan.Notes[0], "needs an importance matrix; so do ") {
+		t.Errorf("notes %q, error %v", plan.Notes, err)
+	}
+}
+
+// TestZeroImportance: a run reports matrices whose importance is all zero.
+func TestZeroImportance(t *testing.T) {
+	src, imp := e2eSource(t, "imatrix.gguf")
+	name := "blk.0.attn_q.weight"
+	e, _ := imp.Matrix.Find(name)
+	imp.Matrix = &calib.Matrix{Entries: []calib.Entry{calib.NewEntry(name, make([]float32, e.Size()), []int64{1})}}
+	plan, err := src.Plan(Request{Outputs: []OutputRequest{{filepath.Join(t.TempDir(), "x.gguf"), recipe(t, "Q4_K_M")}}, Importance: imp})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var got []string
+	events := Events{ZeroImportance: func(name string, matrix int64) {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, fmt.Sprint(name, " ", matrix))
+	}}
+	if err := Run(t.Context(), plan, src, RunOptions{Events: events}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, []string{name + " 0"}) {
+		t.Errorf("reported %q", got)
+	}
+}
+
+// TestIneffectiveOverrides: types for tensors that change nothing are told.
+func TestIneffectiveOverrides(t *testing.T) {
+	src, _ := e2eSource(t, "imatrix.gguf")
+	o, err := quant.ParseOverride("attn_w=q8_0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := Request{Outputs: []OutputRequest{{"x.gguf", recipe(t, "F16")}}, Quant: quant.Options{TensorTypes: []quant.Override{o}}}
+	plan, err := src.Plan(req)
+	want := []string{"attn_w=q8_0 fits no tensor", "F16 heeds no types of single tensors, as in llama-quantize"}
+	if err != nil || !slices.Equal(plan.Notes, want) {
+		t.Errorf("notes %q, error %v", plan.Notes, err)
 	}
 }
 

@@ -27,6 +27,7 @@ type Plan struct {
 
 	inv        *Inventory
 	importance *Importance
+	preview    bool
 }
 
 // Tensor is one tensor of the outputs and the pieces of input it consists of.

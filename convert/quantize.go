@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"github.com/winnow-moe/winnow/formats/arch"
@@ -63,15 +64,17 @@ func (s *GGUFSource) Plan(req Request) (*Plan, error) {
 	if err != nil {
 		return nil, formatError("%q: %v", s.path, err)
 	}
-	p := &Plan{Source: s.path, Arch: facts.Arch, inv: s.inv, importance: req.Importance}
+	p := &Plan{Source: s.path, Arch: facts.Arch, inv: s.inv, importance: req.Importance, preview: req.Preview}
 	infos, blocks := p.addTensors(s, &req)
 	for _, o := range req.Outputs {
 		choices, err := o.Recipe.Assign(facts, infos, req.recipeOptions())
 		if err != nil {
 			return nil, err
 		}
-		if err := checkRequantize(infos, choices, req.AllowRequantize); err != nil {
-			return nil, err
+		if !req.AllowRequantize {
+			if err := p.checkRequantize(infos, choices); err != nil {
+				return nil, err
+			}
 		}
 		md := s.metadata(o.Recipe)
 		req.finish(md)
@@ -127,12 +130,12 @@ func (p *Plan) addTensors(s *GGUFSource, req *Request) (infos []gguf.TensorInfo,
 	return infos, len(numbers)
 }
 
-// checkRequantize refuses to decode quantized input unless that was asked for.
-func checkRequantize(infos []gguf.TensorInfo, choices []quant.Choice, allow bool) error {
+// checkRequantize refuses to decode quantized input.
+func (p *Plan) checkRequantize(infos []gguf.TensorInfo, choices []quant.Choice) error {
 	for i := range infos {
-		if infos[i].Type.Quantized() && choices[i].Type != infos[i].Type && !allow {
-			return hinted("start from an unquantized file, or pass --allow-requantize and accept the extra loss",
-				refused("tensor %q is already %s; quantizing it again to %s adds a second loss", infos[i].Name, infos[i].Type, choices[i].Type))
+		if infos[i].Type.Quantized() && choices[i].Type != infos[i].Type {
+			return p.refuse("start from an unquantized file, or pass --allow-requantize and accept the extra loss",
+				fmt.Sprintf("tensor %q is already %s; quantizing it again to %s adds a second loss", infos[i].Name, infos[i].Type, choices[i].Type))
 		}
 	}
 	return nil

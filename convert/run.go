@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"github.com/winnow-moe/winnow/formats/arch"
@@ -31,6 +32,10 @@ type Events struct {
 	Progress func(done, total int64)
 	// Tensor is called when the first rows of a tensor are taken up.
 	Tensor func(name string)
+	// ZeroImportance is called when a matrix of a tensor is encoded by
+	// importance weights that are all zero, which makes zeros of it in most
+	// types, as in llama-quantize.
+	ZeroImportance func(name string, matrix int64)
 }
 
 // DefaultMaxMemory bounds a run when nothing else is said.
@@ -299,13 +304,21 @@ func (w *worker) encode(u unit, typ gguf.Type, cols int64) error {
 	for r := int64(0); r < u.n; {
 		matrix := (u.out + r) / perMatrix
 		n := min(u.n-r, (matrix+1)*perMatrix-u.out-r)
-		err := quant.EncodeRows(typ, w.encoded[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), w.weights.of(matrix, cols))
+		weights := w.weights.of(matrix, cols)
+		if (u.out+r)%perMatrix == 0 && weights != nil && allZero(weights) && w.ex.opt.Events.ZeroImportance != nil {
+			w.ex.opt.Events.ZeroImportance(p.Tensors[u.tensor].Name, matrix)
+		}
+		err := quant.EncodeRows(typ, w.encoded[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), weights)
 		if err != nil {
 			return formatError("tensor %q: %v", p.Tensors[u.tensor].Name, err)
 		}
 		r += n
 	}
 	return nil
+}
+
+func allZero(s []float32) bool {
+	return !slices.ContainsFunc(s, func(x float32) bool { return x != 0 })
 }
 
 // write checks encoded rows, as llama-quantize does, and stores them.

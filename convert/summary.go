@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"regexp"
 	"strings"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -108,10 +109,13 @@ func (c *Checkpoint) DefaultName() string {
 	return name + "-" + sizeLabel(c.tensors)
 }
 
-// DefaultName is the stem of output names: the input's without its ending, and
-// without a trailing type.
+// partNumber ends the names of the files of a split model.
+var partNumber = regexp.MustCompile(`-[0-9]{5}-of-[0-9]{5}\.gguf$`)
+
+// DefaultName is the stem of output names: the input's without its ending or
+// number of the part, and without a trailing type.
 func (s *GGUFSource) DefaultName() string {
-	name := strings.TrimSuffix(s.path, ".gguf")
+	name := strings.TrimSuffix(partNumber.ReplaceAllString(s.path, ""), ".gguf")
 	if i := strings.LastIndexByte(name, '-'); i > 0 {
 		switch strings.ToUpper(name[i+1:]) {
 		case "F32", "F16", "BF16":

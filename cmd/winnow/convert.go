@@ -36,6 +36,7 @@ func (f *writeFlags) request(outputs []convert.OutputRequest) convert.Request {
 		Layout:  gguf.LayoutOptions{MaxShardBytes: int64(f.maxShardSize), MaxShardTensors: f.maxShardTensors},
 	}
 	r.Quant.NoFallback = f.noFallback
+	r.Preview = f.dryRun
 	return r
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/formats/arch"
@@ -26,16 +27,20 @@ func (a *app) explain(types, path string, flags *quantizeFlags) error {
 	if err != nil {
 		return err
 	}
-	req.AllowRequantize = true // nothing is written
+	req.Preview = true
 	plan, err := planFor(path, req)
 	if err != nil {
 		return planError(err)
 	}
+	a.warn(plan.Notes)
 	if a.json {
 		return a.printJSON(plan.Summary())
 	}
 	for o := range plan.Outputs {
 		a.printExplanation(plan, o)
+	}
+	for _, text := range fallbackTexts(plan) {
+		a.printf("* %s\n", wrap(text, "  "))
 	}
 	return nil
 }
@@ -67,11 +72,26 @@ type typeGroup struct {
 }
 
 func (a *app) printExplanation(p *convert.Plan, o int) {
-	rows := [][]string{{"tensors", p.Outputs[o].Recipe.Name, "why"}}
-	for _, g := range typeGroups(p, o) {
-		rows = append(rows, []string{printable(g.pattern()), g.typ.String(), g.why})
+	const widest = 40 // longer names get a line of their own
+	head, groups := p.Outputs[o].Recipe.Name, typeGroups(p, o)
+	names, types := len("tensors"), len(head)
+	for _, g := range groups {
+		if n := utf8.RuneCountInString(g.pattern()); n <= widest {
+			names = max(names, n)
+		}
+		types = max(types, len(g.typ.String()))
 	}
-	a.printf("%s", table("lll", rows))
+	line := func(name, typ, why string) {
+		if utf8.RuneCountInString(name) > names {
+			a.printf("%s\n", name)
+			name = ""
+		}
+		a.printf("%-*s  %-*s  %s\n", names, name, types, typ, wrap(why, strings.Repeat(" ", names+types+4)))
+	}
+	line("tensors", head, "why")
+	for _, g := range groups {
+		line(printable(g.pattern()), g.typ.String(), g.why)
+	}
 	doc := p.Summary().Outputs[o]
 	a.printf("\n%s: %s, %.4f bits per weight\n", doc.Type, sizeText(doc.FileBytes), doc.BitsPerWeight)
 }

@@ -21,14 +21,19 @@ func (a *app) printPlan(p *convert.Plan) error {
 	}
 	for i := range doc.Outputs {
 		o := &doc.Outputs[i]
-		a.printf("%s: %s, %d tensors, %.4f bits per weight", printable(o.Path), sizeText(o.FileBytes), len(p.Tensors), o.BitsPerWeight)
-		if o.Files > 1 {
-			a.printf(", %d files", o.Files)
-		}
-		a.printf("\n")
+		a.printf("%s, %d tensors\n", outputText(o), len(p.Tensors))
 	}
 	a.printf("source: %s to read once from %s; temporary disk: %s\n", sizeText(doc.SourceBytes), printable(p.Source), sizeText(doc.TempDisk))
 	return nil
+}
+
+// outputText tells the size of an output.
+func outputText(o *convert.OutputSummary) string {
+	text := fmt.Sprintf("%s: %s, %.4f bits per weight", printable(o.Path), sizeText(o.FileBytes), o.BitsPerWeight)
+	if o.Files > 1 {
+		text += fmt.Sprintf(", %d files", o.Files)
+	}
+	return text
 }
 
 // planTable lists the tensors with their types, and with their sizes if there
@@ -108,7 +113,7 @@ func (a *app) printResult(p *convert.Plan, took time.Duration) error {
 	}
 	for i := range doc.Outputs {
 		o := &doc.Outputs[i]
-		a.printf("%s: %s, %.4f bits per weight\n", printable(o.Path), sizeText(o.FileBytes), o.BitsPerWeight)
+		a.printf("%s\n", outputText(o))
 	}
 	a.note("read %s in %s (%s/s)", sizeText(doc.SourceBytes), took.Round(time.Millisecond), sizeText(int64(float64(doc.SourceBytes)/took.Seconds())))
 	return nil

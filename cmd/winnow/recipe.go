@@ -22,7 +22,8 @@ type recipeFlags struct {
 	pure, leaveOutput bool
 	outputType        string
 	embeddingType     string
-	tensorTypes       []quant.Override // of the flags in their order, then of the file
+	typeArgs          []typeArg
+	rules             []quant.Override // of the recipe file
 	overrides         []string
 	matrix            *calib.Matrix // open while the command runs
 }
@@ -32,8 +33,8 @@ func (f *recipeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.imatrix, "imatrix", "", "importance matrix `FILE` (GGUF or .dat)")
 	c.Flags().StringArrayVar(&f.include, "include-weights", nil, "use the matrix only for tensors with `TEXT` in the name")
 	c.Flags().StringArrayVar(&f.exclude, "exclude-weights", nil, "do not use it for tensors with `TEXT` in the name")
-	c.Flags().Func("tensor-type", "`REGEX=TYPE` for tensors; may be repeated", f.addTensorType)
-	c.Flags().Func("tensor-type-file", "`FILE` with REGEX=TYPE, separated by white space", f.addTensorTypeFile)
+	f.typeFlag(c, "tensor-type", "`REGEX=TYPE` for tensors; may be repeated")
+	f.typeFlag(c, "tensor-type-file", "`FILE` with REGEX=TYPE, separated by white space")
 	c.Flags().StringVar(&f.outputType, "output-tensor-type", "", "`TYPE` of output.weight")
 	c.Flags().StringVar(&f.embeddingType, "token-embedding-type", "", "`TYPE` of the token embeddings")
 	c.Flags().BoolVar(&f.pure, "pure", false, "one type for all tensors, no mixture")
@@ -41,25 +42,38 @@ func (f *recipeFlags) add(c *cobra.Command) {
 	c.Flags().StringArrayVar(&f.overrides, "override-kv", nil, "set a key: `KEY=TYPE:VALUE`; may be repeated")
 }
 
-func (f *recipeFlags) addTensorType(s string) error {
-	o, err := quant.ParseOverride(s)
-	if err == nil {
-		f.tensorTypes = append(f.tensorTypes, o)
-	}
-	return err
+// typeArg is the value of a --tensor-type or --tensor-type-file. Their order
+// on the command line matters.
+type typeArg struct{ flag, value string }
+
+func (f *recipeFlags) typeFlag(c *cobra.Command, flag, usage string) {
+	c.Flags().Func(flag, usage, func(s string) error {
+		f.typeArgs = append(f.typeArgs, typeArg{flag, s})
+		return nil
+	})
 }
 
-func (f *recipeFlags) addTensorTypeFile(path string) error {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	for word := range strings.FieldsSeq(string(b)) {
-		if err := f.addTensorType(word); err != nil {
-			return err
+// tensorTypes reads the types of single tensors; those of a recipe file come last.
+func (f *recipeFlags) tensorTypes() ([]quant.Override, error) {
+	var out []quant.Override
+	for _, arg := range f.typeArgs {
+		words, where := []string{arg.value}, "--"+arg.flag
+		if arg.flag == "tensor-type-file" {
+			b, err := os.ReadFile(arg.value)
+			if err != nil {
+				return nil, err
+			}
+			words, where = strings.Fields(string(b)), arg.value
+		}
+		for _, s := range words {
+			o, err := quant.ParseOverride(s)
+			if err != nil {
+				return nil, usagef("%s: %w", where, err)
+			}
+			out = append(out, o)
 		}
 	}
-	return nil
+	return append(out, f.rules...), nil
 }
 
 // load reads the recipe file, if one is named, as the flags of a command that
@@ -72,11 +86,9 @@ func (f *recipeFlags) load(c *cobra.Command) (fileType string, err error) {
 	if err != nil {
 		return "", err
 	}
-	rules, err := r.TensorTypes()
-	if err != nil {
+	if f.rules, err = r.TensorTypes(); err != nil {
 		return "", err
 	}
-	f.tensorTypes = append(f.tensorTypes, rules...) // the first that fits decides
 	for _, s := range r.Settings() {
 		flag := c.Flags().Lookup(s.Name)
 		switch {
@@ -111,8 +123,11 @@ func besideFile(file, path string) string {
 
 // apply completes a request. close must be called when the command ends.
 func (f *recipeFlags) apply(r *convert.Request) error {
-	r.Quant.Pure, r.Quant.LeaveOutput, r.Quant.TensorTypes = f.pure, f.leaveOutput, f.tensorTypes
+	r.Quant.Pure, r.Quant.LeaveOutput = f.pure, f.leaveOutput
 	var err error
+	if r.Quant.TensorTypes, err = f.tensorTypes(); err != nil {
+		return err
+	}
 	if r.Quant.OutputType, err = optionalType("output-tensor-type", f.outputType); err != nil {
 		return err
 	}
@@ -141,8 +156,11 @@ func (f *recipeFlags) openMatrix(r *convert.Request) (err error) {
 	if f.matrix, err = calib.Read(f.imatrix, calib.Options{}); err != nil {
 		return err
 	}
-	f.matrix.Filter(f.include, f.exclude)
-	r.Importance = &convert.Importance{Matrix: f.matrix, File: f.imatrix}
+	if f.matrix.Filter(f.include, f.exclude); len(f.matrix.Entries) == 0 {
+		f.matrix.Warnings = append(f.matrix.Warnings, "no entry of the importance matrix is left: quantizing without one")
+		return nil
+	}
+	r.Importance = &convert.Importance{Matrix: f.matrix, File: f.imatrix, Selected: len(f.include)+len(f.exclude) > 0}
 	return nil
 }
 

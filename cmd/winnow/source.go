@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
@@ -65,14 +68,31 @@ type conversion struct {
 	inputs []string
 }
 
-// execute runs a conversion with progress.
+// execute runs a conversion with progress. It adds to the plan's notes what
+// only the data tells.
 func (a *app) execute(ctx context.Context, c *conversion, maxMemory int64, what string) error {
 	bar := a.newProgress(what, true)
-	defer bar.finish()
-	return convert.Run(ctx, c.plan, c.data, convert.RunOptions{
+	var mu sync.Mutex
+	zero := map[string]bool{} // tensors with importance of zeros
+	err := convert.Run(ctx, c.plan, c.data, convert.RunOptions{
 		Threads: a.threads, MaxMemory: maxMemory, Inputs: c.inputs,
-		Events: convert.Events{Progress: func(done, total int64) { bar.update(done, total, "") }},
+		Events: convert.Events{
+			Progress: func(done, total int64) { bar.update(done, total, "") },
+			ZeroImportance: func(name string, _ int64) {
+				mu.Lock()
+				defer mu.Unlock()
+				zero[name] = true
+			},
+		},
 	})
+	bar.finish()
+	if names := slices.Sorted(maps.Keys(zero)); len(names) > 0 {
+		note := fmt.Sprintf("the importance of %d %s, such as %q, is zero throughout in some matrix; most types make zeros of it, here as in llama-quantize",
+			len(names), plural(len(names), "tensor", "tensors"), names[0])
+		c.plan.Notes = append(c.plan.Notes, note)
+		a.warn([]string{note})
+	}
+	return err
 }
 
 // checkOutput refuses an output that would replace an input or, without force,
