@@ -330,12 +330,15 @@ func (a *assigner) mix(n arch.Name, c class, t *gguf.TensorInfo) (gguf.Type, str
 func (a *assigner) fit(c Choice, t *gguf.TensorInfo, cl class, demanded bool) (Choice, error) {
 	c.Type = c.Wanted
 	if t.RowLen()%int64(c.Type.BlockLen()) != 0 {
-		if demanded || a.opt.NoFallback {
+		if demanded {
 			return Choice{}, raggedError(t, c.Wanted)
 		}
 		var err error
 		if c.Type, err = fallback(t, c.Wanted); err != nil {
 			return Choice{}, err
+		}
+		if a.opt.NoFallback {
+			return Choice{}, fmt.Errorf("%w; %s would fit", raggedError(t, c.Wanted), c.Type)
 		}
 		c.Fallback = fallbackText(t, c.Wanted, c.Type)
 	}

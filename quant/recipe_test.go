@@ -521,7 +521,7 @@ func TestParseOverride(t *testing.T) {
 func TestAssignErrors(t *testing.T) {
 	ragged := []gguf.TensorInfo{{Name: "blk.0.attn_q.weight", Shape: []int64{96, 4}}}
 	_, err := mustLookup(t, "Q4_K_M").Assign(ModelFacts{Arch: "llama", Layers: 1}, ragged, Options{NoFallback: true})
-	wantError(t, err, `recipe Q4_K_M: tensor "blk.0.attn_q.weight": row length 96 is not a multiple of the Q4_K block size 256`)
+	wantError(t, err, `recipe Q4_K_M: tensor "blk.0.attn_q.weight": row length 96 is not a multiple of the Q4_K block size 256; Q5_0 would fit`)
 
 	outside := []gguf.TensorInfo{{Name: "blk.4.ffn_down_exps.weight", Shape: []int64{256, 4, 2}}}
 	_, err = mustLookup(t, "Q4_K_M").Assign(ModelFacts{Arch: "llama", Layers: 4, Experts: 2}, outside, Options{})

@@ -83,7 +83,7 @@ func (a *app) printExplanation(p *convert.Plan, o int) {
 	}
 	line := func(name, typ, why string) {
 		if utf8.RuneCountInString(name) > names {
-			a.printf("%s\n", name)
+			a.printf("%s\n", wrap(strings.ReplaceAll(name, ",", ", "), "    "))
 			name = ""
 		}
 		a.printf("%-*s  %-*s  %s\n", names, name, types, typ, wrap(why, strings.Repeat(" ", names+types+4)))
