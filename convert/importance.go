@@ -72,15 +72,14 @@ func (p *Plan) checkImportance(r *quant.Recipe, choices []quant.Choice) error {
 	for i := range choices {
 		c, t := &choices[i], &p.Tensors[i]
 		codec, _ := quant.Lookup(c.Type)
-		if c.Copied || !codec.UsesWeights && !c.NeedsWeights {
-			continue
-		}
 		entry, fits := p.entry(t)
 		switch {
+		case c.Copied, !c.Type.Quantized():
 		case entry != nil && !fits && !isEmbedding(t.Name):
 			info := gguf.TensorInfo{Shape: t.Shape}
 			return hinted("the importance matrix is of another model, or of another version of it",
 				formatError("imatrix size %d is different from tensor size %d for %q", entry.Size(), info.Elements()/matrixRows(t.Shape), t.Name))
+		case !codec.UsesWeights && !c.NeedsWeights:
 		case fits && slices.Contains(entry.Counts, 0):
 			unseen = append(unseen, i)
 		case fits:
