@@ -2,6 +2,7 @@ package recipefile
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -43,11 +44,20 @@ func Extract(md *gguf.Metadata, tensors []gguf.TensorInfo) (*File, error) {
 	if known && err == nil && x.fit(f, []*quant.Recipe{declared}) {
 		return f, nil
 	}
-	f.Remarks = append(f.Remarks, fmt.Sprintf("general.file_type is %v, which does not lead to these types: nearest recipe", number))
-	if !x.fit(f, quant.Recipes()) {
-		return nil, fmt.Errorf("no recipe leads to the types of the file's tensors")
+	why := "general.file_type is missing"
+	if known {
+		why = fmt.Sprintf("general.file_type is %v, which does not lead to these types", number)
 	}
-	return f, nil
+	f.Remarks = append(f.Remarks, why+": nearest recipe")
+	if x.fit(f, quant.Recipes()) {
+		return f, nil
+	}
+	for i := range tensors {
+		if _, err := quant.ParseType(tensors[i].Type.String()); err != nil {
+			return nil, fmt.Errorf("no recipe leads to these types: tensor %q: %w", tensors[i].Name, err)
+		}
+	}
+	return nil, errors.New("no recipe leads to the types of the tensors")
 }
 
 // extraction looks for the rules that lead to the types of a file.
