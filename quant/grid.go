@@ -3,6 +3,7 @@ package quant
 import (
 	_ "embed" // the codebooks
 	"math/bits"
+	"slices"
 	"sync"
 )
 
@@ -113,6 +114,9 @@ type gridCells struct {
 const (
 	onGrid   = 1 << 31
 	listBits = 9 // the longest list has 292 points
+	// listSlack is the number of codes behind the lists that kernels read,
+	// without any effect.
+	listSlack = 16
 )
 
 // index returns the index of the point with this key.
@@ -159,6 +163,7 @@ func newGridCells(codes, keys []uint16, levels, distances int) *gridCells {
 		}
 		c.entries[key] = uint32(first)<<listBits | uint32(len(c.lists)-first)
 	}
+	c.lists = slices.Grow(c.lists, listSlack)
 	return c
 }
 

@@ -16,6 +16,7 @@ import (
 )
 
 //go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
 const Groups = 32
@@ -75,6 +76,11 @@ type Set struct {
 	// for the elements of each group g; MultiplyCodes rounds
 	// scale[g]·(x−offset[g]). Groups have a multiple of 16 elements.
 	DivideCodes, MultiplyCodes func(dst *uint8, x, offset, scale *float32, groups, group int, lo, hi int32)
+	// Nearest3 returns the place of the first of n codes, of eight digits with
+	// two bits each, that has the least Σ terms[i][digit i], in the order of i.
+	// It is −1 if no sum is below the largest float; NaN is not. Up to 16 codes
+	// are read behind the list.
+	Nearest3 func(terms *[8][4]float32, codes *uint16, n int) int
 }
 
 var active atomic.Pointer[Set]

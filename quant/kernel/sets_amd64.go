@@ -21,6 +21,7 @@ func available() []*Set {
 			FitSymmetric: fitSymmetricAVX512, FitThreeBit: fitThreeBitAVX512,
 			FitPositive: fitPositiveAVX512,
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
+			Nearest3: nearest3AVX512,
 		})
 	}
 	return append(s, &Set{
@@ -31,5 +32,6 @@ func available() []*Set {
 		FitSymmetric: fitSymmetricAVX2, FitThreeBit: fitThreeBitAVX2,
 		FitPositive: fitPositiveAVX2,
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
+		Nearest3: nearest3AVX2,
 	})
 }

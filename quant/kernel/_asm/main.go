@@ -12,7 +12,8 @@ import (
 
 // files are the kernels of each file, by its name.
 var files = map[string]func(){
-	"lanes": lanes,
+	"codebook": codebook,
+	"lanes":    lanes,
 }
 
 func main() {
