@@ -259,6 +259,7 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 			return nil, err
 		}
 	}
+	p.noteSearch(req.Quant.Search)
 	return p, p.noteOverrides(req.Quant.TensorTypes)
 }
 
@@ -273,6 +274,7 @@ func (p *Plan) addOutput(o OutputRequest, md *gguf.Metadata, choices []quant.Cho
 	if err := p.checkImportance(o.Recipe, choices); err != nil {
 		return err
 	}
+	recordSearch(md, o.Recipe, choices)
 	p.Outputs = append(p.Outputs, Output{Path: o.Path, Recipe: o.Recipe, Metadata: md, Choices: choices})
 	n := len(p.Outputs) - 1
 	layout, err := gguf.NewLayout(md, p.infos(n), opt)

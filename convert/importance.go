@@ -62,6 +62,22 @@ func (r *Request) finish(md *gguf.Metadata) {
 	}
 }
 
+// keySearch names the search in an output that differs from llama-quantize's
+// for it.
+const keySearch = "winnow.quantize.search"
+
+// recordSearch sets keySearch if the search of any tensor is not the default
+// one. What the input's key says holds only for copies.
+func recordSearch(md *gguf.Metadata, r *quant.Recipe, choices []quant.Choice) {
+	i := slices.IndexFunc(choices, func(c quant.Choice) bool { return c.Search != quant.DefaultSearch })
+	switch {
+	case i >= 0:
+		setLast(md, keySearch, choices[i].Search.String())
+	case !r.KeepsTypes:
+		md.Delete(keySearch)
+	}
+}
+
 func cut(s string) string { return s[:min(len(s), maxOverride)] }
 
 // checkImportance refuses choices that cannot do without weights that are not

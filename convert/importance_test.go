@@ -155,3 +155,34 @@ func TestAddedKeys(t *testing.T) {
 		}
 	}
 }
+
+// TestSearch: the plan and the keys tell where the thorough search is used, and
+// which types have none.
+func TestSearch(t *testing.T) {
+	src, imp := e2eSource(t, "imatrix.gguf")
+	req := Request{Outputs: []OutputRequest{{"a.gguf", recipe(t, "Q4_K_M")}, {"b.gguf", recipe(t, "Q8_0")}}, Importance: imp}
+	req.Quant.Search = quant.ThoroughSearch
+	plan, err := src.Plan(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, counts := plan.Summary(), map[string]int{}
+	for _, s := range doc.Outputs[0].Tensors {
+		if _, k := strings.CutSuffix(s.Type.String(), "_K"); k != (s.Search == "thorough") {
+			t.Errorf("tensor %q of type %s has the search %q", s.Name, s.Type, s.Search)
+		}
+		counts[s.Search]++
+	}
+	if doc.Outputs[0].Thorough != counts["thorough"] || counts["thorough"] == 0 || doc.Outputs[1].Thorough != 0 {
+		t.Errorf("%d and %d tensors counted, want %d and none", doc.Outputs[0].Thorough, doc.Outputs[1].Thorough, counts["thorough"])
+	}
+	if v, _ := plan.Outputs[0].Metadata.String(keySearch); v != "thorough" {
+		t.Errorf("%s is %q", keySearch, v)
+	}
+	if _, ok := plan.Outputs[1].Metadata.Get(keySearch); ok {
+		t.Errorf("a file without thorough search has %s", keySearch)
+	}
+	if notes := strings.Join(plan.Notes, "\n"); !strings.Contains(notes, "Q4_K_M: Q5_0 has no thorough search") || !strings.Contains(notes, "Q8_0: Q8_0 has no") {
+		t.Errorf("notes %q", notes)
+	}
+}

@@ -1,6 +1,8 @@
 package convert
 
 import (
+	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/winnow-moe/winnow/formats/arch"
@@ -109,6 +111,22 @@ func (p *Plan) SourceBytes() int64 {
 		}
 	}
 	return total
+}
+
+// noteSearch remarks on types that do not have the search asked for.
+func (p *Plan) noteSearch(search quant.Search) {
+	for o := range p.Outputs {
+		counts := map[gguf.Type]int{}
+		for _, c := range p.Outputs[o].Choices {
+			if !c.Copied && c.Type.Quantized() && c.Search != search {
+				counts[c.Type]++
+			}
+		}
+		for _, t := range slices.Sorted(maps.Keys(counts)) {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s has no %s search; the default is used for %s",
+				p.Outputs[o].Recipe.Name, t, search, plural(counts[t], "%d tensor", "%d tensors")))
+		}
+	}
 }
 
 // noteOverrides remarks on types demanded for tensors that have no effect.

@@ -85,6 +85,7 @@ func (s *GGUFSource) Plan(req Request) (*Plan, error) {
 			return nil, err
 		}
 	}
+	p.noteSearch(req.Quant.Search)
 	return p, p.noteOverrides(req.Quant.TensorTypes)
 }
 

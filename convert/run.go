@@ -278,9 +278,9 @@ func (w *worker) encodeUnit(ctx context.Context, u unit) error {
 		return err
 	}
 	for o := range w.ex.writers {
-		typ := w.ex.plan.Outputs[o].Choices[u.tensor].Type
-		w.encoded = grow(w.encoded, typ.RowBytes(cols)*u.n)
-		if err := w.encode(u, typ, cols); err != nil {
+		c := &w.ex.plan.Outputs[o].Choices[u.tensor]
+		w.encoded = grow(w.encoded, c.Type.RowBytes(cols)*u.n)
+		if err := w.encode(u, c, cols); err != nil {
 			return err
 		}
 		if err := w.write(o, u, w.encoded); err != nil {
@@ -292,10 +292,10 @@ func (w *worker) encodeUnit(ctx context.Context, u unit) error {
 
 // encode packs the values of a unit, matrix by matrix, because each matrix of
 // a stack has importance weights of its own.
-func (w *worker) encode(u unit, typ gguf.Type, cols int64) error {
-	p := w.ex.plan
+func (w *worker) encode(u unit, c *quant.Choice, cols int64) error {
+	p, typ := w.ex.plan, c.Type
 	if codec, _ := quant.Lookup(typ); p.importance == nil || !codec.UsesWeights {
-		return quant.EncodeRows(typ, w.encoded, w.values, int(cols), nil)
+		return c.Search.EncodeRows(typ, w.encoded, w.values, int(cols), nil)
 	}
 	if err := w.weights.load(p, u.tensor); err != nil {
 		return err
@@ -308,7 +308,7 @@ func (w *worker) encode(u unit, typ gguf.Type, cols int64) error {
 		if (u.out+r)%perMatrix == 0 && weights != nil && allZero(weights) && w.ex.opt.Events.ZeroImportance != nil {
 			w.ex.opt.Events.ZeroImportance(p.Tensors[u.tensor].Name, matrix)
 		}
-		err := quant.EncodeRows(typ, w.encoded[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), weights)
+		err := c.Search.EncodeRows(typ, w.encoded[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), weights)
 		if err != nil {
 			return formatError("tensor %q: %v", p.Tensors[u.tensor].Name, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant"
 )
 
 // Summary is a plan as a document: what --json prints.
@@ -27,6 +28,7 @@ type OutputSummary struct {
 	FileBytes     int64           `json:"file_bytes"`
 	TensorBytes   int64           `json:"tensor_bytes"`
 	BitsPerWeight float64         `json:"bits_per_weight"`
+	Thorough      int             `json:"thorough_tensors,omitempty"` // encoded with the thorough search
 	Tensors       []TensorSummary `json:"tensors"`
 }
 
@@ -37,6 +39,7 @@ type TensorSummary struct {
 	Source   string    `json:"source"`
 	Type     gguf.Type `json:"type"`
 	Bytes    int64     `json:"bytes"`
+	Search   string    `json:"search,omitempty"` // unless default
 	Rule     string    `json:"rule,omitempty"`
 	Fallback string    `json:"fallback,omitempty"`
 }
@@ -55,10 +58,15 @@ func (p *Plan) Summary() Summary {
 		for i := range p.Tensors {
 			info := p.Info(o, i)
 			doc.TensorBytes += info.Size()
-			doc.Tensors = append(doc.Tensors, TensorSummary{
+			t := TensorSummary{
 				Name: info.Name, Shape: info.Shape, Source: p.Tensors[i].From, Type: info.Type, Bytes: info.Size(),
 				Rule: out.Choices[i].Rule, Fallback: out.Choices[i].Fallback,
-			})
+			}
+			if s := out.Choices[i].Search; s != quant.DefaultSearch {
+				t.Search = s.String()
+				doc.Thorough++
+			}
+			doc.Tensors = append(doc.Tensors, t)
 		}
 		if s.Parameters > 0 {
 			doc.BitsPerWeight = float64(doc.TensorBytes) * 8 / float64(s.Parameters)

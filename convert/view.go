@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
-	"github.com/winnow-moe/winnow/quant"
 )
 
 // View presents what an output of a plan would contain as a model, with rows
@@ -59,7 +58,7 @@ func (v *View) Rows(ctx context.Context, i int, first, n int64, buf []byte) ([]b
 		return nil, err
 	}
 	buf = grow(buf, n*info.RowBytes())
-	return buf, quant.EncodeRows(info.Type, buf, w.values, int(cols), nil)
+	return buf, v.plan.Outputs[v.output].Choices[i].Search.EncodeRows(info.Type, buf, w.values, int(cols), nil)
 }
 
 // fill computes rows that may span several pieces.

@@ -37,6 +37,10 @@ func BenchmarkEncode(b *testing.B) {
 		if c.UsesWeights {
 			bench(b, c.Type.String()+"/4096+weights", func() { c.Encode(dst, x, w) })
 		}
+		if c.thorough != nil {
+			bench(b, c.Type.String()+"/4096+thorough", func() { ThoroughSearch.EncodeRows(c.Type, dst, x, benchRow, nil) })
+			bench(b, c.Type.String()+"/4096+weights+thorough", func() { ThoroughSearch.EncodeRows(c.Type, dst, x, benchRow, w) })
+		}
 	}
 }
 

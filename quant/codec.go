@@ -33,6 +33,9 @@ type Codec struct {
 	// UsesWeights says that weights change the encoding, NeedsWeights that
 	// there is none without them.
 	UsesWeights, NeedsWeights bool
+	// thorough lowers the error of an encoded row; nil where ThoroughSearch is
+	// the default search.
+	thorough *refinement
 	// noNegative says that a negative weight makes ggml abort.
 	noNegative bool
 
@@ -57,11 +60,11 @@ var codecs = [...]Codec{
 	{Type: gguf.Q5_0, Encode: encodeQ5_0, Decode: decodeQ5_0, UsesWeights: true, scales: []int{0}},
 	{Type: gguf.Q5_1, Encode: encodeQ5_1, Decode: decodeQ5_1, UsesWeights: true, scales: []int{0, 2}},
 	{Type: gguf.Q8_0, Encode: encodeQ8_0, Decode: decodeQ8_0, scales: []int{0}},
-	{Type: gguf.Q2_K, Encode: encodeQ2K, Decode: decodeQ2K, UsesWeights: true, scales: []int{80, 82}},
-	{Type: gguf.Q3_K, Encode: encodeQ3K, Decode: decodeQ3K, UsesWeights: true, scales: []int{108}},
-	{Type: gguf.Q4_K, Encode: encodeQ4K, Decode: decodeQ4K, UsesWeights: true, scales: []int{0, 2}},
-	{Type: gguf.Q5_K, Encode: encodeQ5K, Decode: decodeQ5K, UsesWeights: true, scales: []int{0, 2}},
-	{Type: gguf.Q6_K, Encode: encodeQ6K, Decode: decodeQ6K, UsesWeights: true, scales: []int{208}},
+	{Type: gguf.Q2_K, Encode: encodeQ2K, Decode: decodeQ2K, UsesWeights: true, thorough: &refineQ2K, scales: []int{80, 82}},
+	{Type: gguf.Q3_K, Encode: encodeQ3K, Decode: decodeQ3K, UsesWeights: true, thorough: &refineQ3K, scales: []int{108}},
+	{Type: gguf.Q4_K, Encode: encodeQ4K, Decode: decodeQ4K, UsesWeights: true, thorough: &refineQ4K, scales: []int{0, 2}},
+	{Type: gguf.Q5_K, Encode: encodeQ5K, Decode: decodeQ5K, UsesWeights: true, thorough: &refineQ5K, scales: []int{0, 2}},
+	{Type: gguf.Q6_K, Encode: encodeQ6K, Decode: decodeQ6K, UsesWeights: true, thorough: &refineQ6K, scales: []int{208}},
 	{Type: gguf.IQ1S, Encode: encodeIQ1S, Decode: decodeIQ1S, UsesWeights: true, NeedsWeights: true, scales: []int{0}},
 	{Type: gguf.IQ1M, Encode: encodeIQ1M, Decode: decodeIQ1M, UsesWeights: true, values: checkIQ1M},
 	{Type: gguf.IQ2XXS, Encode: encodeIQ2XXS, Decode: decodeIQ2XXS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
@@ -70,7 +73,7 @@ var codecs = [...]Codec{
 	{Type: gguf.IQ3XXS, Encode: encodeIQ3XXS, Decode: decodeIQ3XXS, UsesWeights: true, noNegative: true, scales: []int{0}},
 	{Type: gguf.IQ3S, Encode: encodeIQ3S, Decode: decodeIQ3S, UsesWeights: true, noNegative: true, scales: []int{0}},
 	{Type: gguf.IQ4NL, Encode: encodeIQ4NL, Decode: decodeIQ4NL, UsesWeights: true, scales: []int{0}},
-	{Type: gguf.IQ4XS, Encode: encodeIQ4XS, Decode: decodeIQ4XS, UsesWeights: true, scales: []int{0}},
+	{Type: gguf.IQ4XS, Encode: encodeIQ4XS, Decode: decodeIQ4XS, UsesWeights: true, thorough: &refineIQ4XS, scales: []int{0}},
 	{Type: gguf.MXFP4, Encode: encodeMXFP4, Decode: decodeMXFP4, values: checkMXFP4},
 	{Type: gguf.NVFP4, Encode: encodeNVFP4, Decode: decodeNVFP4}, // every scale is finite
 	{Type: gguf.TQ1_0, Encode: encodeTQ1_0, Decode: decodeTQ1_0, scales: []int{52}},
@@ -89,10 +92,16 @@ func Lookup(t gguf.Type) (*Codec, bool) {
 	return nil, false
 }
 
-// EncodeRows packs rows of cols values each; every row gets the same weights
-// (nil, or one per column). dst must have exactly the encoded size. Weights
-// that are used must be finite, and not negative for IQ2 and IQ3 types.
+// EncodeRows packs rows of cols values each, with the default search; every row
+// gets the same weights (nil, or one per column). dst must have exactly the
+// encoded size. Weights that are used must be finite, and not negative for IQ2
+// and IQ3 types.
 func EncodeRows(t gguf.Type, dst []byte, src []float32, cols int, weights []float32) error {
+	return DefaultSearch.EncodeRows(t, dst, src, cols, weights)
+}
+
+// EncodeRows is the function EncodeRows with another search.
+func (s Search) EncodeRows(t gguf.Type, dst []byte, src []float32, cols int, weights []float32) error {
 	c, ok := Lookup(t)
 	switch {
 	case !ok || c.Encode == nil:
@@ -113,8 +122,12 @@ func EncodeRows(t gguf.Type, dst []byte, src []float32, cols int, weights []floa
 	if err := c.checkWeights(weights); err != nil {
 		return err
 	}
+	s = s.For(t)
 	for len(src) > 0 {
 		c.Encode(dst[:rowBytes], src[:cols], weights)
+		if s == ThoroughSearch {
+			c.thorough.row(dst[:rowBytes], src[:cols], weights)
+		}
 		dst, src = dst[rowBytes:], src[cols:]
 	}
 	return nil

@@ -67,12 +67,47 @@ func decodeIQ4NL(dst []float32, src []byte) {
 
 func decodeIQ4XS(dst []float32, src []byte) {
 	for ; len(src) >= sizeIQ4XS; dst, src = dst[superLen:], src[sizeIQ4XS:] {
-		d, high := half(src), le16(src[2:])
+		d := half(src)
 		for g := range 8 {
-			ls := int32(src[4+g/2]>>(g%2*4)&15) | int32(high>>(2*g)&3)<<4
-			unpackIQ4((*[blockLen]float32)(dst[32*g:]), (*[16]byte)(src[8+16*g:]), d*float32(ls-32))
+			unpackIQ4((*[blockLen]float32)(dst[32*g:]), (*[16]byte)(src[8+16*g:]), d*float32(int32(scaleIQ4XS(src, g))-32))
 		}
 	}
+}
+
+// scaleIQ4XS reads the scale of group g as it is stored.
+func scaleIQ4XS(b []byte, g int) uint8 {
+	return b[4+g/2]>>(g%2*4)&15 | uint8(le16(b[2:])>>(2*g)&3)<<4
+}
+
+var refineIQ4XS = refinement{
+	size: sizeIQ4XS, group: 32, first: -32, scales: 64, mins: 1, wide: 64, wideMins: 1, starts: 1, passes: 1,
+	read: func(s *superBlock, b []byte) {
+		s.d = half(b)
+		for g := range 8 {
+			s.ls[g] = scaleIQ4XS(b, g)
+		}
+	},
+	write: func(b []byte, s *superBlock) {
+		putHalf(b, s.d)
+		packScalesIQ4XS(b, &s.ls)
+		for i := range 128 {
+			at := i/16*32 + i%16
+			b[8+i] = s.codes[at] | s.codes[at+16]<<4
+		}
+	},
+	decode: decodeIQ4XS,
+}
+
+// packScalesIQ4XS stores scales that are shifted to start at 0.
+func packScalesIQ4XS(dst []byte, ls *[16]uint8) {
+	var high uint16
+	low := (*[4]byte)(dst[4:])
+	clear(low[:])
+	for g, c := range ls[:8] {
+		low[g/2] |= c & 15 << (g % 2 * 4)
+		high |= uint16(c>>4) << (2 * g)
+	}
+	binary.LittleEndian.PutUint16(dst[2:], high)
 }
 
 func unpackIQ4(y *[blockLen]float32, codes *[16]byte, d float32) {
@@ -115,17 +150,14 @@ func encodeBlockIQ4XS(dst []byte, x, weights []float32) {
 	d := -top / 32
 	putHalf(dst, d)
 	inv := inverse(d)
-	var high uint16
-	low := (*[4]byte)(dst[4:])
-	clear(low[:])
+	var codes [16]uint8
 	for g, scale := range scales {
 		ls := nearestIn(inv*scale, -32, 31)
 		// The codes are those for the factor before it was rounded to half.
 		packIQ4((*[16]byte)(dst[8+16*g:]), (*[blockLen]float32)(x[32*g:]), d*float32(ls))
-		low[g/2] |= uint8(ls&15) << (g % 2 * 4)
-		high |= uint16(ls+32) >> 4 << (2 * g)
+		codes[g] = uint8(ls + 32)
 	}
-	binary.LittleEndian.PutUint16(dst[2:], high)
+	packScalesIQ4XS(dst, &codes)
 }
 
 // packIQ4 stores the codes nearest to x/scale.

@@ -40,6 +40,25 @@ func encodeQ2K(dst []byte, src, weights []float32) {
 	searchQ2K.encode(dst, src, weights)
 }
 
+var refineQ2K = refinement{
+	size: sizeQ2K, group: 16, hi: 3, scales: 16, mins: 16, wide: 16, wideMins: 16, starts: 1, passes: 2,
+	read: func(s *superBlock, b []byte) {
+		s.d, s.dmin = half(b[80:]), half(b[82:])
+		for g := range s.ls {
+			s.ls[g], s.lm[g] = b[g]&15, b[g]>>4
+		}
+	},
+	write: func(b []byte, s *superBlock) {
+		for g := range s.ls {
+			b[g] = s.ls[g] | s.lm[g]<<4
+		}
+		packPairs(b[16:], &s.codes)
+		putHalf(b[80:], s.d)
+		putHalf(b[82:], s.dmin)
+	},
+	decode: decodeQ2K,
+}
+
 func packQ2K(dst []byte, x []float32, s *affineSuper, _ bool) {
 	d, dmin := putHalf(dst[80:], s.d), putHalf(dst[82:], s.dmin)
 	for g := range 16 {

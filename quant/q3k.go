@@ -120,11 +120,7 @@ type superQ3K struct {
 func (s *superQ3K) pack(dst []byte, x []float32, weighted bool) {
 	d := putHalf(dst[108:], s.d)
 	scales := (*[12]byte)(dst[96:])
-	clear(scales[:])
-	for g, c := range s.ls {
-		scales[g%8] |= c & 15 << (g / 8 * 4)
-		scales[8+g%4] |= c >> 4 << (g / 4 * 2)
-	}
+	packScalesQ3K(scales, &s.ls)
 	for g := range s.scales {
 		s.scales[g] = d * scaleQ3K(scales, g)
 	}
@@ -136,8 +132,37 @@ func (s *superQ3K) pack(dst []byte, x []float32, weighted bool) {
 			}
 		}
 	}
-	packBits(dst, &s.codes, 2)
-	packPairs(dst[32:], &s.codes)
+	packCodesQ3K(dst, &s.codes)
+}
+
+// packScalesQ3K stores scales that are shifted to start at 0.
+func packScalesQ3K(dst *[12]byte, ls *[16]uint8) {
+	clear(dst[:])
+	for g, c := range ls {
+		dst[g%8] |= c & 15 << (g / 8 * 4)
+		dst[8+g%4] |= c >> 4 << (g / 4 * 2)
+	}
+}
+
+func packCodesQ3K(dst []byte, codes *[superLen]uint8) {
+	packBits(dst, codes, 2)
+	packPairs(dst[32:], codes)
+}
+
+var refineQ3K = refinement{
+	size: sizeQ3K, group: 16, lo: -4, hi: 3, first: -32, scales: 64, mins: 1, wide: 64, wideMins: 1, passes: 1,
+	read: func(s *superBlock, b []byte) {
+		s.d = half(b[108:])
+		for g := range s.ls {
+			s.ls[g] = uint8(scaleQ3K((*[12]byte)(b[96:]), g) + 32)
+		}
+	},
+	write: func(b []byte, s *superBlock) {
+		packCodesQ3K(b, &s.codes)
+		packScalesQ3K((*[12]byte)(b[96:]), &s.ls)
+		putHalf(b[108:], s.d)
+	},
+	decode: decodeQ3K,
 }
 
 func (s *superQ3K) searchWeighted(x, q []float32) {

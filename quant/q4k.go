@@ -42,19 +42,49 @@ func encodeQ4K(dst []byte, src, weights []float32) {
 	searchQ4K.encode(dst, src, weights)
 }
 
+var refineQ4K = refinement{
+	size: sizeQ4K, group: 32, hi: 15, scales: 64, mins: 64, wide: 16, wideMins: 16, starts: 1, passes: 2,
+	read: readScalesQ4K,
+	write: func(b []byte, s *superBlock) {
+		writeScalesQ4K(b, s)
+		packCodesQ4K(b[16:], &s.codes)
+	},
+	decode: decodeQ4K,
+}
+
+// readScalesQ4K reads factors, scales and minimums of Q4_K and Q5_K.
+func readScalesQ4K(s *superBlock, b []byte) {
+	s.d, s.dmin = half(b), half(b[2:])
+	for g := range 8 {
+		ls, lm := scaleMin((*[12]byte)(b[4:]), g)
+		s.ls[g], s.lm[g] = uint8(ls), uint8(lm)
+	}
+}
+
+func writeScalesQ4K(b []byte, s *superBlock) {
+	putHalf(b, s.d)
+	putHalf(b[2:], s.dmin)
+	packScales((*[12]byte)(b[4:]), &s.ls, &s.lm)
+}
+
+// packCodesQ4K stores the low four bits of the codes of Q4_K and Q5_K.
+func packCodesQ4K(dst []byte, codes *[superLen]uint8) {
+	for g := range 4 {
+		c := codes[64*g:]
+		nibbles(dst[32*g:][:32], c, c[32:])
+	}
+}
+
 func packQ4K(dst []byte, x []float32, s *affineSuper, weighted bool) {
 	if !weighted {
 		limitScales(s)
 	}
 	scales := (*[12]byte)(dst[4:])
-	packScales(scales, s)
+	packScales(scales, &s.ls, &s.lm)
 	d, dmin := putHalf(dst, s.d), putHalf(dst[2:], s.dmin)
 	s.readScales(scales, d, dmin)
 	s.requantize(x, 32, 15)
-	for g := range 4 {
-		c := s.codes[64*g:]
-		nibbles(dst[16+32*g:][:32], c, c[32:])
-	}
+	packCodesQ4K(dst[16:], &s.codes)
 }
 
 // readScales sets the final grids of Q4_K and Q5_K.
@@ -78,12 +108,12 @@ func limitScales(s *affineSuper) {
 // in the low bits of bytes 0–3 (scales) and 4–7 (minimums); of groups 4 to 7
 // the low four bits in bytes 8–11 (scale low, minimum high), the upper two in
 // the top bits of bytes 0–3 and 4–7.
-func packScales(dst *[12]byte, s *affineSuper) {
+func packScales(dst *[12]byte, ls, lm *[16]uint8) {
 	for j := range 4 {
-		ls, lm := s.ls[j+4], s.lm[j+4]
-		dst[j] = s.ls[j] | ls>>4<<6
-		dst[j+4] = s.lm[j] | lm>>4<<6
-		dst[j+8] = ls&15 | lm<<4
+		scale, low := ls[j+4], lm[j+4]
+		dst[j] = ls[j] | scale>>4<<6
+		dst[j+4] = lm[j] | low>>4<<6
+		dst[j+8] = scale&15 | low<<4
 	}
 }
 

@@ -45,16 +45,27 @@ func encodeQ5K(dst []byte, src, weights []float32) {
 	searchQ5K.encode(dst, src, weights)
 }
 
+var refineQ5K = refinement{
+	size: sizeQ5K, group: 32, hi: 31, scales: 64, mins: 64, wide: 16, wideMins: 16, starts: 1, passes: 2,
+	read: readScalesQ4K,
+	write: func(b []byte, s *superBlock) {
+		writeScalesQ4K(b, s)
+		packCodesQ5K(b, &s.codes)
+	},
+	decode: decodeQ5K,
+}
+
+func packCodesQ5K(dst []byte, codes *[superLen]uint8) {
+	packBits(dst[16:], codes, 4)
+	packCodesQ4K(dst[48:], codes)
+}
+
 func packQ5K(dst []byte, x []float32, s *affineSuper, _ bool) {
 	limitScales(s)
 	scales := (*[12]byte)(dst[4:])
-	packScales(scales, s)
+	packScales(scales, &s.ls, &s.lm)
 	d, dmin := putHalf(dst, s.d), putHalf(dst[2:], s.dmin)
 	s.readScales(scales, d, dmin)
 	s.requantize(x, 32, 31)
-	packBits(dst[16:], &s.codes, 4)
-	for g := range 4 {
-		c := s.codes[64*g:]
-		nibbles(dst[48+32*g:][:32], c, c[32:])
-	}
+	packCodesQ5K(dst, &s.codes)
 }

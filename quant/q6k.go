@@ -101,9 +101,31 @@ func (s *symmetricSuper) packQ6K(dst []byte, x []float32) {
 		s.scales[g] = d * float32(scale)
 	}
 	s.requantize(x, 32)
+	packCodesQ6K(dst, &s.codes)
+}
+
+func packCodesQ6K(dst []byte, codes *[superLen]uint8) {
 	for h := range 2 {
-		c := s.codes[128*h:]
+		c := codes[128*h:]
 		nibbles(dst[64*h:][:64], c, c[64:])
 	}
-	packPairsFrom(dst[128:], &s.codes, 4)
+	packPairsFrom(dst[128:], codes, 4)
+}
+
+var refineQ6K = refinement{
+	size: sizeQ6K, group: 16, lo: -32, hi: 31, first: -128, scales: 256, mins: 1, wide: 64, wideMins: 1, starts: 1, passes: 1,
+	read: func(s *superBlock, b []byte) {
+		s.d = half(b[208:])
+		for g := range s.ls {
+			s.ls[g] = b[192+g] ^ 128
+		}
+	},
+	write: func(b []byte, s *superBlock) {
+		packCodesQ6K(b, &s.codes)
+		for g, ls := range s.ls {
+			b[192+g] = ls ^ 128
+		}
+		putHalf(b[208:], s.d)
+	},
+	decode: decodeQ6K,
 }

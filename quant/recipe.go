@@ -136,6 +136,8 @@ type Options struct {
 	// FileOrder walks the tensors in the order given instead of llama-quantize's
 	// usual one: what --keep-split does to rules that count tensors.
 	FileOrder bool
+	// Search is the search for types that have it.
+	Search Search
 	// NoFallback makes it an error when a row is not a whole number of blocks,
 	// instead of choosing a type with smaller blocks.
 	NoFallback bool
@@ -154,6 +156,8 @@ type Choice struct {
 	// Fallback, when not empty, tells why Type is not Wanted: "row length 96
 	// is not a multiple of 256: Q4_K becomes Q5_0".
 	Fallback string
+	// Search is how the encoder of Type looks for codes.
+	Search Search
 	// Copied: the recipe does not apply and the tensor keeps its source type.
 	Copied bool
 	// NeedsWeights: llama-quantize refuses to make the tensor without
@@ -342,6 +346,7 @@ func (a *assigner) fit(c Choice, t *gguf.TensorInfo, cl class, demanded bool) (C
 		}
 		c.Fallback = fallbackText(t, c.Wanted, c.Type)
 	}
+	c.Search = a.opt.Search.For(c.Type)
 	c.NeedsWeights = cl != classEmbedding && cl != classOutput &&
 		(wantsImatrix[c.Type] || c.Type == gguf.Q2_K && a.recipe.Name == "Q2_K_S")
 	return c, nil

@@ -20,6 +20,9 @@ func putHalf(b []byte, v float32) float32 {
 	return dtype.FromF16(h)
 }
 
+// roundHalf returns v as half precision holds it.
+func roundHalf(v float32) float32 { return dtype.FromF16(dtype.ToF16(v)) }
+
 // encodeSuper calls block for each super-block of a row.
 func encodeSuper(dst []byte, src, weights []float32, size int, block func(dst []byte, x, weights []float32)) {
 	for len(src) >= superLen {

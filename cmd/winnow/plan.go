@@ -30,6 +30,9 @@ func (a *app) printPlan(p *convert.Plan) error {
 // outputText tells the size of an output.
 func outputText(o *convert.OutputSummary) string {
 	text := fmt.Sprintf("%s: %s, %.4f bits per weight", printable(o.Path), sizeText(o.FileBytes), o.BitsPerWeight)
+	if o.Thorough > 0 {
+		text += fmt.Sprintf(" (thorough search: %d %s)", o.Thorough, plural(o.Thorough, "tensor", "tensors"))
+	}
 	if o.Files > 1 {
 		text += fmt.Sprintf(", %d files", o.Files)
 	}

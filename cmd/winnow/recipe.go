@@ -25,6 +25,7 @@ type recipeFlags struct {
 	typeArgs          []typeArg
 	rules             []quant.Override // of the recipe file
 	overrides         []string
+	search            string
 	matrix            *calib.Matrix // open while the command runs
 }
 
@@ -39,6 +40,7 @@ func (f *recipeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.embeddingType, "token-embedding-type", "", "`TYPE` of the token embeddings")
 	c.Flags().BoolVar(&f.pure, "pure", false, "one type for all tensors, no mixture")
 	c.Flags().BoolVar(&f.leaveOutput, "leave-output-tensor", false, "keep output.weight as it is")
+	c.Flags().StringVar(&f.search, "search", "default", "`SEARCH` for codes: default (llama-quantize's bytes) or thorough (lower error, same size)")
 	c.Flags().StringArrayVar(&f.overrides, "override-kv", nil, "set a key: `KEY=TYPE:VALUE`; may be repeated")
 }
 
@@ -133,6 +135,9 @@ func (f *recipeFlags) apply(r *convert.Request) error {
 	}
 	if r.Quant.TokenEmbdType, err = optionalType("token-embedding-type", f.embeddingType); err != nil {
 		return err
+	}
+	if r.Quant.Search, err = quant.ParseSearch(f.search); err != nil {
+		return usagef("--search: %w", err)
 	}
 	for _, s := range f.overrides {
 		key, value, err := recipefile.ParseKey(s)

@@ -45,6 +45,7 @@ func TestGuards(t *testing.T) {
 			}
 			guardCodes(t, s, group)
 			guardTranspose(t, s, group)
+			guardLosses(t, s, group)
 		}
 	}
 }
@@ -128,6 +129,40 @@ func guardTranspose(t *testing.T, s *Set, group int) {
 		}
 		if sums[1][k] != want || sums[0][k] != 0 || sums[2][k] != 0 {
 			t.Fatalf("%s SumSquares: %v, want %v at %d and zeros around", s.Name, sums, want, k)
+		}
+	}
+}
+
+// guardLosses checks the memory around the losses of up to 3 times 16 scales,
+// and each loss of a group that lies on its grid.
+func guardLosses(t *testing.T, s *Set, group int) {
+	x, w := make([]float32, group+1), make([]float32, group+1)
+	for i := range x {
+		x[i], w[i] = float32(i%4)-1, 1
+	}
+	for units := 1; units <= 3; units++ {
+		inv, square, offset := make([]float32, 16*units), make([]float32, 16*units), []float32{1, 2, 3}
+		for i := range inv {
+			inv[i], square[i] = 1, float32(i+1)
+		}
+		for offsets := 1; offsets <= len(offset); offsets++ {
+			out := make([]float32, 16*units*offsets+32)
+			for i := range out {
+				out[i] = math.Pi
+			}
+			s.GridLosses(&out[16], &x[1], &w[1], group, &inv[0], &square[0], units, &offset[0], offsets, 0, 3)
+			for i, v := range out {
+				want := float32(math.Pi)
+				if k := i - 16; k >= 0 && k < 16*units*offsets {
+					// Offset 1 puts x on the codes, 2 and 3 put a quarter and
+					// half of it 1, and 1 and 2, beyond them.
+					beyond := [...]int{0, group / 4, group/4 + group}[k/16%offsets]
+					want = float32(beyond) * square[k/16/offsets*16+k%16]
+				}
+				if v != want {
+					t.Fatalf("%s GridLosses, %d units, %d offsets: number %d is %v, want %v", s.Name, units, offsets, i-16, v, want)
+				}
+			}
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 //go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
 const Groups = 32
@@ -81,6 +82,10 @@ type Set struct {
 	// It is −1 if no sum is below the largest float; NaN is not. Up to 16 codes
 	// are read behind the list.
 	Nearest3 func(terms *[8][4]float32, codes *uint16, n int) int
+	// GridLosses is quant.gridLosses: the errors Σw·e² of one group of length
+	// elements for 16·units scales, given by inverse and square, and all offsets.
+	// out gets 16 numbers for each 16 scales and offset, offsets running faster.
+	GridLosses func(out, x, w *float32, length int, inv, square *float32, units int, offset *float32, offsets int, lo, hi float32)
 }
 
 var active atomic.Pointer[Set]

@@ -21,7 +21,8 @@ func available() []*Set {
 			FitSymmetric: fitSymmetricAVX512, FitThreeBit: fitThreeBitAVX512,
 			FitPositive: fitPositiveAVX512,
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
-			Nearest3: nearest3AVX512,
+			Nearest3:   nearest3AVX512,
+			GridLosses: gridLossesAVX512,
 		})
 	}
 	return append(s, &Set{
@@ -32,6 +33,7 @@ func available() []*Set {
 		FitSymmetric: fitSymmetricAVX2, FitThreeBit: fitThreeBitAVX2,
 		FitPositive: fitPositiveAVX2,
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
-		Nearest3: nearest3AVX2,
+		Nearest3:   nearest3AVX2,
+		GridLosses: gridLossesAVX2,
 	})
 }

@@ -14,6 +14,7 @@ import (
 var files = map[string]func(){
 	"codebook": codebook,
 	"lanes":    lanes,
+	"losses":   losses,
 }
 
 func main() {
