@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/dtype"
 	"github.com/winnow-moe/winnow/formats/gguf"
 )
@@ -34,6 +35,8 @@ type Source struct {
 	// is the stored value times scale (r / BlockRows, c / BlockCols).
 	Scale                int
 	BlockRows, BlockCols int64
+	// Values are those of a computed tensor, which no file has.
+	Values []float32
 }
 
 // Cols returns the row length, Rows the number of rows; a vector is one row.
@@ -71,12 +74,15 @@ type Inventory struct {
 func NewInventory(tensors []Source) *Inventory {
 	inv := &Inventory{Tensors: tensors, index: make(map[string]int, len(tensors))}
 	for i := range tensors {
+		inv.index[arch.Canonical(tensors[i].Name)] = i
+	}
+	for i := range tensors {
 		inv.index[tensors[i].Name] = i
 	}
 	return inv
 }
 
-// Lookup finds a tensor by name.
+// Lookup finds a tensor by its name, or by that in a model of texts alone.
 func (inv *Inventory) Lookup(name string) (int, bool) { i, ok := inv.index[name]; return i, ok }
 
 // Data reads stored bytes of an inventory's tensors. It is safe for concurrent

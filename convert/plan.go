@@ -1,11 +1,13 @@
 package convert
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
 
 	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/formats/dtype"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
 )
@@ -39,17 +41,26 @@ type Tensor struct {
 	Pieces []Piece
 	// From is the storage of the input, such as "F8_E4M3".
 	From string
+	// Order says where each element of a row comes from in the row that the
+	// pieces give; nil means that they stay. Op is applied to every element.
+	Order []int32
+	Op    arch.Op
 	// measured is the name under which an importance matrix knows the tensor.
 	measured string
 }
 
-// Piece contributes consecutive rows to a tensor: rows [Start, Start+Count) of
-// an input tensor, arranged by Mode. CutTransposed contributes one row per
-// input column, the other modes one row per input row.
+// Piece contributes consecutive rows to a tensor: Count rows of an input
+// tensor, Start, Start+Step and so on, arranged by Mode, and of these the
+// columns Column, Column+ColumnStep and so on, Columns of them. CutTransposed
+// contributes one row per column taken, the other modes one per row taken.
 type Piece struct {
 	Source       int
 	Start, Count int64
+	Step         int64 // 0 means 1
 	Mode         arch.CutMode
+	Column       int64
+	Columns      int64 // 0 means all
+	ColumnStep   int64 // 0 means 1
 }
 
 // Dropped is an input tensor that is left out, and why.
@@ -72,10 +83,16 @@ type Output struct {
 // rows returns the number of output rows a piece contributes.
 func (p *Piece) rows(inv *Inventory) int64 {
 	if p.Mode == arch.CutTransposed {
-		return inv.Tensors[p.Source].Cols()
+		return p.cols(inv)
 	}
 	return p.Count
 }
+
+// cols returns the number of columns taken.
+func (p *Piece) cols(inv *Inventory) int64 { return cmp.Or(p.Columns, inv.Tensors[p.Source].Cols()) }
+
+// span returns the number of input columns from the first of n to the last.
+func (p *Piece) span(n int64) int64 { return (n-1)*max(1, p.ColumnStep) + 1 }
 
 // Info returns the directory entry of tensor i in output o.
 func (p *Plan) Info(o, i int) gguf.TensorInfo {
@@ -105,8 +122,7 @@ func (p *Plan) SourceBytes() int64 {
 	}
 	total := int64(0)
 	for i, u := range used {
-		if u {
-			s := &p.inv.Tensors[i]
+		if s := &p.inv.Tensors[i]; u && s.Values == nil {
 			total += s.bytes(s.Rows() * s.Cols())
 		}
 	}
@@ -218,6 +234,9 @@ func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
 	if r.Role == arch.Output && cp.model.Tied {
 		return nil, nil
 	}
+	if r.Generate != nil {
+		return cp.generate(t), nil
+	}
 	template, ok := cp.template(t)
 	if !ok {
 		return nil, cp.missing(t)
@@ -227,28 +246,44 @@ func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
 		experts = cp.model.Params.Experts
 	}
 	name := t.Name.String()
-	p := &placed{Tensor: Tensor{Name: name, measured: name, Shape: t.Shape}}
+	p := &placed{Tensor: Tensor{Name: name, measured: name, Shape: t.Shape, Op: r.Op}}
+	if r.Order != nil {
+		p.Order = r.Order.Permutation(cp.model.Params.At(t.Name.Layer))
+	}
 	for e := range experts {
-		name := arch.Source(template, t.Name.Layer, e)
+		name := cp.model.Source(template, t.Name.Layer, e)
 		i, ok := cp.inv.Lookup(name)
 		if !ok {
 			return nil, formatError("tensor %q is missing (needed for %q; config.json announces %d experts)", name, t.Name, experts)
 		}
-		if err := cp.checkSource(r, i); err != nil {
+		if err := cp.checkSource(r, t.Name.Layer, i); err != nil {
 			return nil, err
 		}
 		cp.used[i] = true
 		p.after = max(p.after, i)
 		p.From = cp.inv.Tensors[i].Storage.String()
-		p.Pieces = append(p.Pieces, cp.pieces(r, i)...)
+		p.Pieces = append(p.Pieces, cp.pieces(t, i)...)
 	}
 	return p, nil
+}
+
+// generate adds a computed tensor to the input; it comes before all others.
+func (cp *checkpointPlan) generate(t *arch.Tensor) *placed {
+	name, values := t.Name.String(), t.Rule.Generate(&cp.model.Params)
+	cp.inv.Tensors = append(cp.inv.Tensors, Source{
+		Name: name, Storage: Storage{DType: dtype.F32}, Shape: []int64{int64(len(values))}, Scale: -1, Values: values,
+	})
+	i := len(cp.inv.Tensors) - 1
+	cp.used = append(cp.used, true)
+	return &placed{after: -1, Tensor: Tensor{
+		Name: name, measured: name, Shape: t.Shape, From: "computed", Pieces: []Piece{{Source: i, Count: 1}},
+	}}
 }
 
 // template picks the accepted name that the checkpoint uses for t.
 func (cp *checkpointPlan) template(t *arch.Tensor) (string, bool) {
 	for _, h := range t.Rule.HF {
-		if _, ok := cp.inv.Lookup(arch.Source(h, t.Name.Layer, 0)); ok {
+		if _, ok := cp.inv.Lookup(cp.model.Source(h, t.Name.Layer, 0)); ok {
 			return h, true
 		}
 	}
@@ -258,7 +293,7 @@ func (cp *checkpointPlan) template(t *arch.Tensor) (string, bool) {
 // missing explains the absence of a tensor, or returns nil where it is
 // allowed.
 func (cp *checkpointPlan) missing(t *arch.Tensor) error {
-	name := arch.Source(t.Rule.HF[0], t.Name.Layer, 0)
+	name := cp.model.Source(t.Rule.HF[0], t.Name.Layer, 0)
 	p := &cp.model.Params
 	switch {
 	case t.Rule.Role == arch.Output:
@@ -275,9 +310,12 @@ func (cp *checkpointPlan) missing(t *arch.Tensor) error {
 }
 
 // checkSource compares shape and storage of an input tensor with the rule.
-func (cp *checkpointPlan) checkSource(r *arch.Rule, i int) error {
+func (cp *checkpointPlan) checkSource(r *arch.Rule, l, i int) error {
 	s := &cp.inv.Tensors[i]
-	want, why := cp.model.SourceShape(r)
+	want, why := cp.model.SourceShape(r, l)
+	if r.Trim && len(s.Shape) == len(want) && s.Shape[0] > want[0] {
+		want[0] = s.Shape[0]
+	}
 	if !slices.Equal(s.Shape, want) {
 		return formatError("tensor %q has shape %v, but config.json makes it %v = %s", s.Name, s.Shape, want, why)
 	}
@@ -288,15 +326,25 @@ func (cp *checkpointPlan) checkSource(r *arch.Rule, i int) error {
 }
 
 // pieces cuts input tensor i as the rule says.
-func (cp *checkpointPlan) pieces(r *arch.Rule, i int) []Piece {
-	c := r.Cut
-	if c == nil {
-		return []Piece{{Source: i, Count: cp.inv.Tensors[i].Rows()}}
+func (cp *checkpointPlan) pieces(t *arch.Tensor, i int) []Piece {
+	r, p := t.Rule, cp.model.Params.At(t.Name.Layer)
+	if r.Cut == nil {
+		rows := cp.inv.Tensors[i].Rows()
+		if r.Trim {
+			rows = t.Shape[len(t.Shape)-1]
+		}
+		return []Piece{{Source: i, Count: rows}}
 	}
-	p := &cp.model.Params
-	out := make([]Piece, c.Heads.Of(p))
-	for h := range out {
-		out[h] = Piece{Source: i, Start: int64(h*c.Stride.Of(p) + c.Offset.Of(p)), Count: int64(c.Count.Of(p)), Mode: c.Mode}
+	var out []Piece
+	for k := range r.Cut {
+		c := &r.Cut[k]
+		for h := range c.Heads.Of(p) {
+			pc := Piece{Source: i, Start: int64(c.At(p, h)), Count: int64(c.Count.Of(p)), Step: int64(c.Step), Mode: c.Mode}
+			if col := c.Columns; col != nil {
+				pc.Column, pc.Columns, pc.ColumnStep = int64(col.From.Of(p)), int64(col.Count.Of(p)), int64(col.Step)
+			}
+			out = append(out, pc)
+		}
 	}
 	return out
 }
@@ -337,7 +385,7 @@ func (cp *checkpointPlan) dropReason(name string) (string, bool) {
 	if why, ok := cp.model.Dropped(name); ok {
 		return why, true
 	}
-	if cp.model.Tied && name == "lm_head.weight" {
+	if cp.model.Tied && arch.Canonical(name) == "lm_head.weight" {
 		return "config.json ties the output matrix to the embedding", true
 	}
 	l, ok := arch.Layer(name)

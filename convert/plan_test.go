@@ -38,8 +38,8 @@ func literal(m *arch.Model) []Source {
 			experts = m.Params.Experts
 		}
 		for e := range experts {
-			name := arch.Source(x.Rule.HF[0], x.Name.Layer, e)
-			if shape, _ := m.SourceShape(x.Rule); !seen[name] {
+			name := m.Source(x.Rule.HF[0], x.Name.Layer, e)
+			if shape, _ := m.SourceShape(x.Rule, x.Name.Layer); !seen[name] {
 				seen[name] = true
 				list = append(list, Source{Name: name, Storage: Storage{DType: dtype.BF16}, Shape: shape, Scale: -1})
 			}

@@ -17,6 +17,7 @@ type reader struct {
 	data   Data
 	raw    []byte
 	block  []float32 // a source block before rearrangement
+	line   []float32 // a row before rearrangement
 	scales []float32
 }
 
@@ -31,27 +32,89 @@ func grow[T any](buf []T, n int64) []T {
 // rows fills dst with rows [first, first+n) of what a piece contributes.
 // len(dst) is n times the output's row length.
 func (rd *reader) rows(ctx context.Context, p *Piece, first, n int64, dst []float32) error {
-	cols := rd.inv.Tensors[p.Source].Cols()
-	switch p.Mode {
-	case arch.CutTransposed:
-		rd.block = grow(rd.block, p.Count*n)
-		if err := rd.read(ctx, p.Source, p.Start, p.Start+p.Count, first, first+n, rd.block); err != nil {
+	if p.Mode == arch.CutTransposed {
+		return rd.columns(ctx, p, first, n, dst)
+	}
+	cols := p.cols(rd.inv)
+	if p.Mode == arch.CutRows && p.Step <= 1 && p.ColumnStep <= 1 {
+		return rd.read(ctx, p.Source, p.Start+first, p.Start+first+n, p.Column, p.Column+cols, dst)
+	}
+	for i := range n {
+		if err := rd.strided(ctx, p, p.row(first+i), p.Column, cols, dst[i*cols:][:cols]); err != nil {
 			return err
 		}
-		transpose(dst, rd.block, p.Count, n)
-		return nil
-	case arch.CutInterleaved:
-		half := p.Count / 2
-		for i := range n {
-			j := first + i
-			src := p.Start + j%2*half + j/2
-			if err := rd.read(ctx, p.Source, src, src+1, 0, cols, dst[i*cols:(i+1)*cols]); err != nil {
+	}
+	return nil
+}
+
+// row returns the input row of the piece's row i.
+func (p *Piece) row(i int64) int64 {
+	if p.Mode == arch.CutInterleaved {
+		i = i%2*(p.Count/2) + i/2
+	}
+	return p.Start + i*max(1, p.Step)
+}
+
+// strided reads n columns of one row from column c on.
+func (rd *reader) strided(ctx context.Context, p *Piece, row, c, n int64, dst []float32) error {
+	if p.ColumnStep <= 1 {
+		return rd.read(ctx, p.Source, row, row+1, c, c+n, dst)
+	}
+	span := p.span(n)
+	rd.line = grow(rd.line, span)
+	if err := rd.read(ctx, p.Source, row, row+1, c, c+span, rd.line); err != nil {
+		return err
+	}
+	for i := range dst {
+		dst[i] = rd.line[int64(i)*p.ColumnStep]
+	}
+	return nil
+}
+
+// columns fills dst with columns [first, first+n) of a piece as rows.
+func (rd *reader) columns(ctx context.Context, p *Piece, first, n int64, dst []float32) error {
+	c := p.Column + first*max(1, p.ColumnStep)
+	rd.block = grow(rd.block, p.Count*n)
+	if p.Step <= 1 && p.ColumnStep <= 1 {
+		if err := rd.read(ctx, p.Source, p.Start, p.Start+p.Count, c, c+n, rd.block); err != nil {
+			return err
+		}
+	} else {
+		for i := range p.Count {
+			if err := rd.strided(ctx, p, p.row(i), c, n, rd.block[i*n:][:n]); err != nil {
 				return err
 			}
 		}
-		return nil
 	}
-	return rd.read(ctx, p.Source, p.Start+first, p.Start+first+n, 0, cols, dst)
+	transpose(dst, rd.block, p.Count, n)
+	return nil
+}
+
+// finish rearranges the elements of rows of a tensor and applies its operation.
+func (rd *reader) finish(t *Tensor, rows []float32) {
+	if n := len(t.Order); n > 0 {
+		rd.line = grow(rd.line, int64(n))
+		for row := rows; len(row) > 0; row = row[n:] {
+			copy(rd.line, row)
+			for i, from := range t.Order {
+				row[i] = rd.line[from]
+			}
+		}
+	}
+	switch t.Op {
+	case arch.OpAddOne:
+		for i := range rows {
+			rows[i]++
+		}
+	case arch.OpNegExp:
+		for i, v := range rows {
+			rows[i] = -float32(math.Exp(float64(v)))
+		}
+	case arch.OpExp:
+		for i, v := range rows {
+			rows[i] = float32(math.Exp(float64(v)))
+		}
+	}
 }
 
 // transpose writes the rows×cols matrix src as cols×rows.
@@ -93,6 +156,10 @@ func (rd *reader) read(ctx context.Context, src int, r0, r1, c0, c1 int64, dst [
 // decode reads len(dst) consecutive elements from element first on.
 func (rd *reader) decode(ctx context.Context, src int, first int64, dst []float32) error {
 	s := &rd.inv.Tensors[src]
+	if s.Values != nil {
+		copy(dst, s.Values[first:])
+		return nil
+	}
 	rd.raw = grow(rd.raw, s.bytes(int64(len(dst))))
 	if err := rd.data.ReadAt(ctx, src, s.bytes(first), rd.raw); err != nil {
 		return err

@@ -86,9 +86,9 @@ func (p *Plan) units(limit int64) iter.Seq[unit] {
 // elements returns the stored elements behind n rows of a piece.
 func (p *Plan) elements(pc *Piece, n int64) int64 {
 	if pc.Mode == arch.CutTransposed {
-		return n * pc.Count
+		return pc.span(n) * pc.Count
 	}
-	return n * p.inv.Tensors[pc.Source].Cols()
+	return n * pc.span(pc.cols(p.inv))
 }
 
 // Run executes a plan: every output comes from one pass over the input, and
@@ -274,6 +274,7 @@ func (w *worker) encodeUnit(ctx context.Context, u unit) error {
 	if err := w.rd.rows(ctx, u.piece, u.first, u.n, w.values); err != nil {
 		return err
 	}
+	w.rd.finish(t, w.values)
 	if err := finite(t.Name, u.out, cols, w.values); err != nil {
 		return err
 	}

@@ -75,6 +75,7 @@ func (v *View) fill(ctx context.Context, rd *reader, t int, first, n int64, dst 
 		if err := rd.rows(ctx, &pieces[i], at, k, dst[:k*cols]); err != nil {
 			return err
 		}
+		rd.finish(&v.plan.Tensors[t], dst[:k*cols])
 		if err := finite(v.infos[t].Name, first, cols, dst[:k*cols]); err != nil {
 			return err
 		}

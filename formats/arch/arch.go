@@ -9,8 +9,10 @@
 package arch
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -32,6 +34,9 @@ type Family struct {
 	Asserts []Assert
 	// Defaults are hyper-parameters of GGUF files that lack the key.
 	Defaults Params
+	// Complete sets the parameters that files leave to the reader: which
+	// blocks are sliding, have rope and so on.
+	Complete []func(*Params)
 	// Block names the mechanisms of the forward pass.
 	Block Block
 	// Rules are the tensors. Among tensors completed by the same checkpoint
@@ -39,6 +44,10 @@ type Family struct {
 	Rules []Rule
 	// Drop lists checkpoint tensors that the GGUF form has no place for.
 	Drop []Drop
+	// Tied is what the absence of tie_word_embeddings means.
+	Tied bool
+	// AnyLayerTypes: layer_types says nothing that a reader has to know.
+	AnyLayerTypes bool
 	// DropMTP: llama.cpp's converter leaves the MTP blocks out by default.
 	DropMTP bool
 	// Pre lists the pre-tokenizer names the family uses where the structure
@@ -93,14 +102,120 @@ const (
 	GroupMax
 )
 
+// Norm is the kind of a family's norms.
+type Norm int
+
+// The norms.
+const (
+	RMSNorm   Norm = iota // x/√(mean x² + ε) · weight
+	LayerNorm             // (x − mean)/√(variance + ε) · weight + bias
+)
+
+// QKNorm says how queries and keys are normed.
+type QKNorm int
+
+// The norms of queries and keys. All but QKNormUnit have weights.
+const (
+	QKNormNone      QKNorm = iota
+	QKNormHeads            // every head, before rope
+	QKNormAfterRope        // every head, after rope
+	QKNormWhole            // all heads as one vector, before rope
+	QKNormUnit             // every head, after rope, without weight, in blocks with rope (Params.NoQKNorm: nowhere)
+)
+
+// Residual says how the branches of a block join the residual stream.
+type Residual int
+
+// The ways.
+const (
+	// PreNorm: x += attn(norm(x)); x += ffn(norm(x)).
+	PreNorm Residual = iota
+	// Sandwich: the outputs are normed as well (Gemma, GLM-4).
+	Sandwich
+	// PostNorm: only the outputs are normed (OLMo 2).
+	PostNorm
+	// ParallelNorm: x += attn(norm(x)) + ffn(norm(x)) with one norm (Cohere).
+	// Families of another kind may do so too where Params.Parallel is set,
+	// their networks having a norm of their own or sharing that of attention.
+	ParallelNorm
+)
+
+// Act is the activation of the feed-forward networks.
+type Act int
+
+// The activations.
+const (
+	SwiGLU        Act = iota // silu(gate) · up
+	GEGLU                    // gelu(gate) · up, gelu by tanh
+	GELU                     // gelu(up), gelu by tanh; there is no gate
+	SwiGLUClamped            // (up + 1) · gate · sigmoid(1.702·gate), both clamped at 7 (gpt-oss)
+)
+
+// ExpertSum says how the weights of the chosen experts are divided by their
+// sum where they are.
+type ExpertSum int
+
+// The sums.
+const (
+	SumPlusTiny ExpertSum = iota // sum + 1e-20 (DeepSeek V3)
+	SumAtLeast                   // max(sum, 1e-12) (ERNIE)
+)
+
+// Delta is the form of the recurrent blocks (gated delta net, Yang et al. 2024).
+type Delta int
+
+// The forms.
+const (
+	NoDelta Delta = iota
+	// DeltaGrouped stores beta and alpha in one tensor by key head, and value
+	// heads of a key head follow each other (Qwen3-Next).
+	DeltaGrouped
+	// DeltaTiled stores them apart, and value head v belongs to key head
+	// v mod StateGroups (Qwen3.5 as llama.cpp stores it).
+	DeltaTiled
+)
+
 // Block names the mechanisms a family's blocks are made of. The engine
-// switches on these and refuses what it does not know.
+// switches on these and refuses what it does not know. Biases, sinks and
+// shared experts are there when their tensors are.
 type Block struct {
-	Attn Attention
-	Rope Rope
+	Attn     Attention
+	Rope     Rope
+	Norm     Norm
+	QKNorm   QKNorm
+	Residual Residual
+	Act      Act
+	Delta    Delta
 	// LatentNormEps, when not 0, replaces NormEps for the norms of the MLA
 	// compressions: HF's modules use 1e-6 whatever rms_norm_eps says.
 	LatentNormEps float32
+	// FFNNorm is the role of the norm before the feed-forward network where it
+	// is not ffn_norm.
+	FFNNorm Role
+	// ScaleEmbedding multiplies the embedding by √Embed.
+	ScaleEmbedding bool
+	// PlainScores: query-key products have no factor.
+	PlainScores bool
+	// ValueNorm norms every value head without weight; where there is no
+	// value projection the values are the keys before their norm.
+	ValueNorm bool
+	// QueryGate: every query head is followed by a gate, whose sigmoid
+	// multiplies the head's output.
+	QueryGate bool
+	// WeightInput applies the experts' weights to their input.
+	WeightInput bool
+	// RouteResidual: the router reads the residual stream, normed without
+	// weight and scaled by ffn_gate_inp.scale/√Embed, and the experts' weights
+	// are multiplied by ffn_down_exps.scale.
+	RouteResidual bool
+	// BesideDense: blocks with experts have the dense network too, with norms
+	// of their own for both.
+	BesideDense bool
+	ExpertSum   ExpertSum
+	// LogitMultiplier: LogitScale multiplies the logits instead of dividing.
+	LogitMultiplier bool
+	// SparseMixer chooses two experts by masked softmaxes (Phi-3.5-MoE).
+	SparseMixer bool
 }
 
 // Dim is a symbolic length: its value for a model and the config settings
@@ -136,19 +251,63 @@ type Rule struct {
 	// Source is the shape of each checkpoint tensor where it is not simply
 	// Shape (or Shape without the expert axis).
 	Source []Dim
-	// Cut, when set, takes a slice of every head of the source.
-	Cut *HeadCut
+	// Cut, when set, takes a slice of every head of the source; the slices of
+	// several cuts follow each other.
+	Cut []HeadCut
+	// Order, when set, rearranges the elements of every row.
+	Order *HeadOrder
+	// Op is applied to every element.
+	Op Op
+	// Trim: the source may have more rows than the tensor; the rest is left out.
+	Trim bool
+	// Generate, when set, computes a vector that no checkpoint has.
+	Generate func(*Params) []float32
 	// Optional tensors may be missing.
 	Optional bool
 	// If limits the rule to models for which it holds.
 	If func(*Params) bool
+	// In limits the rule to blocks for which it holds.
+	In func(p *Params, l int) bool
 }
 
-// HeadCut views the source's rows as heads of Stride rows and takes rows
-// [Offset, Offset+Count) of each, in the given arrangement.
+// Op is an operation on every element of a tensor.
+type Op int
+
+// The operations.
+const (
+	OpNone   Op = iota
+	OpAddOne    // x + 1: norms whose weight is stored as an offset
+	OpNegExp    // −exp(x): decay rates stored as logarithms
+	OpExp       // exp(x)
+)
+
+// HeadCut views the source's rows from Base on as heads of Stride rows and
+// takes rows Offset, Offset+Step, …, Count of them, of each, in the given
+// arrangement.
 type HeadCut struct {
 	Heads, Stride, Offset, Count Dim
+	Base                         Dim // nil function: 0
+	Step                         int // 0 means 1
 	Mode                         CutMode
+	// Groups, when set, takes the heads of one group after the other to one
+	// head of each group, then the next of each: head j is head
+	// (j%Groups)·(Heads/Groups) + j/Groups of the source.
+	Groups Dim
+	// Columns, when set, takes only some columns.
+	Columns *Columns
+}
+
+// Columns takes columns From, From+Step, …, Count of them.
+type Columns struct {
+	From, Count Dim
+	Step        int // 0 means 1
+}
+
+// HeadOrder rearranges the elements of a row, which form heads of Size.
+type HeadOrder struct {
+	Heads, Size Dim
+	Interleave  bool // as CutInterleaved, within each head
+	Groups      Dim  // as HeadCut.Groups, among the heads
 }
 
 // CutMode is the arrangement of the rows cut from a head.
@@ -165,8 +324,45 @@ const (
 	CutInterleaved
 )
 
+// At returns the row of the source with which head j's slice starts.
+func (c *HeadCut) At(p *Params, j int) int {
+	return c.Base.value(p) + regrouped(j, c.Heads.Of(p), c.Groups.value(p))*c.Stride.Of(p) + c.Offset.Of(p)
+}
+
+// regrouped returns the source's number of head j.
+func regrouped(j, heads, groups int) int {
+	if groups < 2 {
+		return j
+	}
+	return j%groups*(heads/groups) + j/groups
+}
+
+// Permutation returns for every element of a row its place in the source's row.
+func (o *HeadOrder) Permutation(p *Params) []int32 {
+	heads, size := o.Heads.Of(p), o.Size.Of(p)
+	out := make([]int32, 0, heads*size)
+	for j := range heads {
+		first := regrouped(j, heads, o.Groups.value(p)) * size
+		for i := range size {
+			if o.Interleave {
+				i = i%2*(size/2) + i/2
+			}
+			out = append(out, int32(first+i))
+		}
+	}
+	return out
+}
+
+// value is Of, or 0 where there is none.
+func (d Dim) value(p *Params) int {
+	if d.Of == nil {
+		return 0
+	}
+	return d.Of(p)
+}
+
 // Stacked reports whether the rule stacks one source per expert.
-func (r *Rule) Stacked() bool { return strings.Contains(r.HF[0], "{e}") }
+func (r *Rule) Stacked() bool { return len(r.HF) > 0 && strings.Contains(r.HF[0], "{e}") }
 
 // name returns the rule's GGUF name in block l (-1 outside the blocks).
 func (r *Rule) name(l int) Name {
@@ -213,11 +409,54 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 			return nil, err
 		}
 	}
-	m.Tied, _ = cfg.Bool("tie_word_embeddings")
+	m.Tied = m.Family.Tied
+	if tied, ok := cfg.Bool("tie_word_embeddings"); ok {
+		m.Tied = tied
+	}
 	if err := m.applyMTP(cfg, withMTP); err != nil {
 		return nil, err
 	}
+	m.complete()
+	if err := m.checkLayerTypes(cfg); err != nil {
+		return nil, err
+	}
 	return m, m.check(configError)
+}
+
+// complete sets what files leave to the reader.
+func (m *Model) complete() {
+	for _, f := range m.Family.Complete {
+		f(&m.Params)
+	}
+}
+
+// layerTypes says what the words of layer_types mean for the block.
+var layerTypes = map[string]func(p *Params, l int) bool{
+	"sliding_attention": (*Params).IsSliding,
+	"chunked_attention": func(p *Params, l int) bool { return p.ChunkSize > 0 && p.HasRope(l) },
+	"linear_attention":  (*Params).IsRecurrent,
+	"full_attention": func(p *Params, l int) bool {
+		return !p.IsSliding(l) && !p.IsRecurrent(l) && (p.ChunkSize == 0 || !p.HasRope(l))
+	},
+}
+
+// checkLayerTypes compares layer_types, where config.json has it, with what
+// readers of a GGUF file will take for granted.
+func (m *Model) checkLayerTypes(cfg *Config) error {
+	list, _ := cfg.list("layer_types")
+	if m.Family.AnyLayerTypes || len(list) == 0 {
+		return nil
+	}
+	if len(list) != m.Params.Trunk() {
+		return configError("layer_types has %d entries, num_hidden_layers is %d", len(list), m.Params.Trunk())
+	}
+	for l, v := range list {
+		name, _ := v.(string)
+		if is, known := layerTypes[name]; !known || !is(&m.Params, l) {
+			return configError("layer_types makes block %d %s; readers of %s files do not expect that", l, show(v), m.Family.Arch)
+		}
+	}
+	return nil
 }
 
 func byClass(class string) *Family {
@@ -270,10 +509,9 @@ func (m *Model) apply(cfg *Config, s *Setting) error {
 	if err := s.store(&m.Params, v); err != nil {
 		return err
 	}
-	if s.OmitZero && (v == false || v == 0.0 || v == "") {
-		return nil
+	if !s.omits(v) && !slices.Contains(m.keys, s.Key) {
+		m.keys = append(m.keys, s.Key)
 	}
-	m.keys = append(m.keys, s.Key)
 	return nil
 }
 
@@ -340,6 +578,7 @@ func FromMetadata(md *gguf.Metadata) (*Model, error) {
 			m.Params.Vocab = len(tokens)
 		}
 	}
+	m.complete()
 	return m, m.check(formatError)
 }
 
@@ -356,6 +595,9 @@ var mechanisms = []string{
 // description does not cover. Zero means that the mechanism is off.
 func (m *Model) refuseMechanisms(md *gguf.Metadata) error {
 	for _, key := range mechanisms {
+		if m.Family.has(key) {
+			continue
+		}
 		full := m.Family.Arch + "." + key
 		f, isFloat := md.Float(full)
 		n, isInt := md.Int(full)
@@ -364,6 +606,11 @@ func (m *Model) refuseMechanisms(md *gguf.Metadata) error {
 		}
 	}
 	return nil
+}
+
+// has reports whether a setting of the family has the key.
+func (f *Family) has(key string) bool {
+	return slices.ContainsFunc(f.Settings, func(s Setting) bool { return s.Key == key })
 }
 
 func (m *Model) readKey(md *gguf.Metadata, s *Setting) error {
@@ -376,14 +623,16 @@ func (m *Model) readKey(md *gguf.Metadata, s *Setting) error {
 		return err
 	}
 	if has {
-		m.keys = append(m.keys, s.Key)
+		if !slices.Contains(m.keys, s.Key) {
+			m.keys = append(m.keys, s.Key)
+		}
 		return nil
 	}
 	if s.Derive != nil {
 		return s.store(&m.Params, s.Derive(&m.Params))
 	}
 	// vocab_size may be absent: FromMetadata counts the tokens.
-	if s.Key != KeyVocabSize && !s.Optional && !s.OmitZero && s.When == nil && s.Value == nil {
+	if s.Key != KeyVocabSize && !s.Optional && !s.OmitZero && s.Omit == nil && s.When == nil && s.Value == nil && s.Compute == nil {
 		return formatError("key %q is missing", m.Family.Arch+"."+s.Key)
 	}
 	return nil
@@ -419,7 +668,6 @@ func (m *Model) check(errf func(string, ...any) error) error {
 		{"hidden_size (embedding_length)", p.Embed, maxWidth},
 		{"num_attention_heads (attention.head_count)", p.Heads, maxWidth},
 		{"num_key_value_heads (attention.head_count_kv)", p.KVHeads, maxWidth},
-		{"intermediate_size (feed_forward_length)", p.FF, maxWidth},
 		{"vocab_size", p.Vocab, maxVocab},
 	}
 	for _, c := range positive {
@@ -427,8 +675,8 @@ func (m *Model) check(errf func(string, ...any) error) error {
 			return errf("%s is %d, wanted 1 to %d", c.name, c.v, c.max)
 		}
 	}
-	if p.KVHeads > p.Heads || p.Heads%p.KVHeads != 0 {
-		return errf("num_key_value_heads (attention.head_count_kv) is %d, which does not divide num_attention_heads (attention.head_count) %d", p.KVHeads, p.Heads)
+	if err := m.checkBlocks(errf); err != nil {
+		return err
 	}
 	if !(p.NormEps > 0) {
 		return errf("rms_norm_eps (attention.layer_norm_rms_epsilon) is %g, wanted a positive number", p.NormEps)
@@ -442,16 +690,45 @@ func (m *Model) check(errf func(string, ...any) error) error {
 	return m.checkExperts(errf)
 }
 
+// checkBlocks looks at what may differ from block to block.
+func (m *Model) checkBlocks(errf func(string, ...any) error) error {
+	p := &m.Params
+	for name, n := range map[string]int{
+		KeyHeadCountKV: len(p.KVHeadsAt), KeyFeedForward: len(p.FFAt), KeySlidingPattern: len(p.Sliding), KeyRecurrent: len(p.Recurrent),
+	} {
+		if n != 0 && n != p.Layers {
+			return errf("%s has %d entries, the model has %d blocks", name, n, p.Layers)
+		}
+	}
+	for l := range p.Layers {
+		b := p.At(l)
+		if b.KVHeads < 1 || b.KVHeads > p.Heads || p.Heads%b.KVHeads != 0 {
+			return errf("num_key_value_heads (attention.head_count_kv) is %d, which does not divide num_attention_heads (attention.head_count) %d", b.KVHeads, p.Heads)
+		}
+		if dense := !p.MoE(l) || m.Family.Block.BesideDense; dense && b.FF < 1 || b.FF > maxWidth {
+			return errf("intermediate_size (feed_forward_length) is %d, wanted 1 to %d", b.FF, maxWidth)
+		}
+		if b.RopeDim < 2 || b.RopeDim%2 != 0 || b.RopeDim > b.HeadDim() {
+			return errf("%d of %d elements per head are rotated (rope.dimension_count), wanted an even number", b.RopeDim, b.HeadDim())
+		}
+		if p.IsSliding(l) && p.SlidingWindow < 1 {
+			return errf("sliding_window (attention.sliding_window) is %d, wanted a positive number", p.SlidingWindow)
+		}
+	}
+	return nil
+}
+
 func (m *Model) checkRope(errf func(string, ...any) error) error {
 	p := &m.Params
-	if p.RopeDim < 2 || p.RopeDim%2 != 0 || p.RopeDim > p.HeadDim() {
-		return errf("%d of %d elements per head are rotated (rope.dimension_count), wanted an even number", p.RopeDim, p.HeadDim())
-	}
 	if !(p.RopeBase > 0) {
 		return errf("rope_theta (rope.freq_base) is %g, wanted a positive number", p.RopeBase)
 	}
 	switch p.RopeScaling {
 	case "", "none":
+	case "longrope":
+		if !slices.ContainsFunc(m.Family.Rules, func(r Rule) bool { return r.Role == RopeFactorsLong }) {
+			return errf("rope_scaling type %q is not supported for %s models", p.RopeScaling, m.Family.Arch)
+		}
 	case "linear", "yarn":
 		if !(p.RopeFactor > 0) {
 			return errf("rope_scaling has no positive factor (rope.scaling.factor %g)", p.RopeFactor)
@@ -481,7 +758,7 @@ func (m *Model) checkExperts(errf func(string, ...any) error) error {
 		return errf("num_experts_per_tok (expert_used_count) is %d, wanted 1 to %d", p.ExpertsUsed, p.Experts)
 	case p.ExpertFF < 1 || p.ExpertFF > maxWidth:
 		return errf("moe_intermediate_size (expert_feed_forward_length) is %d, wanted 1 to %d", p.ExpertFF, maxWidth)
-	case p.Gating != GatingSoftmax && p.Gating != GatingSigmoid:
+	case p.Gating < GatingSoftmax || p.Gating > GatingSelected:
 		return errf("expert_gating_func is %d, which is not supported", p.Gating)
 	case p.ExpertGroups > 1 && (p.Experts%p.ExpertGroups != 0 || p.GroupsUsed < 1 || p.GroupsUsed > p.ExpertGroups):
 		return errf("n_group (expert_group_count) %d and topk_group (expert_group_used_count) %d do not fit %d experts", p.ExpertGroups, p.GroupsUsed, p.Experts)
@@ -514,14 +791,19 @@ func (p *Params) GroupScore() GroupScore {
 }
 
 // MoE reports whether block l has routed experts.
-func (p *Params) MoE(l int) bool { return p.Experts > 0 && l >= p.LeadingDense }
+func (p *Params) MoE(l int) bool {
+	return p.Experts > 0 && l >= p.LeadingDense && (p.MoEStep < 2 || (l+1)%p.MoEStep == 0)
+}
+
+// SharedWidth returns the width of the shared experts' network.
+func (p *Params) SharedWidth() int { return cmp.Or(p.SharedFF, p.SharedExperts*p.ExpertFF) }
 
 // Trunk returns the number of blocks without the MTP blocks.
 func (p *Params) Trunk() int { return p.Layers - p.NextnLayers }
 
 // has reports whether block l (-1: outside) carries the rule's tensor.
 func (r *Rule) has(p *Params, l int) bool {
-	if r.If != nil && !r.If(p) {
+	if r.If != nil && !r.If(p) || r.In != nil && !r.In(p, l) {
 		return false
 	}
 	switch r.Where {
@@ -554,26 +836,26 @@ func (m *Model) Tensors() []Tensor {
 		for i := range m.Family.Rules {
 			r := &m.Family.Rules[i]
 			if r.has(&m.Params, l) {
-				out = append(out, Tensor{Name: r.name(l), Rule: r, Shape: m.shape(r.Shape)})
+				out = append(out, Tensor{Name: r.name(l), Rule: r, Shape: m.shape(r.Shape, l)})
 			}
 		}
 	}
 	return out
 }
 
-// shape evaluates dims and reverses them into GGUF order.
-func (m *Model) shape(dims []Dim) []int64 {
-	s := make([]int64, len(dims))
+// shape evaluates dims for block l and reverses them into GGUF order.
+func (m *Model) shape(dims []Dim, l int) []int64 {
+	s, p := make([]int64, len(dims)), m.Params.At(l)
 	for i, d := range dims {
-		s[len(dims)-1-i] = int64(d.Of(&m.Params))
+		s[len(dims)-1-i] = int64(d.Of(p))
 	}
 	return s
 }
 
 // SourceShape returns the shape (slowest axis first) that every checkpoint
-// tensor of the rule must have, and the settings it comes from.
-func (m *Model) SourceShape(r *Rule) (shape []int64, why string) {
-	dims := r.Source
+// tensor of the rule must have in block l, and the settings it comes from.
+func (m *Model) SourceShape(r *Rule, l int) (shape []int64, why string) {
+	dims, p := r.Source, m.Params.At(l)
 	if dims == nil {
 		dims = r.Shape
 		if r.Stacked() {
@@ -582,15 +864,19 @@ func (m *Model) SourceShape(r *Rule) (shape []int64, why string) {
 	}
 	names := make([]string, len(dims))
 	for i, d := range dims {
-		shape = append(shape, int64(d.Of(&m.Params)))
+		shape = append(shape, int64(d.Of(p)))
 		names[i] = d.Name
 	}
 	return shape, "[" + strings.Join(names, ", ") + "]"
 }
 
 // Source returns the checkpoint name of a rule's template for block l and
-// expert e (ignored where the template does not mention them).
-func Source(template string, l, e int) string {
+// expert e (ignored where the template does not mention them). In a template
+// {m} is the number of the block among the MTP blocks, which follow the trunk.
+func (m *Model) Source(template string, l, e int) string {
+	if strings.Contains(template, "{m}") {
+		template = strings.ReplaceAll(template, "{m}", fmt.Sprint(l-m.Params.Trunk()))
+	}
 	if strings.Contains(template, "{l}") {
 		template = strings.ReplaceAll(template, "{l}", fmt.Sprint(l))
 	}
@@ -603,6 +889,7 @@ func Source(template string, l, e int) string {
 // Dropped returns the reason why a checkpoint tensor has no place in the GGUF
 // form of the model.
 func (m *Model) Dropped(name string) (why string, ok bool) {
+	name = Canonical(name)
 	for _, d := range m.Family.Drop {
 		if matchPattern(d.Pattern, name) {
 			return d.Why, true
@@ -610,6 +897,11 @@ func (m *Model) Dropped(name string) (why string, ok bool) {
 	}
 	return "", false
 }
+
+// Canonical returns a checkpoint tensor's name as text models have it: those of
+// the language model within a multimodal one lose that part, in either place
+// where it occurs ("model.language_model.layers", "language_model.model.layers").
+func Canonical(name string) string { return strings.Replace(name, "language_model.", "", 1) }
 
 // matchPattern matches a name with a pattern in which {l} stands for digits
 // and a final "*" for anything.

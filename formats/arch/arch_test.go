@@ -220,26 +220,50 @@ func product(shape []int64) int64 {
 // checkShapes: the parts taken from the sources make up the tensor.
 func checkShapes(t *testing.T, m *Model, x Tensor) {
 	t.Helper()
-	source, why := m.SourceShape(x.Rule)
+	source, why := m.SourceShape(x.Rule, x.Name.Layer)
 	want := product(source)
 	if x.Rule.Stacked() {
 		want *= int64(m.Params.Experts)
 	}
-	if c := x.Rule.Cut; c != nil {
-		p := &m.Params
-		if int64(c.Heads.Of(p)*c.Stride.Of(p)) != source[0] || c.Offset.Of(p)+c.Count.Of(p) > c.Stride.Of(p) {
-			t.Errorf("%s: %d heads of %d rows (%d from %d) do not make up %v", x.Name, c.Heads.Of(p), c.Stride.Of(p), c.Count.Of(p), c.Offset.Of(p), source)
-		}
-		want = want / int64(c.Stride.Of(p)) * int64(c.Count.Of(p))
+	if x.Rule.Cut != nil {
+		want = cutElements(t, m.Params.At(x.Name.Layer), x, source)
+	}
+	if x.Rule.Generate != nil {
+		want = int64(len(x.Rule.Generate(&m.Params)))
 	}
 	if got := product(x.Shape); got != want || got == 0 {
 		t.Errorf("%s has shape %v, its sources %v = %s", x.Name, x.Shape, source, why)
 	}
 	for _, h := range x.Rule.HF {
-		if strings.Contains(h, "{l}") != (x.Name.Layer >= 0) || strings.Contains(h, "{e}") != x.Rule.Stacked() {
+		if (strings.Contains(h, "{l}") || strings.Contains(h, "{m}") || strings.HasPrefix(h, "mtp.")) != (x.Name.Layer >= 0) || strings.Contains(h, "{e}") != x.Rule.Stacked() {
 			t.Errorf("%s: placeholders in %q", x.Name, h)
 		}
 	}
+}
+
+// cutElements counts what the cuts take, and checks that they stay inside.
+func cutElements(t *testing.T, p *Params, x Tensor, source []int64) (total int64) {
+	t.Helper()
+	cols := source[len(source)-1]
+	rows := product(source) / cols
+	for i := range x.Rule.Cut {
+		c := &x.Rule.Cut[i]
+		heads, count, step := c.Heads.Of(p), c.Count.Of(p), max(1, c.Step)
+		for h := range heads {
+			if first := c.At(p, h); first < 0 || int64(first+(count-1)*step) >= rows {
+				t.Errorf("%s: head %d takes rows from %d on, %d of them, of %d", x.Name, h, first, count, rows)
+			}
+		}
+		n := cols
+		if c.Columns != nil {
+			n = int64(c.Columns.Count.Of(p))
+			if last := int64(c.Columns.From.Of(p)) + (n-1)*int64(max(1, c.Columns.Step)); last >= cols {
+				t.Errorf("%s: column %d of %d", x.Name, last, cols)
+			}
+		}
+		total += int64(heads*count) * n
+	}
+	return total
 }
 
 // TestSourceShape: messages name the settings behind a shape.
@@ -255,7 +279,7 @@ func TestSourceShape(t *testing.T) {
 		{TokenEmbd, []int64{512, 64}, "[vocab_size, hidden_size]"},
 	} {
 		i := slices.IndexFunc(m.Family.Rules, func(r Rule) bool { return r.Role == c.role })
-		if shape, why := m.SourceShape(&m.Family.Rules[i]); !slices.Equal(shape, c.shape) || why != c.why {
+		if shape, why := m.SourceShape(&m.Family.Rules[i], 0); !slices.Equal(shape, c.shape) || why != c.why {
 			t.Errorf("%s: %v %s, want %v %s", c.role, shape, why, c.shape, c.why)
 		}
 	}
@@ -305,7 +329,7 @@ func TestMTP(t *testing.T) {
 		t.Errorf("nextn_predict_layers is %v", n)
 	}
 	back, err := FromMetadata(md)
-	if err != nil || back.Params != keep.Params {
+	if err != nil || !cmp.Equal(back.Params, keep.Params) {
 		t.Errorf("read back %+v, %v", back, err)
 	}
 }
@@ -357,7 +381,7 @@ func TestConfigForms(t *testing.T) {
 		"null settings":       with(t, base, changes{"q_lora_rank": 24, "head_dim": json.RawMessage("null")}),
 		"default rope values": with(t, base, changes{"rope_theta": nil, "rms_norm_eps": nil}),
 	} {
-		if got := mustLoad(t, config, false); got.Params != want.Params {
+		if got := mustLoad(t, config, false); !cmp.Equal(got.Params, want.Params) {
 			t.Errorf("%s: %s", name, cmp.Diff(want.Params, got.Params))
 		}
 	}

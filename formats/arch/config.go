@@ -128,6 +128,13 @@ func (c *Config) Object(path string) map[string]any {
 	return m
 }
 
+// list returns a list setting and whether it is present.
+func (c *Config) list(path string) ([]any, bool) {
+	v, _ := c.lookup(path)
+	list, ok := v.([]any)
+	return list, ok
+}
+
 // Text returns a string setting, or "".
 func (c *Config) Text(path string) string {
 	v, _ := c.lookup(path)

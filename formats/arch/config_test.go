@@ -197,7 +197,7 @@ func TestMetadataErrors(t *testing.T) {
 		{"deepseek2.block_count", uint64(1 << 40), []string{"deepseek2.block_count"}},
 		{"deepseek2.block_count", uint32(513), []string{"block_count", "512"}},
 		{"deepseek2.block_count", []int32{3}, []string{"deepseek2.block_count"}},
-		{"deepseek2.expert_gating_func", uint32(3), []string{"expert_gating_func is 3"}},
+		{"deepseek2.expert_gating_func", uint32(4), []string{"expert_gating_func is 4"}},
 		{"deepseek2.expert_gating_func", "sigmoid", []string{"expert_gating_func"}},
 		{"deepseek2.expert_weights_norm", uint32(1), []string{"expert_weights_norm"}},
 		{"deepseek2.rope.scaling.type", "longrope", []string{"longrope"}},

@@ -15,7 +15,7 @@ var (
 	dimKVWidth  = Dim{"num_key_value_heads*head_dim", func(p *Params) int { return p.KVHeads * p.HeadDim() }}
 	dimExperts  = Dim{"n_routed_experts", func(p *Params) int { return p.Experts }}
 	dimExpertFF = Dim{"moe_intermediate_size", func(p *Params) int { return p.ExpertFF }}
-	dimSharedFF = Dim{"n_shared_experts*moe_intermediate_size", func(p *Params) int { return p.SharedExperts * p.ExpertFF }}
+	dimSharedFF = Dim{"n_shared_experts*moe_intermediate_size", (*Params).SharedWidth}
 )
 
 // baseSettings are the keys that conversion/base.py (TextModel.set_gguf_parameters)

@@ -96,7 +96,7 @@ var (
 func kvB(role Role, shape []Dim, offset, count Dim, mode CutMode) Rule {
 	r := block(role, "self_attn.kv_b_proj.weight", AllBlocks, shape...)
 	r.Source = []Dim{dimKVBWidth, dimKVLora}
-	r.Cut = &HeadCut{Heads: dimHeads, Stride: dimKVBHead, Offset: offset, Count: count, Mode: mode}
+	r.Cut = []HeadCut{{Heads: dimHeads, Stride: dimKVBHead, Offset: offset, Count: count, Mode: mode}}
 	return r
 }
 

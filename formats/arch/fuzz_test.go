@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
@@ -34,7 +35,7 @@ func stable(t *testing.T, m *Model, md *gguf.Metadata) {
 	if err != nil {
 		t.Fatalf("metadata of an accepted model is refused: %v", err)
 	}
-	if back.Params != m.Params {
+	if !cmp.Equal(back.Params, m.Params) {
 		t.Fatalf("parameters change on the way through metadata:\n%+v\n%+v", m.Params, back.Params)
 	}
 }

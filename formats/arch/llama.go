@@ -34,6 +34,6 @@ var llama = Family{
 
 // ropePermuted reorders each head's rows from half-split to adjacent pairs.
 func ropePermuted(r Rule, heads Dim) Rule {
-	r.Cut = &HeadCut{Heads: heads, Stride: dimHeadDim, Offset: dimZero, Count: dimHeadDim, Mode: CutInterleaved}
+	r.Cut = []HeadCut{{Heads: heads, Stride: dimHeadDim, Offset: dimZero, Count: dimHeadDim, Mode: CutInterleaved}}
 	return r
 }

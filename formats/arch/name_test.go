@@ -116,10 +116,14 @@ func TestLayer(t *testing.T) {
 }
 
 func TestSource(t *testing.T) {
-	if got := Source("model.layers.{l}.mlp.experts.{e}.w", 60, 255); got != "model.layers.60.mlp.experts.255.w" {
+	m := &Model{Params: Params{Layers: 5, NextnLayers: 1}}
+	if got := m.Source("mtp.layers.{m}.w", 4, 0); got != "mtp.layers.0.w" {
 		t.Error(got)
 	}
-	if got := Source("lm_head.weight", 1, 2); got != "lm_head.weight" {
+	if got := m.Source("model.layers.{l}.mlp.experts.{e}.w", 60, 255); got != "model.layers.60.mlp.experts.255.w" {
+		t.Error(got)
+	}
+	if got := m.Source("lm_head.weight", 1, 2); got != "lm_head.weight" {
 		t.Error(got)
 	}
 }

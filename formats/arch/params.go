@@ -1,6 +1,7 @@
 package arch
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -12,12 +13,15 @@ type Gating int
 
 // The gating functions.
 const (
-	GatingSoftmax Gating = 1
+	GatingSoftmax Gating = 1 // over all experts
 	GatingSigmoid Gating = 2
+	// GatingSelected is a softmax over the logits of the chosen experts only.
+	GatingSelected Gating = 3
 )
 
 // Params are the hyper-parameters of one model, in GGUF's terms. Zero means
-// that the family has no such parameter. Lengths count elements.
+// that the family has no such parameter. Lengths count elements. Where blocks
+// differ, At gives those of one block.
 type Params struct {
 	Layers  int // transformer blocks in the file, MTP blocks included
 	Context int // trained context length in tokens
@@ -33,26 +37,110 @@ type Params struct {
 	RopeDim                int // rotated elements per head
 
 	LeadingDense    int // first blocks that have a dense network instead of experts
+	MoEStep         int // of the others every MoEStep-th has experts; 0 means 1
 	Experts         int // routed experts per MoE block
 	ExpertsUsed     int // experts per token
 	ExpertGroups    int // groups for group-limited routing
 	GroupsUsed      int // groups a token may use
 	ExpertFF        int // width of a routed expert
-	SharedExperts   int // shared experts, stored as one network SharedExperts*ExpertFF wide
+	SharedExperts   int // shared experts, stored as one network
+	SharedFF        int // its width; 0 means SharedExperts*ExpertFF
 	Gating          Gating
 	ExpertScale     float32 // factor on routed weights, 0 = none
 	ExpertNorm      bool    // weights of the chosen experts are divided by their sum
 	NextnLayers     int     // MTP blocks at the end of the file
-	NormEps         float32 // epsilon of RMS norms
+	NormEps         float32 // epsilon of the norms
 	RopeBase        float32 // theta
-	RopeScaling     string  // "", "linear", "yarn"
+	RopeScaling     string  // "", "linear", "yarn", "longrope"
 	RopeFactor      float32
+	RopeAttnFactor  float32 // factor on cos and sin of longrope
 	RopeOrigContext int
+	RopeSections    []int // pairs per position axis of a multi-axis rotary embedding; texts have one axis
 	YarnExtFactor   float32
 	YarnAttnFactor  float32
 	YarnBetaFast    float32
 	YarnBetaSlow    float32
 	YarnLogMul      float32 // 0.1 · mscale_all_dim
+	YarnExact       bool    // the ramp's ends are not rounded to whole pairs
+
+	SlidingWindow          int     // keys a sliding block's query sees, its own included
+	KeyLenSWA, ValueLenSWA int     // per head in sliding blocks; 0: as elsewhere
+	RopeDimSWA             int     // rotated elements in sliding blocks; 0: as elsewhere
+	RopeBaseSWA            float32 // theta of sliding blocks; 0: as elsewhere
+	SharedKV               int     // last blocks, which use the keys and values of an earlier one
+	ChunkSize              int     // blocks with rope see only the chunk of this many tokens they are in
+	TempLength             int     // blocks without rope: queries grow by TempScale·ln(1+⌊(pos+1)/TempLength⌋)
+	TempScale              float32
+	NoQKNorm               bool // the family's norms of queries and keys are left out
+
+	PerLayerEmbed  int     // width of the embedding that every block gets of its own
+	AttnScale      float32 // factor on query-key products; 0: 1/√(head)
+	AttnSoftcap    float32 // cap·tanh(score/cap); 0: none
+	FinalSoftcap   float32 // the same of the logits
+	LogitScale     float32 // logits are divided (granite) or multiplied (cohere2) by it
+	ResidualScale  float32 // factor on the output of every branch; 0: 1
+	EmbeddingScale float32 // factor on the embedding; 0: 1
+	Parallel       bool    // attention and feed-forward network work on the same input
+
+	ConvKernel   int // taps of the convolution in recurrent blocks
+	StateSize    int // elements of a key head there
+	StateGroups  int // key heads there
+	TimeStepRank int // value heads there
+	InnerSize    int // elements of all value heads there
+	FullInterval int // every FullInterval-th block is not recurrent
+
+	IndexerHeads, IndexerKeyLen, IndexerTopK int // sparse attention: heads, head size, keys chosen
+
+	// Per block; nil where all are alike or the mechanism is absent.
+	KVHeadsAt []int
+	FFAt      []int
+	Sliding   []bool // sees a window of SlidingWindow keys
+	NoRope    []bool // has no rotary embedding
+	Recurrent []bool // has a recurrent state instead of attention
+}
+
+// At returns the hyper-parameters as block l has them; outside the blocks (-1)
+// they are the model's.
+func (p *Params) At(l int) *Params {
+	if l < 0 || len(p.KVHeadsAt)+len(p.FFAt)+len(p.Sliding) == 0 {
+		return p
+	}
+	q := *p
+	if l < len(p.KVHeadsAt) {
+		q.KVHeads = p.KVHeadsAt[l]
+	}
+	if l < len(p.FFAt) {
+		q.FF = p.FFAt[l]
+	}
+	if p.IsSliding(l) {
+		q.KeyLen, q.ValueLen = cmp.Or(p.KeyLenSWA, p.KeyLen), cmp.Or(p.ValueLenSWA, p.ValueLen)
+		q.RopeDim, q.RopeBase = cmp.Or(p.RopeDimSWA, p.RopeDim), cmp.Or(p.RopeBaseSWA, p.RopeBase)
+	}
+	return &q
+}
+
+// IsSliding reports whether block l sees a window of SlidingWindow keys.
+func (p *Params) IsSliding(l int) bool { return l >= 0 && l < len(p.Sliding) && p.Sliding[l] }
+
+// IsRecurrent reports whether block l has a recurrent state instead of attention.
+func (p *Params) IsRecurrent(l int) bool { return l >= 0 && l < len(p.Recurrent) && p.Recurrent[l] }
+
+// HasRope reports whether block l rotates queries and keys.
+func (p *Params) HasRope(l int) bool { return l >= len(p.NoRope) || !p.NoRope[l] }
+
+// SharesKV returns the block whose keys and values block l uses: itself, or for
+// the last SharedKV blocks the last one before them of the same kind.
+func (p *Params) SharesKV(l int) int {
+	first := p.Trunk() - p.SharedKV
+	if l < first || l >= p.Trunk() {
+		return l
+	}
+	for o := first - 1; o >= 0; o-- {
+		if p.IsSliding(o) == p.IsSliding(l) {
+			return o
+		}
+	}
+	return l
 }
 
 // Hyper-parameter keys, without the "<architecture>." prefix.
@@ -92,6 +180,45 @@ const (
 	KeyExpertNorm      = "expert_weights_norm"
 	KeyNextnLayers     = "nextn_predict_layers"
 	KeyVocabSize       = "vocab_size"
+
+	KeyNormEps        = "attention.layer_norm_epsilon"
+	KeyRopeAttnFactor = "rope.scaling.attn_factor"
+	KeyRopeSections   = "rope.dimension_sections"
+	KeyRopeDimSWA     = "rope.dimension_count_swa"
+	KeyRopeBaseSWA    = "rope.freq_base_swa"
+	KeySlidingWindow  = "attention.sliding_window"
+	KeySlidingPattern = "attention.sliding_window_pattern"
+	KeyKeyLengthSWA   = "attention.key_length_swa"
+	KeyValueLengthSWA = "attention.value_length_swa"
+	KeySharedKV       = "attention.shared_kv_layers"
+	KeyTempLength     = "attention.temperature_length"
+	KeyTempScale      = "attention.temperature_scale"
+	KeyAttnScale      = "attention.scale"
+	KeyAttnSoftcap    = "attn_logit_softcapping"
+	KeyFinalSoftcap   = "final_logit_softcapping"
+	KeyLogitScale     = "logit_scale"
+	KeyResidualScale  = "residual_scale"
+	KeyEmbeddingScale = "embedding_scale"
+	KeyParallel       = "use_parallel_residual"
+	KeyPerLayerEmbed  = "embedding_length_per_layer_input"
+	KeyMoEStep        = "interleave_moe_layer_step"
+	KeySharedFF       = "expert_shared_feed_forward_length"
+	KeyConvKernel     = "ssm.conv_kernel"
+	KeyStateSize      = "ssm.state_size"
+	KeyStateGroups    = "ssm.group_count"
+	KeyTimeStepRank   = "ssm.time_step_rank"
+	KeyInnerSize      = "ssm.inner_size"
+	KeyRecurrent      = "attention.recurrent_layers"
+	KeyFullInterval   = "full_attention_interval"
+	KeyIndexerHeads   = "attention.indexer.head_count"
+	KeyIndexerKeyLen  = "attention.indexer.key_length"
+	KeyIndexerTopK    = "attention.indexer.top_k"
+
+	// Keys that llama.cpp does not know. They are written only where a model
+	// differs from what llama.cpp takes for granted.
+	KeyChunkSize = "attention.chunk_size" // as ollama calls it
+	KeyNoQKNorm  = "attention.no_qk_norm"
+	KeyYarnExact = "rope.scaling.yarn_exact"
 )
 
 // fields ties every key to its member of Params; the member's Go type decides
@@ -100,9 +227,9 @@ var fields = map[string]func(*Params) any{
 	KeyBlockCount:      func(p *Params) any { return &p.Layers },
 	KeyContextLength:   func(p *Params) any { return &p.Context },
 	KeyEmbedding:       func(p *Params) any { return &p.Embed },
-	KeyFeedForward:     func(p *Params) any { return &p.FF },
+	KeyFeedForward:     func(p *Params) any { return perBlock{&p.FF, &p.FFAt} },
 	KeyHeadCount:       func(p *Params) any { return &p.Heads },
-	KeyHeadCountKV:     func(p *Params) any { return &p.KVHeads },
+	KeyHeadCountKV:     func(p *Params) any { return perBlock{&p.KVHeads, &p.KVHeadsAt} },
 	KeyKeyLength:       func(p *Params) any { return &p.KeyLen },
 	KeyValueLength:     func(p *Params) any { return &p.ValueLen },
 	KeyKeyLengthMLA:    func(p *Params) any { return &p.KeyLenMLA },
@@ -132,6 +259,55 @@ var fields = map[string]func(*Params) any{
 	KeyExpertNorm:      func(p *Params) any { return &p.ExpertNorm },
 	KeyNextnLayers:     func(p *Params) any { return &p.NextnLayers },
 	KeyVocabSize:       func(p *Params) any { return &p.Vocab },
+
+	KeyNormEps:        func(p *Params) any { return &p.NormEps },
+	KeyRopeAttnFactor: func(p *Params) any { return &p.RopeAttnFactor },
+	KeyRopeSections:   func(p *Params) any { return &p.RopeSections },
+	KeyRopeDimSWA:     func(p *Params) any { return &p.RopeDimSWA },
+	KeyRopeBaseSWA:    func(p *Params) any { return &p.RopeBaseSWA },
+	KeySlidingWindow:  func(p *Params) any { return &p.SlidingWindow },
+	KeySlidingPattern: func(p *Params) any { return &p.Sliding },
+	KeyKeyLengthSWA:   func(p *Params) any { return &p.KeyLenSWA },
+	KeyValueLengthSWA: func(p *Params) any { return &p.ValueLenSWA },
+	KeySharedKV:       func(p *Params) any { return &p.SharedKV },
+	KeyTempLength:     func(p *Params) any { return &p.TempLength },
+	KeyTempScale:      func(p *Params) any { return &p.TempScale },
+	KeyAttnScale:      func(p *Params) any { return &p.AttnScale },
+	KeyAttnSoftcap:    func(p *Params) any { return &p.AttnSoftcap },
+	KeyFinalSoftcap:   func(p *Params) any { return &p.FinalSoftcap },
+	KeyLogitScale:     func(p *Params) any { return &p.LogitScale },
+	KeyResidualScale:  func(p *Params) any { return &p.ResidualScale },
+	KeyEmbeddingScale: func(p *Params) any { return &p.EmbeddingScale },
+	KeyParallel:       func(p *Params) any { return &p.Parallel },
+	KeyPerLayerEmbed:  func(p *Params) any { return &p.PerLayerEmbed },
+	KeyMoEStep:        func(p *Params) any { return &p.MoEStep },
+	KeySharedFF:       func(p *Params) any { return &p.SharedFF },
+	KeyConvKernel:     func(p *Params) any { return &p.ConvKernel },
+	KeyStateSize:      func(p *Params) any { return &p.StateSize },
+	KeyStateGroups:    func(p *Params) any { return &p.StateGroups },
+	KeyTimeStepRank:   func(p *Params) any { return &p.TimeStepRank },
+	KeyInnerSize:      func(p *Params) any { return &p.InnerSize },
+	KeyRecurrent:      func(p *Params) any { return &p.Recurrent },
+	KeyFullInterval:   func(p *Params) any { return &p.FullInterval },
+	KeyIndexerHeads:   func(p *Params) any { return &p.IndexerHeads },
+	KeyIndexerKeyLen:  func(p *Params) any { return &p.IndexerKeyLen },
+	KeyIndexerTopK:    func(p *Params) any { return &p.IndexerTopK },
+	KeyChunkSize:      func(p *Params) any { return &p.ChunkSize },
+	KeyNoQKNorm:       func(p *Params) any { return &p.NoQKNorm },
+	KeyYarnExact:      func(p *Params) any { return &p.YarnExact },
+}
+
+// perBlock is a count that files give once, or in a list with one per block.
+type perBlock struct {
+	all *int
+	at  *[]int
+}
+
+// set takes a list; all is then that of the first block.
+func (c perBlock) set(list []int) {
+	if *c.at = list; len(list) > 0 {
+		*c.all = list[0]
+	}
 }
 
 // value returns the metadata value that p holds under key.
@@ -139,6 +315,15 @@ func (p *Params) value(key string) any {
 	switch v := fields[key](p).(type) {
 	case *int:
 		return uint32(*v)
+	case perBlock:
+		if len(*v.at) == 0 {
+			return uint32(*v.all)
+		}
+		return int32s(*v.at)
+	case *[]int:
+		return int32s(*v)
+	case *[]bool:
+		return *v
 	case *Gating:
 		return uint32(*v)
 	case *float32:
@@ -151,10 +336,19 @@ func (p *Params) value(key string) any {
 	panic("arch: field " + key + " has no metadata type")
 }
 
+func int32s(list []int) []int32 {
+	out := make([]int32, len(list))
+	for i, n := range list {
+		out[i] = int32(n)
+	}
+	return out
+}
+
 // read takes the value of prefix+key from m. It reports whether the key is
 // there; a value of another type is an error.
 func (p *Params) read(m *gguf.Metadata, prefix, key string) (bool, error) {
-	raw, ok := m.Get(prefix + key)
+	full := prefix + key
+	raw, ok := m.Get(full)
 	if !ok {
 		return false, nil
 	}
@@ -162,28 +356,54 @@ func (p *Params) read(m *gguf.Metadata, prefix, key string) (bool, error) {
 	switch v := fields[key](p).(type) {
 	case *int:
 		var n int64
-		if n, ok = m.Int(prefix + key); ok {
+		if n, ok = m.Int(full); ok {
 			*v, ok = int(n), n >= 0 && n <= maxCount
 		}
+	case perBlock:
+		if n, single := m.Int(full); single {
+			*v.all, ok = int(n), n >= 0 && n <= maxCount
+			break
+		}
+		var list []int
+		if list, ok = counts(m, full); ok {
+			v.set(list)
+		}
+	case *[]int:
+		*v, ok = counts(m, full)
+	case *[]bool:
+		*v, ok = raw.([]bool)
 	case *Gating:
 		var n int64
-		if n, ok = m.Int(prefix + key); ok {
+		if n, ok = m.Int(full); ok {
 			*v = Gating(n)
 		}
 	case *float32:
 		var f float64
-		if f, ok = m.Float(prefix + key); ok {
+		if f, ok = m.Float(full); ok {
 			*v = float32(f)
 		}
 	case *bool:
-		*v, ok = m.Bool(prefix + key)
+		*v, ok = m.Bool(full)
 	case *string:
-		*v, ok = m.String(prefix + key)
+		*v, ok = m.String(full)
 	}
 	if !ok {
-		return true, formatError("key %q has the value %.40v (%T), which is not usable there", prefix+key, raw, raw)
+		return true, formatError("key %q has the value %.40v (%T), which is not usable there", full, raw, raw)
 	}
 	return true, nil
+}
+
+// counts reads a list of numbers from 0 to maxCount.
+func counts(m *gguf.Metadata, key string) ([]int, bool) {
+	list, ok := m.Ints(key)
+	out := make([]int, len(list))
+	for i, n := range list {
+		if n < 0 || n > maxCount {
+			return nil, false
+		}
+		out[i] = int(n)
+	}
+	return out, ok
 }
 
 // maxCount bounds every length and count taken from a file; products of three

@@ -41,6 +41,36 @@ const (
 	AttnKVB     Role = "attn_kv_b"
 	AttnKB      Role = "attn_k_b"
 	AttnVB      Role = "attn_v_b"
+	// PostAttnNorm norms the output of attention, or in families without
+	// ffn_norm the input of the feed-forward network (Block.FFNNorm says so).
+	PostAttnNorm Role = "post_attention_norm"
+	AttnSinks    Role = "attn_sinks" // logits of a key that every query sees and that has no value
+	AttnGate     Role = "attn_gate"  // gate of the output of a recurrent block
+	// Factors on the rotation's wavelengths beyond the original context, or
+	// within it (longrope).
+	RopeFactorsLong  Role = "rope_factors_long"
+	RopeFactorsShort Role = "rope_factors_short"
+)
+
+// Roles of recurrent blocks (gated delta net).
+const (
+	SSMA     Role = "ssm_a"
+	SSMDt    Role = "ssm_dt"
+	SSMNorm  Role = "ssm_norm"
+	SSMOut   Role = "ssm_out"
+	SSMBA    Role = "ssm_ba" // beta and alpha, per key head
+	SSMAlpha Role = "ssm_alpha"
+	SSMBeta  Role = "ssm_beta"
+)
+
+// Roles of blocks with an embedding of their own (Gemma E-models), and the
+// factor on a block's output.
+const (
+	PerLayerProjNorm Role = "per_layer_proj_norm"
+	PerLayerGate     Role = "inp_gate"
+	PerLayerProj     Role = "proj"
+	PerLayerPostNorm Role = "post_norm"
+	LayerOutputScale Role = "layer_output_scale"
 )
 
 // Roles of feed-forward tensors: dense, router, routed experts, shared expert.
@@ -59,7 +89,12 @@ const (
 	SharedGate   Role = "ffn_gate_shexp"
 	SharedUp     Role = "ffn_up_shexp"
 	SharedDown   Role = "ffn_down_shexp"
+	PostFFNNorm  Role = "post_ffw_norm"
+	PostFFNNorm1 Role = "post_ffw_norm_1" // of the dense network beside experts
+	PostFFNNorm2 Role = "post_ffw_norm_2" // of the experts
+	PreFFNNorm2  Role = "pre_ffw_norm_2"  // of the experts' input
 	IndexerProj  Role = "indexer.proj"
+	IndexerKNorm Role = "indexer.k_norm"
 	SSMConv1D    Role = "ssm_conv1d"
 	ShortConv    Role = "shortconv.conv"
 	IndexerAttnK Role = "indexer.attn_k"

@@ -22,6 +22,9 @@ type Setting struct {
 	// Derive, when not nil, computes the value in absence of one in the file,
 	// from the settings before this one.
 	Derive func(*Params) int
+	// Compute, when not nil, takes the value out of config.json by code, for
+	// what From cannot say; nil without error means that there is none.
+	Compute func(cfg *Config, p *Params) (any, error)
 	// Times multiplies a number (0 means 1).
 	Times float64
 	// Enum maps the file's strings; any other string is refused.
@@ -30,8 +33,22 @@ type Setting struct {
 	Optional bool
 	// When limits the setting to configs whose path has one of the values.
 	When *Condition
-	// OmitZero leaves false, 0 and "" out of the metadata.
+	// OmitZero leaves false, 0 and "" out of the metadata, Omit this value: what
+	// readers of the file take for granted. A family's Defaults have it.
 	OmitZero bool
+	Omit     any
+}
+
+// omits reports whether v is not written.
+func (s *Setting) omits(v any) bool {
+	if s.OmitZero && (v == false || v == 0.0 || v == 0 || v == "") {
+		return true
+	}
+	if f, ok := asFloat(v); ok && s.Omit != nil {
+		want, _ := asFloat(s.Omit)
+		return f == want
+	}
+	return s.Omit != nil && v == s.Omit
 }
 
 // Condition holds when the string at Path is one of In.
@@ -55,6 +72,10 @@ func (s *Setting) resolve(cfg *Config, p *Params) (v any, ok bool, err error) {
 	}
 	if s.Sum {
 		return s.sum(cfg)
+	}
+	if s.Compute != nil {
+		v, err := s.Compute(cfg, p)
+		return v, err == nil && v != nil, err
 	}
 	for _, path := range s.From {
 		raw, ok := cfg.lookup(path)
@@ -99,7 +120,9 @@ func (s *Setting) convert(cfg *Config, path string, raw any) (any, error) {
 		}
 		return v, nil
 	}
-	switch raw.(type) {
+	switch list := raw.(type) {
+	case []any:
+		return convertList(path, list)
 	case json.Number:
 		f, _, err := cfg.number(path)
 		if s.Times != 0 {
@@ -110,6 +133,31 @@ func (s *Setting) convert(cfg *Config, path string, raw any) (any, error) {
 		return raw, nil
 	}
 	return nil, configError("%s is %s, wanted a number", userName(path), show(raw))
+}
+
+// convertList returns a list of numbers or of booleans.
+func convertList(path string, list []any) (any, error) {
+	var numbers []int
+	var flags []bool
+	for _, v := range list {
+		switch v := v.(type) {
+		case json.Number:
+			n, err := v.Int64()
+			if err != nil || n < 0 || n > maxCount {
+				return nil, configError("%s holds %s, wanted whole numbers from 0 to %d", userName(path), v, int64(maxCount))
+			}
+			numbers = append(numbers, int(n))
+		case bool:
+			flags = append(flags, v)
+		}
+	}
+	switch len(list) {
+	case len(numbers):
+		return numbers, nil
+	case len(flags):
+		return flags, nil
+	}
+	return nil, configError("%s is %s, wanted a list of numbers", userName(path), show(list))
 }
 
 func enumNames(m map[string]any) string {
@@ -136,6 +184,28 @@ func (s *Setting) store(p *Params, v any) error {
 			return configError("%s is %v, wanted a whole number from 0 to %d", name, v, int64(maxCount))
 		}
 		*dst = n
+	case perBlock:
+		if list, ok := v.([]int); ok {
+			dst.set(list)
+			break
+		}
+		n, ok := asInt(v)
+		if !ok || n < 0 || n > maxCount {
+			return configError("%s is %v, wanted a whole number from 0 to %d", name, v, int64(maxCount))
+		}
+		*dst.all = n
+	case *[]int:
+		list, ok := v.([]int)
+		if !ok {
+			return configError("%s is %v, wanted a list of numbers", name, v)
+		}
+		*dst = list
+	case *[]bool:
+		list, ok := v.([]bool)
+		if !ok {
+			return configError("%s is %v, wanted a list of true and false", name, v)
+		}
+		*dst = list
 	case *Gating:
 		n, ok := asInt(v)
 		if !ok {

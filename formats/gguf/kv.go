@@ -200,6 +200,25 @@ func (m *Metadata) Strings(key string) ([]string, bool) {
 	return s, ok
 }
 
+// Ints returns an array of integers of up to 32 bits.
+func (m *Metadata) Ints(key string) ([]int64, bool) {
+	switch v := m.values[key].(type) {
+	case []int32:
+		return widen(v), true
+	case []uint32:
+		return widen(v), true
+	}
+	return nil, false
+}
+
+func widen[T int32 | uint32](list []T) []int64 {
+	out := make([]int64, len(list))
+	for i, n := range list {
+		out[i] = int64(n)
+	}
+	return out
+}
+
 // Well-known keys that more than one package reads or writes. Keys of one
 // family's hyper-parameters live in formats/arch, those of the tokenizer in
 // formats/tokenizer.
