@@ -3,8 +3,10 @@ package engine
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"github.com/winnow-moe/winnow/engine/kernel"
+	"github.com/winnow-moe/winnow/formats/arch"
 )
 
 // Hidden holds the final hidden states of sequences: after the last block and
@@ -76,17 +78,27 @@ type pass struct {
 	m            *Model
 	ids          []int32 // of all tokens of the batch
 	pos          []int   // of every token in its sequence
+	seqOf        []int   // the sequence of every token
 	seqs         []span
 	x            kernel.Matrix // [tokens, embed]: the residual stream
 	norm         kernel.Matrix // [tokens, embed]: its normalised form
-	rope         *ropeTable
+	in           kernel.Matrix // [tokens, embed]: what the branch at hand works on, norm or x
+	out          kernel.Matrix // [tokens, embed]: what it adds its result to
+	longest      int           // sequence of the batch
+	factors      ropeFactors
+	ropes        map[ropeKey]*ropeTable
+	layerRope    []*ropeTable       // of every sequence, in the block at hand
+	shared       map[int]keysValues // of blocks whose keys and values later ones use
 	buffers      buffers
 	done, blocks int // progress over all batches
 }
 
+// keysValues are the keys [tokens, heads·dk] and values [heads·dv, tokens] of a block.
+type keysValues struct{ k, vt kernel.Matrix }
+
 // buffers are the activations within a block, kept from block to block.
 type buffers struct {
-	norm, latent, qLatent, q, k, vt, att, kB, hidden, logits buffer
+	norm, latent, qLatent, q, k, v, vt, att, kB, hidden, logits, branch, beside buffer
 }
 
 type buffer struct{ data []float32 }
@@ -98,23 +110,27 @@ func (b *buffer) matrix(rows, cols int) kernel.Matrix {
 
 // start sets the pass up for a batch, whose hidden states grow in place.
 func (p *pass) start(h *Hidden, ids [][]int32, seqs []span) {
-	p.ids, p.pos, p.seqs = nil, nil, nil
-	longest := 0
+	p.ids, p.pos, p.seqOf, p.seqs = nil, nil, nil, nil
+	p.longest = 0
 	for i, s := range ids {
 		p.seqs = append(p.seqs, span{len(p.ids), len(s)})
 		p.ids = append(p.ids, s...)
 		for pos := range s {
-			p.pos = append(p.pos, pos)
+			p.pos, p.seqOf = append(p.pos, pos), append(p.seqOf, i)
 		}
-		longest = max(longest, seqs[i].n)
+		p.longest = max(p.longest, seqs[i].n)
 	}
 	p.x = h.rows.Slice(seqs[0].first, len(p.ids))
 	p.norm = p.buffers.norm.matrix(p.x.Rows, p.x.Cols)
-	p.rope = p.m.rope.table(longest)
+	p.ropes, p.shared = map[ropeKey]*ropeTable{}, map[int]keysValues{}
 }
 
 // run is the forward pass.
 func (p *pass) run(ctx context.Context) error {
+	var err error
+	if p.factors, err = p.m.ropeFactors(ctx); err != nil {
+		return err
+	}
 	// x [tokens, embed] = rows of the embedding
 	if err := p.embed(ctx); err != nil {
 		return err
@@ -139,25 +155,101 @@ func (p *pass) block(ctx context.Context, l *layer) error {
 			p.m.src.Release(i)
 		}
 	}()
-	// norm [tokens, embed] = attn_norm(x)
-	if err := p.normalize(ctx, l.attnNorm, p.norm); err != nil {
+	kind := &p.m.arch.Family.Block
+	ffnNorm, postAttn, postFFN := l.ffnNorm, l.postAttn, l.postFFN
+	if kind.FFNNorm == arch.PostAttnNorm {
+		ffnNorm, postAttn = l.postAttn, affine{}
+	}
+	// x += post_attention_norm(attention(attn_norm(x)))
+	if err := p.input(ctx, l.attnNorm); err != nil {
 		return err
 	}
-	// x += attention(norm)
-	if err := p.attention(ctx, l); err != nil {
+	if err := p.branch(ctx, postAttn, func() error { return p.attention(ctx, l) }); err != nil {
 		return err
 	}
-	// norm [tokens, embed] = ffn_norm(x)
-	if err := p.normalize(ctx, l.ffnNorm, p.norm); err != nil {
+	// x += post_ffw_norm(ffn(ffn_norm(x))); side by side, ffn works on attn_norm(x)
+	if !p.m.Params().Parallel && kind.Residual != arch.ParallelNorm {
+		if err := p.input(ctx, ffnNorm); err != nil {
+			return err
+		}
+	}
+	if err := p.branch(ctx, postFFN, func() error { return p.feedForward(ctx, l) }); err != nil {
 		return err
 	}
-	// x += ffn(norm)
-	return p.feedForward(ctx, l)
+	return p.scaleOutput(ctx, l)
+}
+
+// input sets in: the residual stream normed, or as it is where there is no norm.
+func (p *pass) input(ctx context.Context, norm affine) error {
+	if p.in = p.x; norm.w == nil {
+		return nil
+	}
+	p.in = p.norm
+	return p.normalize(ctx, norm, p.norm)
+}
+
+// branch adds what run adds to out to the residual stream: at once, or after a
+// norm and the factor on branches.
+func (p *pass) branch(ctx context.Context, post affine, run func() error) error {
+	scale := p.m.Params().ResidualScale
+	if p.out = p.x; post.w == nil && scale == 0 {
+		return run()
+	}
+	p.out = p.buffers.branch.matrix(p.x.Rows, p.x.Cols)
+	clear(p.out.Data)
+	if err := run(); err != nil {
+		return err
+	}
+	if scale == 0 {
+		scale = 1
+	}
+	return p.addNormed(ctx, p.x, p.out, post, scale)
+}
+
+// addNormed adds scale·norm(x) to dst; x is overwritten. Without a norm it is x itself.
+func (p *pass) addNormed(ctx context.Context, dst, x kernel.Matrix, norm affine, scale float32) error {
+	n, err := p.m.normer(ctx, norm)
+	if err != nil {
+		return err
+	}
+	return p.m.chunks(ctx, x.Rows, func(_ *worker, first, rows int) error {
+		for i := first; i < first+rows; i++ {
+			row := x.Row(i)
+			if norm.w != nil {
+				n.apply(row, row)
+			}
+			addScaled(dst.Row(i), row, scale)
+		}
+		return nil
+	})
+}
+
+// scaleOutput multiplies the residual stream by the block's factor, if any.
+func (p *pass) scaleOutput(ctx context.Context, l *layer) error {
+	f, err := p.m.vector(ctx, l.outputScale)
+	if err != nil || f == nil {
+		return err
+	}
+	return p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {
+		for i := first; i < first+n; i++ {
+			scaleBy(p.x.Row(i), f[0])
+		}
+		return nil
+	})
+}
+
+func scaleBy(x []float32, f float32) {
+	for i := range x {
+		x[i] *= f
+	}
 }
 
 // embed looks up the rows of the token embedding.
 func (p *pass) embed(ctx context.Context) error {
-	m := p.m
+	m, scale := p.m, p.m.Params().EmbeddingScale
+	if m.arch.Family.Block.ScaleEmbedding {
+		scale = float32(math.Sqrt(float64(p.x.Cols)))
+	}
 	return m.chunks(ctx, len(p.ids), func(w *worker, first, n int) error {
 		for i := first; i < first+n; i++ {
 			row, err := m.read(ctx, w, 0, m.embd, int(p.ids[i]), 1)
@@ -168,24 +260,26 @@ func (p *pass) embed(ctx context.Context) error {
 				return fmt.Errorf("tensor %q, row %d is not finite", m.embd.info.Name, p.ids[i])
 			}
 			copy(p.x.Row(i), row.Data)
+			if scale != 0 {
+				scaleBy(p.x.Row(i), scale)
+			}
 		}
 		return nil
 	})
 }
 
-// normalize writes the norm of x with the given weight to dst.
-func (p *pass) normalize(ctx context.Context, weight *tensor, dst kernel.Matrix) error {
-	w, err := p.m.vector(ctx, weight)
+// normalize writes a norm of x to dst.
+func (p *pass) normalize(ctx context.Context, norm affine, dst kernel.Matrix) error {
+	n, err := p.m.normer(ctx, norm)
 	if err != nil {
 		return err
 	}
-	eps := p.m.Params().NormEps
-	return p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {
-		for i := first; i < first+n; i++ {
-			rmsNorm(dst.Row(i), p.x.Row(i), w, eps)
+	return p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, rows int) error {
+		for i := first; i < first+rows; i++ {
+			n.apply(dst.Row(i), p.x.Row(i))
 		}
-		if d := dst.Slice(first, n); !finite(d) {
-			return fmt.Errorf("the norm with tensor %q is not finite: values overflow float32", weight.info.Name)
+		if d := dst.Slice(first, rows); !finite(d) {
+			return fmt.Errorf("the norm with tensor %q is not finite: values overflow float32", norm.w.info.Name)
 		}
 		return nil
 	})
@@ -201,5 +295,44 @@ func (m *Model) Logits(ctx context.Context, h *Hidden, first, n int, dst []float
 	if len(dst) != n*m.Vocab() {
 		return fmt.Errorf("logits of %d rows of %d need %d values, the destination has %d", n, m.Vocab(), n*m.Vocab(), len(dst))
 	}
-	return m.multiply(ctx, whole(m.output, h.rows.Slice(first, n), kernel.NewMatrix(dst, n, m.Vocab())))
+	out := kernel.NewMatrix(dst, n, m.Vocab())
+	if err := m.multiply(ctx, whole(m.output.w, h.rows.Slice(first, n), out)); err != nil {
+		return err
+	}
+	return m.finishLogits(ctx, out)
+}
+
+// finishLogits applies what a family does with the products of the output weight.
+func (m *Model) finishLogits(ctx context.Context, logits kernel.Matrix) error {
+	par := m.Params()
+	scale, softcap := par.LogitScale, par.FinalSoftcap
+	if scale != 0 && !m.arch.Family.Block.LogitMultiplier {
+		scale = 1 / scale
+	}
+	bias, err := m.vector(ctx, m.output.b)
+	if err != nil || bias == nil && scale == 0 && softcap == 0 {
+		return err
+	}
+	return m.chunks(ctx, logits.Rows, func(_ *worker, first, n int) error {
+		for i := first; i < first+n; i++ {
+			row := logits.Row(i)
+			if bias != nil {
+				addTo(row, bias)
+			}
+			if scale != 0 {
+				scaleBy(row, scale)
+			}
+			if softcap != 0 {
+				softcapped(row, 1, softcap)
+			}
+		}
+		return nil
+	})
+}
+
+// softcapped replaces every x by cap·tanh(scale·x/cap).
+func softcapped(x []float32, scale, limit float32) {
+	for i, v := range x {
+		x[i] = limit * kernel.Tanh(v*scale/limit)
+	}
 }

@@ -51,7 +51,6 @@ func TestUnknownMechanisms(t *testing.T) {
 		{"attention", func(m *arch.Model) { m.Family.Block.Attn = 99 }},
 		{"rotary pairing", func(m *arch.Model) { m.Family.Block.Rope = 99 }},
 		{arch.KeyExpertGating, func(m *arch.Model) { m.Params.Gating = 99 }},
-		{arch.KeyRopeDim, func(m *arch.Model) { m.Params.RopeDim = 26 }},
 	}
 	for _, tc := range tests {
 		am, err := arch.FromMetadata(alter(t, "deepseek_v3").Metadata())
@@ -65,11 +64,11 @@ func TestUnknownMechanisms(t *testing.T) {
 			t.Errorf("%s: error %v", tc.name, err)
 		}
 	}
-	if _, err := newRope(&arch.Params{RopeBase: 1e4, RopeScaling: "longrope"}, arch.RopeHalves); err == nil {
+	if _, err := newRope(&arch.Params{RopeBase: 1e4, RopeScaling: "frobnitz"}, arch.RopeHalves, nil); err == nil {
 		t.Error("scaling longrope: no error")
 	}
 	m := &Model{layers: make([]layer, 1)}
-	for _, name := range []string{"blk.0.ssm_a.weight", "blk.0.attn_q.bias", "rope_freqs.weight"} {
+	for _, name := range []string{"blk.0.frobnitz.weight", "blk.0.attn_q.scale", "token_types.weight"} {
 		if m.slot(arch.ParseName(name)) != nil {
 			t.Errorf("tensor %q has a field", name)
 		}
@@ -81,8 +80,8 @@ func TestTied(t *testing.T) {
 	a := alter(t, "mistral")
 	a.remove(t, "output.weight")
 	m := a.load(t, Options{})
-	if m.output != m.embd || m.Vocab() != m.Params().Vocab {
-		t.Errorf("output is %q with %d rows", m.output.info.Name, m.Vocab())
+	if m.output.w != m.embd || m.Vocab() != m.Params().Vocab {
+		t.Errorf("output is %q with %d rows", m.output.w.info.Name, m.Vocab())
 	}
 	want := alter(t, "mistral")
 	want.source[want.find(t, "output.weight")] = want.find(t, "token_embd.weight")

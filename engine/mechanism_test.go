@@ -33,7 +33,7 @@ func TestRopeFrequencies(t *testing.T) {
 			1, 0.258600146, 0.0668740347, 0.0172936339, 0.00447213603, 3.61404673e-05, 9.34593027e-06, 2.41685871e-06}, 1},
 	}
 	for _, tc := range tests {
-		r, err := newRope(&tc.p, arch.RopeAdjacent)
+		r, err := newRope(&tc.p, arch.RopeAdjacent, nil)
 		if err != nil {
 			t.Errorf("%s: %v", tc.name, err)
 			continue
@@ -56,15 +56,15 @@ func TestRopeFrequencies(t *testing.T) {
 // HF's yarn_apply_mscale for DeepSeek V3, and without mscale_all_dim.
 func TestScoreScale(t *testing.T) {
 	m := &arch.Model{Family: &arch.Family{Block: arch.Block{Attn: arch.MLA}}, Params: arch.Params{KeyLenMLA: 192, RopeScaling: "yarn", RopeFactor: 40, YarnLogMul: 0.1}}
-	if got := scoreScale(m); math.Abs(float64(got)-0.1352337788608801) > 1e-8 {
+	if got := scoreScale(m, m.Params.HeadDim()); math.Abs(float64(got)-0.1352337788608801) > 1e-8 {
 		t.Errorf("scale %.9g, want 0.135233779", got)
 	}
 	m.Params.YarnLogMul = 0
-	if got := scoreScale(m); math.Abs(float64(got)-0.07216878364870322) > 1e-8 {
+	if got := scoreScale(m, m.Params.HeadDim()); math.Abs(float64(got)-0.07216878364870322) > 1e-8 {
 		t.Errorf("scale without mscale_all_dim %.9g, want 0.0721687836", got)
 	}
 	m.Params.YarnLogMul, m.Params.RopeFactor = 0.1, 1
-	if got := scoreScale(m); math.Abs(float64(got)-0.07216878364870322) > 1e-8 {
+	if got := scoreScale(m, m.Params.HeadDim()); math.Abs(float64(got)-0.07216878364870322) > 1e-8 {
 		t.Errorf("scale at factor 1 %.9g, want 0.0721687836", got)
 	}
 }

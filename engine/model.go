@@ -49,13 +49,14 @@ type Model struct {
 	src     gguf.Model
 	arch    *arch.Model
 	opt     Options
-	rope    rope
 	embd    *tensor // [vocab, embed]
-	outNorm *tensor // [embed]
-	output  *tensor // [vocab, embed]; embd where the two are tied
-	layers  []layer
-	workers sync.Pool // of *worker
-	budget  int       // see groupFloats
+	outNorm affine  // [embed]
+	output  affine  // [vocab, embed]; embd where the two are tied
+	// Factors on the wavelengths of the rotary embedding, [rotated/2].
+	ropeFreqs, ropeLong, ropeShort *tensor
+	layers                         []layer
+	workers                        sync.Pool // of *worker
+	budget                         int       // see groupFloats
 }
 
 // groupFloats is the number of activations within a block, 128 MiB, up to
@@ -63,37 +64,80 @@ type Model struct {
 // means fewer waits of threads for each other.
 const groupFloats = 32 << 20
 
-// layer holds the tensors of one block under the names of their roles. Shapes
-// are in the description of the family; tensors it does not have are nil.
+// layer holds the tensors of one block under the names of their roles, and the
+// hyper-parameters as it has them. Shapes are in the description of the family;
+// tensors it does not have are nil.
 type layer struct {
-	attnNorm, ffnNorm *tensor
+	number int
+	par    *arch.Params
+
+	attnNorm, ffnNorm, postAttn, postFFN affine // norms
 
 	// Attention.
-	q, k, v                 *tensor
-	qA, qANorm, qB          *tensor
-	kvA, kvANorm, kB, vB    *tensor
-	attnOutput              *tensor
-	gate, up, down          *tensor // dense network
-	router, routerBias      *tensor
-	expGate, expUp, expDown *tensor // stacked by expert
+	q, k, v, attnOutput  affine
+	qNorm, kNorm         *tensor
+	sinks                *tensor
+	qA, qANorm, qB       *tensor
+	kvA, kvANorm, kB, vB *tensor
+
+	gate, up, down          affine // dense network
+	router                  affine
+	routerChoice            *tensor // bias on the choice of experts
+	routerScale, expScale   *tensor
+	expGate, expUp, expDown affine // stacked by expert
+	expGateUp               *tensor
 	sharedGate, sharedUp    *tensor
-	sharedDown              *tensor
-	indices                 []int // all of the above, in the model's directory
+	sharedDown, routeShared *tensor
+
+	// Norms of a dense network and experts side by side.
+	postFFN1, postFFN2, preFFN2 *tensor
+	outputScale                 *tensor
+
+	indices []int // all of the above, in the model's directory
 }
 
-// weights says which field holds the weight of a role.
-func (l *layer) weights() map[arch.Role]**tensor {
-	return map[arch.Role]**tensor{
-		arch.AttnNorm: &l.attnNorm, arch.FFNNorm: &l.ffnNorm,
-		arch.AttnQ: &l.q, arch.AttnK: &l.k, arch.AttnV: &l.v,
-		arch.AttnQA: &l.qA, arch.AttnQANorm: &l.qANorm, arch.AttnQB: &l.qB,
-		arch.AttnKVA: &l.kvA, arch.AttnKVANorm: &l.kvANorm, arch.AttnKB: &l.kB, arch.AttnVB: &l.vB,
-		arch.AttnOutput: &l.attnOutput,
-		arch.FFNGate:    &l.gate, arch.FFNUp: &l.up, arch.FFNDown: &l.down,
-		arch.Router:     &l.router,
-		arch.ExpertGate: &l.expGate, arch.ExpertUp: &l.expUp, arch.ExpertDown: &l.expDown,
-		arch.SharedGate: &l.sharedGate, arch.SharedUp: &l.sharedUp, arch.SharedDown: &l.sharedDown,
+// affine is a weight with the bias that may come with it.
+type affine struct{ w, b *tensor }
+
+// slots says which field holds the tensor of a role: the weight, bias or scale.
+func (l *layer) slots() map[arch.Role]affineSlots {
+	pair := func(a *affine) affineSlots { return affineSlots{weight: &a.w, bias: &a.b} }
+	weight := func(t **tensor) affineSlots { return affineSlots{weight: t} }
+	down := pair(&l.expDown)
+	down.scale = &l.expScale
+	router := pair(&l.router)
+	router.scale = &l.routerScale
+	return map[arch.Role]affineSlots{
+		arch.AttnNorm: pair(&l.attnNorm), arch.FFNNorm: pair(&l.ffnNorm),
+		arch.PostAttnNorm: pair(&l.postAttn), arch.PostFFNNorm: pair(&l.postFFN),
+		arch.AttnQ: pair(&l.q), arch.AttnK: pair(&l.k), arch.AttnV: pair(&l.v), arch.AttnOutput: pair(&l.attnOutput),
+		arch.AttnQNorm: weight(&l.qNorm), arch.AttnKNorm: weight(&l.kNorm), arch.AttnSinks: weight(&l.sinks),
+		arch.AttnQA: weight(&l.qA), arch.AttnQANorm: weight(&l.qANorm), arch.AttnQB: weight(&l.qB),
+		arch.AttnKVA: weight(&l.kvA), arch.AttnKVANorm: weight(&l.kvANorm), arch.AttnKB: weight(&l.kB), arch.AttnVB: weight(&l.vB),
+		arch.FFNGate: pair(&l.gate), arch.FFNUp: pair(&l.up), arch.FFNDown: pair(&l.down),
+		arch.Router: router, arch.RouterBias: {bias: &l.routerChoice},
+		arch.ExpertGate: pair(&l.expGate), arch.ExpertUp: pair(&l.expUp), arch.ExpertDown: down, arch.ExpertGateUp: weight(&l.expGateUp),
+		arch.SharedGate: weight(&l.sharedGate), arch.SharedUp: weight(&l.sharedUp), arch.SharedDown: weight(&l.sharedDown),
+		arch.RouterShared: weight(&l.routeShared),
+		arch.PostFFNNorm1: weight(&l.postFFN1), arch.PostFFNNorm2: weight(&l.postFFN2), arch.PreFFNNorm2: weight(&l.preFFN2),
+		arch.LayerOutputScale: weight(&l.outputScale),
 	}
+}
+
+// affineSlots are the fields for the tensors of one role.
+type affineSlots struct{ weight, bias, scale **tensor }
+
+// of returns the field for a suffix, nil if there is none.
+func (s affineSlots) of(suffix string) **tensor {
+	switch suffix {
+	case "weight":
+		return s.weight
+	case "bias":
+		return s.bias
+	case "scale":
+		return s.scale
+	}
+	return nil
 }
 
 // Load binds the tensors of src to the fields that the pass uses. It reads no
@@ -117,8 +161,11 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 	if err := checkMechanisms(am); err != nil {
 		return nil, err
 	}
-	if m.rope, err = newRope(&am.Params, am.Family.Block.Rope); err != nil {
-		return nil, err
+	for l := range m.layers {
+		m.layers[l].number, m.layers[l].par = l, am.Params.At(l)
+		if _, err := newRope(m.layers[l].par, am.Family.Block.Rope, nil); err != nil {
+			return nil, err
+		}
 	}
 	if err := m.bind(); err != nil {
 		return nil, err
@@ -130,7 +177,7 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 func (m *Model) Params() *arch.Params { return &m.arch.Params }
 
 // Vocab returns the number of logits per token.
-func (m *Model) Vocab() int { return m.output.rows }
+func (m *Model) Vocab() int { return m.output.w.rows }
 
 // checkMechanisms refuses what the pass has no code for, and hyper-parameters
 // that it would have to index out of range for.
@@ -142,11 +189,17 @@ func checkMechanisms(am *arch.Model) error {
 		return fmt.Errorf("%s: attention of kind %d is not supported by the engine", name, b.Attn)
 	case b.Rope != arch.RopeAdjacent && b.Rope != arch.RopeHalves:
 		return fmt.Errorf("%s: rotary pairing of kind %d is not supported by the engine", name, b.Rope)
-	case p.RopeDim > p.HeadDim():
-		return fmt.Errorf("%s: %s is %d, more than the %d elements of a head", name, arch.KeyRopeDim, p.RopeDim, p.HeadDim())
+	case b.Delta != arch.NoDelta:
+		return fmt.Errorf("%s: recurrent blocks of kind %d are not supported by the engine", name, b.Delta)
+	case p.IndexerTopK > 0:
+		return fmt.Errorf("%s: sparse attention is not supported by the engine", name)
+	case p.PerLayerEmbed > 0:
+		return fmt.Errorf("%s: embeddings per block are not supported by the engine", name)
+	case b.SparseMixer:
+		return fmt.Errorf("%s: the sparse mixer is not supported by the engine", name)
 	case p.Experts == 0:
 		return nil
-	case p.Gating != arch.GatingSoftmax && p.Gating != arch.GatingSigmoid:
+	case p.Gating < arch.GatingSoftmax || p.Gating > arch.GatingSelected:
 		return fmt.Errorf("%s: %s %d is not supported by the engine", name, arch.KeyExpertGating, p.Gating)
 	case p.ExpertGroups > 1 && p.Experts/p.ExpertGroups*p.GroupsUsed < p.ExpertsUsed:
 		return fmt.Errorf("%s: %d of %d groups of experts have fewer than the %d experts of a token", name, p.GroupsUsed, p.ExpertGroups, p.ExpertsUsed)
@@ -184,8 +237,8 @@ func (m *Model) bind() error {
 			return fmt.Errorf("tensor %q is not part of a %s model with these hyper-parameters", infos[i].Name, m.arch.Family.Arch)
 		}
 	}
-	if m.output == nil {
-		m.output = m.embd
+	if m.output.w == nil {
+		m.output.w = m.embd
 	}
 	return nil
 }
@@ -207,15 +260,14 @@ func (m *Model) bindOne(want *arch.Tensor, i int) error {
 }
 
 func (m *Model) slot(n arch.Name) **tensor {
-	switch {
-	case n.Layer >= 0 && n.Role == arch.RouterBias && n.Suffix == "bias":
-		return &m.layers[n.Layer].routerBias
-	case n.Suffix != "weight":
-		return nil
-	case n.Layer >= 0:
-		return m.layers[n.Layer].weights()[n.Role]
+	if n.Layer >= 0 {
+		return m.layers[n.Layer].slots()[n.Role].of(n.Suffix)
 	}
-	return map[arch.Role]**tensor{arch.TokenEmbd: &m.embd, arch.OutputNorm: &m.outNorm, arch.Output: &m.output}[n.Role]
+	return map[arch.Role]affineSlots{
+		arch.TokenEmbd: {weight: &m.embd}, arch.OutputNorm: {weight: &m.outNorm.w, bias: &m.outNorm.b},
+		arch.Output:    {weight: &m.output.w, bias: &m.output.b},
+		arch.RopeFreqs: {weight: &m.ropeFreqs}, arch.RopeFactorsLong: {weight: &m.ropeLong}, arch.RopeFactorsShort: {weight: &m.ropeShort},
+	}[n.Role].of(n.Suffix)
 }
 
 // tensor is a bound tensor: a matrix, or several stacked ones, or a vector.

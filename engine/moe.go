@@ -8,41 +8,120 @@ import (
 	"github.com/winnow-moe/winnow/formats/arch"
 )
 
-// network is a SwiGLU network (Shazeer 2020) to be run on some tokens: a dense
-// one, a routed expert, or the shared experts.
+// network is a feed-forward network to be run on some tokens: a dense one, a
+// routed expert, or the shared experts.
 type network struct {
-	gate, up, down *tensor
-	// number of the network in the stacked tensors; width of its hidden layer
-	number, width int
-	// tokens it runs on and the factors on its output; nil: all, and one
-	tokens []int32
-	scale  []float32
+	gate, up, down rows // gate.w is nil where the activation has none
+	width          int  // of the hidden layer
+	// tokens it runs on and their factors, on its input if weightInput is set
+	// and else on its output; nil: all, and one
+	tokens      []int32
+	scale       []float32
+	weightInput bool
+}
+
+// rows is a range of a weight's rows, from first on, with their biases, if any.
+type rows struct {
+	w     *tensor
+	first int
+	bias  []float32
 }
 
 // feedForward adds the block's feed-forward network, or its chosen experts
-// weighted by the router and the shared ones, to the residual stream.
+// weighted by the router and the shared ones, to out.
 func (p *pass) feedForward(ctx context.Context, l *layer) error {
-	par := p.m.Params()
-	if l.router == nil {
-		return p.networks(ctx, []network{{gate: l.gate, up: l.up, down: l.down, width: par.FF}})
+	if l.router.w == nil {
+		dense, err := p.dense(ctx, l)
+		if err != nil {
+			return err
+		}
+		return p.networks(ctx, []network{dense})
 	}
-	nets, err := p.route(ctx, l)
+	if p.m.arch.Family.Block.BesideDense {
+		return p.besideDense(ctx, l)
+	}
+	nets, err := p.experts(ctx, l)
 	if err != nil {
 		return err
-	}
-	if l.sharedGate != nil {
-		nets = append(nets, network{gate: l.sharedGate, up: l.sharedUp, down: l.sharedDown, width: l.sharedGate.rows})
 	}
 	return p.networks(ctx, nets)
 }
 
-// networks adds the outputs of nets to the residual stream, in their order for
-// every element, in groups whose hidden activations fit the budget: at least one.
+// dense returns the block's dense network. Where gate and up are one tensor,
+// the gate comes first.
+func (p *pass) dense(ctx context.Context, l *layer) (n network, err error) {
+	n = network{gate: rows{w: l.gate.w}, up: rows{w: l.up.w}, down: rows{w: l.down.w}, width: l.par.FF}
+	if l.gate.w == nil && l.up.w.rows == 2*n.width {
+		n.gate, n.up.first = rows{w: l.up.w}, n.width
+	}
+	for _, b := range []struct {
+		to   *[]float32
+		from *tensor
+	}{{&n.gate.bias, l.gate.b}, {&n.up.bias, l.up.b}, {&n.down.bias, l.down.b}} {
+		if *b.to, err = p.m.vector(ctx, b.from); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// experts returns the routed experts that have tokens and the shared ones.
+func (p *pass) experts(ctx context.Context, l *layer) ([]network, error) {
+	nets, err := p.route(ctx, l)
+	if err != nil || l.sharedUp == nil {
+		return nets, err
+	}
+	shared := network{gate: rows{w: l.sharedGate}, up: rows{w: l.sharedUp}, down: rows{w: l.sharedDown}, width: l.sharedUp.rows}
+	if l.routeShared != nil {
+		// One logit per token, whose sigmoid is the factor on the output.
+		logits := kernel.NewMatrix(make([]float32, p.x.Rows), p.x.Rows, 1)
+		if err := p.m.multiply(ctx, product{w: l.routeShared, rows: 1, x: p.in, dst: logits}); err != nil {
+			return nil, err
+		}
+		shared.scale = logits.Data
+		for i, v := range shared.scale {
+			shared.scale[i] = kernel.Sigmoid(v)
+		}
+	}
+	return append(nets, shared), nil
+}
+
+// besideDense adds the dense network and the experts, each normed on its own
+// (Gemma 4; HF modeling_gemma4.py, Gemma4TextDecoderLayer).
+func (p *pass) besideDense(ctx context.Context, l *layer) error {
+	sum := p.out
+	defer func() { p.out = sum }()
+	run := func(nets []network, post *tensor) error {
+		p.out = p.buffers.beside.matrix(p.x.Rows, p.x.Cols)
+		clear(p.out.Data)
+		if err := p.networks(ctx, nets); err != nil {
+			return err
+		}
+		return p.addNormed(ctx, sum, p.out, affine{w: post}, 1)
+	}
+	dense, err := p.dense(ctx, l)
+	if err != nil {
+		return err
+	}
+	if err := run([]network{dense}, l.postFFN1); err != nil {
+		return err
+	}
+	if err := p.input(ctx, affine{w: l.preFFN2}); err != nil {
+		return err
+	}
+	nets, err := p.experts(ctx, l)
+	if err != nil {
+		return err
+	}
+	return run(nets, l.postFFN2)
+}
+
+// networks adds the outputs of nets to out, in their order for every element, in groups whose hidden activations fit the budget: at least one.
 func (p *pass) networks(ctx context.Context, nets []network) error {
 	for len(nets) > 0 {
 		n, floats := 0, 0
-		for n < len(nets) && (n == 0 || floats+nets[n].floats(p.norm.Rows) <= p.m.budget) {
-			floats += nets[n].floats(p.norm.Rows)
+		for n < len(nets) && (n == 0 || floats+nets[n].floats(p.in.Rows) <= p.m.budget) {
+			floats += nets[n].floats(p.in.Rows)
 			n++
 		}
 		if err := p.group(ctx, nets[:n], floats); err != nil {
@@ -69,7 +148,7 @@ func (n *network) of(x kernel.Matrix) kernel.Matrix {
 	return x.Gather(n.tokens)
 }
 
-// group runs networks together: x += scale · down(silu(gate(norm)) · up(norm)).
+// group runs networks together: out += scale · down(act(gate(in), up(in))).
 func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 	// hidden[i] is [tokens of network i, width]
 	buf := grow(&p.buffers.hidden.data, floats)
@@ -80,80 +159,156 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 	}
 	var tasks []task
 	for i := range nets {
-		size := nets[i].floats(p.norm.Rows)
+		size := nets[i].floats(p.in.Rows)
 		hidden[i] = kernel.NewMatrix(buf, size/nets[i].width, nets[i].width)
 		buf = buf[size:]
-		for _, t := range p.m.tiles(nets[i].width, p.norm.Cols) {
+		for _, t := range p.m.tiles(nets[i].width, p.in.Cols) {
 			tasks = append(tasks, task{i, t})
 		}
 	}
 	err := p.m.parallel(ctx, len(tasks), func(ctx context.Context, w *worker, i int) error {
 		n := &nets[tasks[i].net]
-		return p.m.gateUp(ctx, w, n, tasks[i].tile, n.of(p.norm), hidden[tasks[i].net])
+		return p.m.gateUp(ctx, w, n, tasks[i].tile, n.of(p.in), hidden[tasks[i].net])
 	})
 	if err != nil {
 		return err
 	}
-	out := p.m.tiles(p.x.Cols, nets[0].width)
+	out := p.m.tiles(p.out.Cols, nets[0].width)
 	return p.m.parallel(ctx, len(out), func(ctx context.Context, w *worker, i int) error {
 		for j := range nets {
 			n := &nets[j]
-			weights, err := p.m.read(ctx, w, 0, n.down, n.number*p.x.Cols+out[i].first, out[i].n)
+			weights, err := p.m.read(ctx, w, 0, n.down.w, n.down.first+out[i].first, out[i].n)
 			if err != nil {
 				return err
 			}
-			dst := n.of(p.x).Columns(out[i].first, out[i].n)
-			if err := w.addProduct(n.down, dst, hidden[j], weights, n.scale); err != nil {
+			scale := n.scale
+			if n.weightInput {
+				scale = nil
+			}
+			dst := n.of(p.out).Columns(out[i].first, out[i].n)
+			if err := w.addProduct(n.down.w, dst, hidden[j], weights, scale); err != nil {
 				return err
+			}
+			if n.down.bias != nil {
+				addBias(dst, n.down.bias[out[i].first:], scale)
 			}
 		}
 		return nil
 	})
 }
 
-// gateUp computes columns t of hidden = silu(x·gateᵀ) · (x·upᵀ).
+// addBias adds bias, times scale[i] when there is one, to every row of dst.
+func addBias(dst kernel.Matrix, bias, scale []float32) {
+	for i := range dst.Rows {
+		row := dst.Row(i)
+		if scale == nil {
+			addTo(row, bias[:len(row)])
+		} else {
+			addScaled(row, bias[:len(row)], scale[i])
+		}
+	}
+}
+
+// gateUp computes columns t of hidden = act(x·gateᵀ, x·upᵀ).
 func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, x, hidden kernel.Matrix) error {
-	first := n.number*n.width + t.first
-	gate, err := m.read(ctx, w, 0, n.gate, first, t.n)
+	up, err := m.read(ctx, w, 1, n.up.w, n.up.first+t.first, t.n)
 	if err != nil {
 		return err
 	}
-	up, err := m.read(ctx, w, 1, n.up, first, t.n)
-	if err != nil {
-		return err
+	var gate kernel.Matrix
+	if n.gate.w != nil {
+		if gate, err = m.read(ctx, w, 0, n.gate.w, n.gate.first+t.first, t.n); err != nil {
+			return err
+		}
 	}
 	hidden = hidden.Columns(t.first, t.n)
 	for i := 0; i < x.Rows; i += chunk {
 		rows := min(chunk, x.Rows-i)
 		h, xs := hidden.Slice(i, rows), x.Slice(i, rows)
 		out := kernel.NewMatrix(grow(&w.out, rows*t.n), rows, t.n)
-		if err := checked(n.gate, h, xs, gate); err != nil {
+		if err := checked(n.up.w, out, xs, up); err != nil {
 			return err
 		}
-		if err := checked(n.up, out, xs, up); err != nil {
-			return err
+		var scale []float32
+		if n.weightInput {
+			scale = n.scale[i:]
+		}
+		n.up.complete(out, t.first, scale)
+		if n.gate.w != nil {
+			if err := checked(n.gate.w, h, xs, gate); err != nil {
+				return err
+			}
+			n.gate.complete(h, t.first, scale)
 		}
 		for j := range rows {
-			row, u := h.Row(j), out.Row(j)
-			for k, g := range row {
-				row[k] = g * kernel.Sigmoid(g) * u[k]
-			}
+			activate(m.arch.Family.Block.Act, h.Row(j), out.Row(j))
 		}
 	}
 	return nil
 }
 
+// complete multiplies row i of a product by scale[i], which is the same as
+// scaling the input, and adds the bias of columns from first on.
+func (r *rows) complete(x kernel.Matrix, first int, scale []float32) {
+	for i := range x.Rows {
+		row := x.Row(i)
+		if scale != nil {
+			scaleBy(row, scale[i])
+		}
+		if r.bias != nil {
+			addTo(row, r.bias[first:][:len(row)])
+		}
+	}
+}
+
+// Constants of the clamped SwiGLU (HF modeling_gpt_oss.py).
+const (
+	clampedLimit = 7
+	clampedAlpha = 1.702
+)
+
+// activate replaces gate by the activation of gate and up; without gates by that of up.
+func activate(kind arch.Act, gate, up []float32) {
+	switch kind {
+	case arch.SwiGLU:
+		for k, g := range gate {
+			gate[k] = g * kernel.Sigmoid(g) * up[k]
+		}
+	case arch.GEGLU:
+		for k, g := range gate {
+			gate[k] = kernel.GELU(g) * up[k]
+		}
+	case arch.GELU:
+		for k, u := range up {
+			gate[k] = kernel.GELU(u)
+		}
+	case arch.SwiGLUClamped:
+		for k, g := range gate {
+			g = min(g, clampedLimit)
+			u := max(-clampedLimit, min(clampedLimit, up[k]))
+			gate[k] = (u + 1) * g * kernel.Sigmoid(clampedAlpha*g)
+		}
+	}
+}
+
 // route chooses experts for every token and returns those that have tokens,
 // in ascending order, with their tokens and weights.
 func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
-	par := p.m.Params()
-	bias, err := p.m.vector(ctx, l.routerBias)
+	par := l.par
+	bias, err := p.m.vector(ctx, l.routerChoice)
+	if err != nil {
+		return nil, err
+	}
+	in, err := p.routerInput(ctx, l)
 	if err != nil {
 		return nil, err
 	}
 	// logits [tokens, experts]
 	logits := p.buffers.logits.matrix(p.x.Rows, par.Experts)
-	if err := p.m.multiply(ctx, whole(l.router, p.norm, logits)); err != nil {
+	if err := p.m.multiply(ctx, whole(l.router.w, in, logits)); err != nil {
+		return nil, err
+	}
+	if err := p.addBias(ctx, logits, l.router.b, 0); err != nil {
 		return nil, err
 	}
 	used := par.ExpertsUsed
@@ -161,6 +316,7 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 	weight := make([]float32, p.x.Rows*used)
 	err = p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {
 		r := newRouter(par, bias)
+		r.sum = p.m.arch.Family.Block.ExpertSum
 		for i := first; i < first+n; i++ {
 			r.choose(logits.Row(i), chosen[i*used:][:used], weight[i*used:][:used])
 		}
@@ -169,30 +325,96 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 	if err != nil {
 		return nil, err
 	}
-	return byExpert(l, par, chosen, weight), nil
+	scale, err := p.m.vector(ctx, l.expScale)
+	if err != nil {
+		return nil, err
+	}
+	if scale != nil {
+		for i, e := range chosen {
+			weight[i] *= scale[e]
+		}
+	}
+	return p.byExpert(ctx, l, chosen, weight)
+}
+
+// routerInput returns what the router works on: the branch's input, or the
+// residual stream normed and scaled.
+func (p *pass) routerInput(ctx context.Context, l *layer) (kernel.Matrix, error) {
+	if !p.m.arch.Family.Block.RouteResidual {
+		return p.in, nil
+	}
+	scale, err := p.m.vector(ctx, l.routerScale)
+	if err != nil {
+		return p.in, err
+	}
+	in := p.buffers.latent.matrix(p.x.Rows, p.x.Cols)
+	root := float32(1 / math.Sqrt(float64(p.x.Cols)))
+	return in, p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {
+		for i := first; i < first+n; i++ {
+			row := in.Row(i)
+			rmsNorm(row, p.x.Row(i), scale, p.m.Params().NormEps)
+			scaleBy(row, root)
+		}
+		return nil
+	})
 }
 
 // byExpert turns the choice of each token into the tokens of each expert.
-func byExpert(l *layer, par *arch.Params, chosen []int32, weight []float32) []network {
+func (p *pass) byExpert(ctx context.Context, l *layer, chosen []int32, weight []float32) ([]network, error) {
+	par := l.par
 	all := make([]network, par.Experts)
 	for i, e := range chosen {
 		all[e].tokens = append(all[e].tokens, int32(i/par.ExpertsUsed))
 		all[e].scale = append(all[e].scale, weight[i])
 	}
+	gate, up, down := stack{l.expGate, par.ExpertFF, 0}, stack{l.expUp, par.ExpertFF, 0}, stack{l.expDown, p.x.Cols, 0}
+	if l.expGateUp != nil { // of every expert the gate comes first
+		gate = stack{affine{w: l.expGateUp}, 2 * par.ExpertFF, 0}
+		up = stack{affine{w: l.expGateUp}, 2 * par.ExpertFF, par.ExpertFF}
+	}
 	var nets []network
 	for e, n := range all {
-		if len(n.tokens) > 0 {
-			n.gate, n.up, n.down = l.expGate, l.expUp, l.expDown
-			n.number, n.width = e, par.ExpertFF
-			nets = append(nets, n)
+		if len(n.tokens) == 0 {
+			continue
 		}
+		n.width, n.weightInput = par.ExpertFF, p.m.arch.Family.Block.WeightInput
+		for _, r := range []struct {
+			to *rows
+			of stack
+		}{{&n.gate, gate}, {&n.up, up}, {&n.down, down}} {
+			var err error
+			if *r.to, err = p.m.expert(ctx, r.of, e); err != nil {
+				return nil, err
+			}
+		}
+		nets = append(nets, n)
 	}
-	return nets
+	return nets, nil
+}
+
+// stack is a weight of all experts, each with so many rows, of which those from
+// offset on are meant.
+type stack struct {
+	affine
+	rows, offset int
+}
+
+// expert returns the rows of expert e.
+func (m *Model) expert(ctx context.Context, s stack, e int) (rows, error) {
+	r := rows{w: s.w, first: e*s.rows + s.offset}
+	if s.b == nil {
+		return r, nil
+	}
+	var w worker
+	bias, err := m.read(ctx, &w, 0, s.b, e, 1)
+	r.bias = bias.Data
+	return r, err
 }
 
 // router chooses the experts of tokens, one after the other.
 type router struct {
 	par    *arch.Params
+	sum    arch.ExpertSum
 	bias   []float32
 	choice []float32 // score of every expert for the choice
 	groups []float32 // score of every group
@@ -208,15 +430,13 @@ func newRouter(par *arch.Params, bias []float32) *router {
 // HF modeling_deepseek_v2.py and _v3.py). The bias decides about the choice
 // and never enters the weights. Of equal scores the lower number wins.
 func (r *router) choose(scores []float32, chosen []int32, weight []float32) {
-	if r.par.Gating == arch.GatingSigmoid {
+	switch r.par.Gating {
+	case arch.GatingSigmoid:
 		for i, v := range scores {
 			scores[i] = kernel.Sigmoid(v)
 		}
-	} else {
-		sum := kernel.Softmax(scores, 1)
-		for i, v := range scores {
-			scores[i] = float32(float64(v) / sum)
-		}
+	case arch.GatingSoftmax:
+		share(scores)
 	}
 	copy(r.choice, scores)
 	if r.bias != nil {
@@ -226,13 +446,22 @@ func (r *router) choose(scores []float32, chosen []int32, weight []float32) {
 		r.limit()
 	}
 	top(chosen, r.choice)
-	sum := 0.0
 	for i, e := range chosen {
 		weight[i] = scores[e]
-		sum += float64(scores[e])
+	}
+	if r.par.Gating == arch.GatingSelected {
+		share(weight)
+	}
+	sum := 0.0
+	for _, w := range weight {
+		sum += float64(w)
 	}
 	factor := float64(1)
-	if r.par.ExpertNorm {
+	switch {
+	case !r.par.ExpertNorm:
+	case r.sum == arch.SumAtLeast:
+		factor = 1 / max(sum, 1e-12)
+	default:
 		factor = 1 / (sum + 1e-20)
 	}
 	if r.par.ExpertScale != 0 {
@@ -240,6 +469,14 @@ func (r *router) choose(scores []float32, chosen []int32, weight []float32) {
 	}
 	for i := range weight {
 		weight[i] = float32(float64(weight[i]) * factor)
+	}
+}
+
+// share replaces scores by their softmax.
+func share(scores []float32) {
+	sum := kernel.Softmax(scores, 1, kernel.NoSink)
+	for i, v := range scores {
+		scores[i] = float32(float64(v) / sum)
 	}
 }
 

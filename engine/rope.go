@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"fmt"
 	"math"
 
@@ -16,8 +17,9 @@ type rope struct {
 }
 
 // newRope computes the frequencies: base^(-2i/dim), all divided by the factor
-// for linear scaling, or YaRN's blend.
-func newRope(p *arch.Params, pairs arch.Rope) (rope, error) {
+// for linear scaling, or YaRN's blend, or each by its own of factors, which may
+// be nil.
+func newRope(p *arch.Params, pairs arch.Rope, factors []float32) (rope, error) {
 	r := rope{pairs: pairs, freq: make([]float32, p.RopeDim/2), scale: 1}
 	if !(p.RopeBase > 1) {
 		return r, fmt.Errorf("%s is %g, want more than 1", arch.KeyRopeBase, p.RopeBase)
@@ -26,6 +28,8 @@ func newRope(p *arch.Params, pairs arch.Rope) (rope, error) {
 	factor := 1.0
 	switch p.RopeScaling {
 	case "", "none":
+	case "longrope":
+		r.scale = float32(orDefault(p.RopeAttnFactor, 1))
 	case "linear":
 		factor = float64(p.RopeFactor)
 		blend = func(int) float64 { return 0 }
@@ -43,8 +47,59 @@ func newRope(p *arch.Params, pairs arch.Rope) (rope, error) {
 		f := math.Pow(float64(p.RopeBase), -2*float64(i)/float64(p.RopeDim))
 		b := blend(i)
 		r.freq[i] = float32(float64(f*b) + float64(f/factor*(1-b)))
+		if factors != nil {
+			r.freq[i] /= factors[i]
+		}
 	}
 	return r, nil
+}
+
+// ropeFactors are the factors on wavelengths that a model stores, nil for none.
+type ropeFactors struct{ all, long, short []float32 }
+
+func (m *Model) ropeFactors(ctx context.Context) (f ropeFactors, err error) {
+	for _, t := range []struct {
+		to   *[]float32
+		from *tensor
+	}{{&f.all, m.ropeFreqs}, {&f.long, m.ropeLong}, {&f.short, m.ropeShort}} {
+		if *t.to, err = m.vector(ctx, t.from); err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// ropeKey is what the rotations of a block and sequence depend on.
+type ropeKey struct {
+	sliding bool // those of sliding blocks, which have no factors
+	long    bool // those beyond the original context
+}
+
+// setRope chooses the rotations of every sequence for a block.
+func (p *pass) setRope(l *layer) error {
+	p.layerRope = p.layerRope[:0]
+	par := p.m.Params()
+	for _, s := range p.seqs {
+		key := ropeKey{sliding: par.IsSliding(l.number), long: p.factors.long != nil && s.n > par.RopeOrigContext}
+		if p.ropes[key] == nil {
+			factors := p.factors.all
+			switch {
+			case key.sliding && par.RopeBaseSWA != 0:
+				factors = nil
+			case key.long:
+				factors = p.factors.long
+			case p.factors.short != nil:
+				factors = p.factors.short
+			}
+			r, err := newRope(l.par, p.m.arch.Family.Block.Rope, factors)
+			if err != nil {
+				return err
+			}
+			p.ropes[key] = r.table(p.longest)
+		}
+		p.layerRope = append(p.layerRope, p.ropes[key])
+	}
+	return nil
 }
 
 // yarnBlend returns the share of the unscaled frequency of pair i (Peng et al.
@@ -64,8 +119,11 @@ func yarnBlend(p *arch.Params) (func(i int) float64, error) {
 	pair := func(turns float64) float64 {
 		return float64(p.RopeDim) * math.Log(context/(turns*2*math.Pi)) / (2 * math.Log(float64(p.RopeBase)))
 	}
-	low := max(math.Floor(pair(fast)), 0)
-	high := min(math.Ceil(pair(slow)), float64(p.RopeDim-1))
+	low, high := pair(fast), pair(slow)
+	if !p.YarnExact {
+		low, high = math.Floor(low), math.Ceil(high)
+	}
+	low, high = max(low, 0), min(high, float64(p.RopeDim-1))
 	if low == high {
 		high += 0.001
 	}
@@ -102,12 +160,19 @@ func yarnMagnitude(p *arch.Params, mul float32) float64 {
 	return float64(float64(mul)*math.Log(float64(p.RopeFactor))) + 1
 }
 
-// scoreScale is the factor on query-key products: 1/sqrt(head), for latent
+// scoreScale is the factor on query-key products: the model's own, or
+// 1/sqrt(head), for latent
 // attention under YaRN times the square of mscale_all_dim's magnitude
 // (HF modeling_deepseek_v3.py, yarn_apply_mscale).
-func scoreScale(m *arch.Model) float32 {
+func scoreScale(m *arch.Model, head int) float32 {
 	p := &m.Params
-	s := 1 / math.Sqrt(float64(p.HeadDim()))
+	switch {
+	case m.Family.Block.PlainScores:
+		return 1
+	case p.AttnScale != 0:
+		return p.AttnScale
+	}
+	s := 1 / math.Sqrt(float64(head))
 	if m.Family.Block.Attn == arch.MLA && p.RopeScaling == "yarn" && p.YarnLogMul != 0 {
 		mag := yarnMagnitude(p, p.YarnLogMul)
 		s *= mag * mag

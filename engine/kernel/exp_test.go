@@ -38,7 +38,7 @@ func TestSigmoid(t *testing.T) {
 
 func TestSoftmax(t *testing.T) {
 	s := []float32{1, -2, 100, 99.5, 97}
-	sum := Softmax(s, 0.5)
+	sum := Softmax(s, 0.5, NoSink)
 	want := 0.0
 	for _, v := range []float64{1, -2, 100, 99.5, 97} {
 		want += math.Exp(0.5*v - 50)
@@ -46,7 +46,7 @@ func TestSoftmax(t *testing.T) {
 	if math.Abs(sum-want) > 1e-6 || s[2] != 1 {
 		t.Errorf("sum %g, want %g; weight of the largest %g, want 1", sum, want, s[2])
 	}
-	if sum := Softmax([]float32{0, float32(math.NaN())}, 1); sum == sum {
+	if sum := Softmax([]float32{0, float32(math.NaN())}, 1, NoSink); sum == sum {
 		t.Errorf("NaN score: sum %g, want NaN", sum)
 	}
 }
