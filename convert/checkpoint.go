@@ -57,7 +57,7 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 	if c.Model, err = modelOf(cfg, opt.MTP); err != nil {
 		return nil, err
 	}
-	if c.Vocab, err = tokenizer.Load(dir, tokenizer.Options{Pre: opt.Pre, VocabSize: c.Model.Params.Vocab, Prefer: c.Model.Family.Pre}); err != nil {
+	if c.Vocab, err = tokenizer.Load(dir, vocabOptions(c.Model, opt.Pre)); err != nil {
 		return nil, err
 	}
 	if c.generation, err = readOptionalJSON(filepath.Join(dir, "generation_config.json")); err != nil {
@@ -75,6 +75,18 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// vocabOptions is what a tokenizer's files leave to the model family.
+func vocabOptions(m *arch.Model, pre string) tokenizer.Options {
+	opt := tokenizer.Options{Pre: pre, VocabSize: m.Params.Vocab, Prefer: m.Family.Pre}
+	if m.Family.NoSpacePrefix {
+		opt.SpacePrefix = new(bool)
+	}
+	for _, s := range m.Family.Special {
+		opt.Special = append(opt.Special, tokenizer.SpecialText(s))
+	}
+	return opt
 }
 
 // Close closes the weight files.

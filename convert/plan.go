@@ -235,7 +235,7 @@ func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
 		return nil, nil
 	}
 	if r.Generate != nil {
-		return cp.generate(t), nil
+		return cp.generate(t)
 	}
 	template, ok := cp.template(t)
 	if !ok {
@@ -268,8 +268,12 @@ func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
 }
 
 // generate adds a computed tensor to the input; it comes before all others.
-func (cp *checkpointPlan) generate(t *arch.Tensor) *placed {
-	name, values := t.Name.String(), t.Rule.Generate(&cp.model.Params)
+func (cp *checkpointPlan) generate(t *arch.Tensor) (*placed, error) {
+	name := t.Name.String()
+	values, err := t.Rule.Generate(cp.model)
+	if err != nil || values == nil {
+		return nil, err
+	}
 	cp.inv.Tensors = append(cp.inv.Tensors, Source{
 		Name: name, Storage: Storage{DType: dtype.F32}, Shape: []int64{int64(len(values))}, Scale: -1, Values: values,
 	})
@@ -277,7 +281,7 @@ func (cp *checkpointPlan) generate(t *arch.Tensor) *placed {
 	cp.used = append(cp.used, true)
 	return &placed{after: -1, Tensor: Tensor{
 		Name: name, measured: name, Shape: t.Shape, From: "computed", Pieces: []Piece{{Source: i, Count: 1}},
-	}}
+	}}, nil
 }
 
 // template picks the accepted name that the checkpoint uses for t.

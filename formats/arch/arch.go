@@ -19,7 +19,10 @@ import (
 )
 
 // All lists the families. The order is that of listings.
-var All = []*Family{&deepseek2, &llama}
+var All = []*Family{
+	&deepseek2, &llama, &qwen2, &qwen2moe, &qwen3, &qwen3moe, &gemma2, &gemma3, &gemma4, &olmo2, &starcoder2,
+	&glm4moe, &granite, &granitemoe, &minimaxm2, &hunyuanmoe, &gptoss, &llama4,
+}
 
 // Family describes one model family.
 type Family struct {
@@ -50,10 +53,17 @@ type Family struct {
 	AnyLayerTypes bool
 	// DropMTP: llama.cpp's converter leaves the MTP blocks out by default.
 	DropMTP bool
+	// NoSpacePrefix: the tokenizer puts no space before a text, which the file says.
+	NoSpacePrefix bool
+	// Special gives roles to tokens by their text where a checkpoint does not.
+	Special []SpecialToken
 	// Pre lists the pre-tokenizer names the family uses where the structure
 	// of tokenizer.json allows several.
 	Pre []string
 }
+
+// SpecialToken names the token that plays a role: "bos", "eos", "eot", "unk", "eom".
+type SpecialToken struct{ Kind, Text string }
 
 // Assert refuses a config whose setting is present and has another value.
 type Assert struct {
@@ -260,8 +270,9 @@ type Rule struct {
 	Op Op
 	// Trim: the source may have more rows than the tensor; the rest is left out.
 	Trim bool
-	// Generate, when set, computes a vector that no checkpoint has.
-	Generate func(*Params) []float32
+	// Generate, when set, computes a vector that no checkpoint has; nil without
+	// error means that the model has none.
+	Generate func(*Model) ([]float32, error)
 	// Optional tensors may be missing.
 	Optional bool
 	// If limits the rule to models for which it holds.
@@ -381,7 +392,8 @@ type Model struct {
 	// the others, whether or not they are kept (see Params.NextnLayers).
 	AnnouncedMTP int
 	// Tied: the output matrix is the embedding; there is no lm_head.
-	Tied bool
+	Tied   bool
+	config *Config // that it was made from, nil for GGUF files
 	// keys are the metadata keys the model carries, in writing order.
 	keys []string
 }
@@ -398,7 +410,7 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 		return nil, configError("architectures names %q, which is not supported (supported: %s)", class, knownClasses())
 	}
 	cfg.values["class"] = class // for conditions on the class
-	m := &Model{Family: f, Params: f.Defaults}
+	m := &Model{Family: f, Params: f.Defaults, config: cfg}
 	for i := range f.Asserts {
 		if err := f.Asserts[i].check(cfg); err != nil {
 			return nil, err
@@ -406,6 +418,16 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 	}
 	for i := range f.Settings {
 		if err := m.apply(cfg, &f.Settings[i]); err != nil {
+			return nil, err
+		}
+	}
+	if m.Params.Vocab == 0 { // not a key of all families
+		vocab := Setting{Key: KeyVocabSize, From: []string{"vocab_size"}}
+		v, _, err := vocab.resolve(cfg, &m.Params)
+		if err != nil {
+			return nil, err
+		}
+		if err := vocab.store(&m.Params, v); err != nil {
 			return nil, err
 		}
 	}
@@ -488,6 +510,9 @@ func (a *Assert) check(cfg *Config) error {
 	if f, isNum, _ := cfg.number(a.Path); isNum {
 		v = f
 	}
+	if list, isList := v.([]any); isList && len(list) == 0 {
+		v = noEntries
+	}
 	for _, want := range a.In {
 		if v == want {
 			return nil
@@ -509,7 +534,7 @@ func (m *Model) apply(cfg *Config, s *Setting) error {
 	if err := s.store(&m.Params, v); err != nil {
 		return err
 	}
-	if !s.omits(v) && !slices.Contains(m.keys, s.Key) {
+	if !s.Silent && !s.omits(v) && !slices.Contains(m.keys, s.Key) {
 		m.keys = append(m.keys, s.Key)
 	}
 	return nil
@@ -628,11 +653,11 @@ func (m *Model) readKey(md *gguf.Metadata, s *Setting) error {
 		}
 		return nil
 	}
-	if s.Derive != nil {
+	if s.Derive != nil && s.When == nil {
 		return s.store(&m.Params, s.Derive(&m.Params))
 	}
 	// vocab_size may be absent: FromMetadata counts the tokens.
-	if s.Key != KeyVocabSize && !s.Optional && !s.OmitZero && s.Omit == nil && s.When == nil && s.Value == nil && s.Compute == nil {
+	if s.Key != KeyVocabSize && !s.Optional && !s.Silent && !s.OmitZero && s.Omit == nil && s.When == nil && s.Value == nil && s.Compute == nil {
 		return formatError("key %q is missing", m.Family.Arch+"."+s.Key)
 	}
 	return nil

@@ -106,7 +106,8 @@ var llamaErrors = []struct {
 	change changes
 	words  []string
 }{
-	{changes{}, []string{"rope_scaling.rope_type", "llama3"}},
+	{changes{"rope_scaling": changes{"rope_type": "frobnitz"}}, []string{"rope_scaling.rope_type", "frobnitz"}},
+	{changes{"rope_scaling": changes{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1}}, nil},
 	{changes{"rope_scaling": nil, "num_key_value_heads": 3}, []string{"num_key_value_heads", "is 3", "num_attention_heads"}},
 	{changes{"rope_scaling": nil, "num_key_value_heads": 8}, []string{"num_key_value_heads"}},
 	{changes{"rope_scaling": nil, "head_dim": nil, "num_attention_heads": 6}, []string{"num_attention_heads", "6", "hidden_size"}},
@@ -117,12 +118,12 @@ var llamaErrors = []struct {
 func TestConfigErrors(t *testing.T) {
 	base := readConfig(t, fixtures.Family(t, "deepseek_v3"))
 	for _, c := range configErrors {
-		_, err := load(with(t, base, c.change), false)
+		_, err := load(changed(t, base, c.change), false)
 		t.Run(strings.Join(c.words, ","), func(t *testing.T) { wantError(t, err, append(c.words, "config.json")...) })
 	}
 	base = readConfig(t, fixtures.Family(t, "llama"))
 	for _, c := range llamaErrors {
-		_, err := load(with(t, base, c.change), false)
+		_, err := load(changed(t, base, c.change), false)
 		t.Run(strings.Join(c.words, ","), func(t *testing.T) { wantError(t, err, append(c.words, "config.json")...) })
 	}
 	for text, words := range map[string][]string{
@@ -182,7 +183,7 @@ func TestBadCorpus(t *testing.T) {
 
 // TestMetadataErrors damages the metadata of a file.
 func TestMetadataErrors(t *testing.T) {
-	good := written(specimens[0].model(t, false))
+	good := written((&specimen{"deepseek_v3"}).model(t, false))
 	for _, c := range []struct {
 		key   string
 		value any // nil deletes the key
@@ -220,7 +221,7 @@ func TestMetadataErrors(t *testing.T) {
 
 // TestMetadataDefaults: keys that files of other writers lack.
 func TestMetadataDefaults(t *testing.T) {
-	md := written(specimens[2].model(t, false))
+	md := written((&specimen{"deepseek_v2_lite"}).model(t, false))
 	md.Delete("deepseek2.expert_gating_func")
 	md.Delete("deepseek2.vocab_size")
 	md.Set("tokenizer.ggml.tokens", []string{"a", "b", "c"})
@@ -228,7 +229,7 @@ func TestMetadataDefaults(t *testing.T) {
 	if err != nil || m.Params.Gating != GatingSoftmax || m.Params.Vocab != 3 {
 		t.Errorf("%+v, %v", m, err)
 	}
-	md = written(specimens[3].model(t, false))
+	md = written((&specimen{"llama"}).model(t, false))
 	md.Delete("llama.rope.dimension_count")
 	md.Delete("llama.rope.freq_base")
 	m, err = FromMetadata(md)

@@ -39,7 +39,7 @@ var deepseek2 = Family{
 	}),
 	Defaults: Params{Gating: GatingSoftmax, RopeBase: 10000},
 	Block:    Block{Attn: MLA, Rope: RopeAdjacent, LatentNormEps: 1e-6},
-	Rules: append(globals("model.", "lm_head.weight"),
+	Rules: slices.Concat(globals("model.", "lm_head.weight"), []Rule{
 		block(AttnNorm, "input_layernorm.weight", AllBlocks, dimEmbed),
 		block(FFNDown, "mlp.down_proj.weight", DenseBlocks, dimEmbed, dimFF),
 		block(FFNGate, "mlp.gate_proj.weight", DenseBlocks, dimFF, dimEmbed),
@@ -63,13 +63,7 @@ var deepseek2 = Family{
 		loraQ(block(AttnQA, "self_attn.q_a_proj.weight", AllBlocks, dimQLora, dimEmbed)),
 		loraQ(block(AttnQB, "self_attn.q_b_proj.weight", AllBlocks, dimQWidthMLA, dimQLora)),
 		plainQ(block(AttnQ, "self_attn.q_proj.weight", AllBlocks, dimQWidthMLA, dimEmbed)),
-		block(NextnEHProj, "eh_proj.weight", MTPBlocks, dimEmbed, dimTwoEmbed),
-		block(NextnEmbd, "embed_tokens.weight", MTPBlocks, dimVocab, dimEmbed),
-		block(NextnENorm, "enorm.weight", MTPBlocks, dimEmbed),
-		block(NextnHNorm, "hnorm.weight", MTPBlocks, dimEmbed),
-		block(NextnSharedHead, "shared_head.head.weight", MTPBlocks, dimVocab, dimEmbed),
-		block(NextnSharedNorm, "shared_head.norm.weight", MTPBlocks, dimEmbed),
-	),
+	}, nextn("model.layers.{l}.")),
 	Drop:    []Drop{rotaryBuffers},
 	DropMTP: true,
 	Pre:     []string{"deepseek-v3", "deepseek-llm", "kimi-k2"},
@@ -88,7 +82,6 @@ var (
 	dimKVBWidth  = Dim{"num_attention_heads*(qk_nope_head_dim+v_head_dim)", func(p *Params) int {
 		return p.Heads * (p.KeyLenMLA - p.RopeDim + p.ValueLenMLA)
 	}}
-	dimTwoEmbed = Dim{"2*hidden_size", func(p *Params) int { return 2 * p.Embed }}
 )
 
 // kvB cuts kv_b_proj [heads*(nope+v), kv_lora_rank] into the decompression of
@@ -102,4 +95,3 @@ func kvB(role Role, shape []Dim, offset, count Dim, mode CutMode) Rule {
 
 func loraQ(r Rule) Rule  { r.If = func(p *Params) bool { return p.QLora > 0 }; return r }
 func plainQ(r Rule) Rule { r.If = func(p *Params) bool { return p.QLora == 0 }; return r }
-func shared(r Rule) Rule { r.If = func(p *Params) bool { return p.SharedExperts > 0 }; return r }

@@ -33,6 +33,8 @@ type Setting struct {
 	Optional bool
 	// When limits the setting to configs whose path has one of the values.
 	When *Condition
+	// Silent settings are derived by readers as they are here: not written.
+	Silent bool
 	// OmitZero leaves false, 0 and "" out of the metadata, Omit this value: what
 	// readers of the file take for granted. A family's Defaults have it.
 	OmitZero bool
