@@ -297,8 +297,12 @@ func (cp *checkpointPlan) template(t *arch.Tensor) (string, bool) {
 // missing explains the absence of a tensor, or returns nil where it is
 // allowed.
 func (cp *checkpointPlan) missing(t *arch.Tensor) error {
-	name := cp.model.Source(t.Rule.HF[0], t.Name.Layer, 0)
 	p := &cp.model.Params
+	template := t.Rule.HF[0]
+	if t.Name.Layer >= p.Trunk() {
+		template = t.Rule.HF[len(t.Rule.HF)-1] // where names in MTP blocks differ, theirs is the last
+	}
+	name := cp.model.Source(template, t.Name.Layer, 0)
 	switch {
 	case t.Rule.Role == arch.Output:
 		return formatError("tensor %q is missing and config.json does not set tie_word_embeddings, so the model has no output matrix", name)
@@ -306,7 +310,7 @@ func (cp *checkpointPlan) missing(t *arch.Tensor) error {
 		return nil
 	case t.Name.Layer >= p.Trunk():
 		return hinted("drop the multi-token prediction block with --mtp drop",
-			formatError("tensor %q of the multi-token prediction block is missing (config.json announces %d such blocks)", name, p.NextnLayers))
+			formatError("tensor %q of the multi-token prediction block is missing (the model has %d such blocks)", name, p.NextnLayers))
 	case t.Name.Layer >= 0:
 		return formatError("tensor %q is missing (config.json: num_hidden_layers is %d)", name, p.Trunk())
 	}
@@ -392,9 +396,7 @@ func (cp *checkpointPlan) dropReason(name string) (string, bool) {
 	if cp.model.Tied && arch.Canonical(name) == "lm_head.weight" {
 		return "config.json ties the output matrix to the embedding", true
 	}
-	l, ok := arch.Layer(name)
-	p := &cp.model.Params
-	if mtp := cp.model.AnnouncedMTP; ok && p.NextnLayers == 0 && l >= p.Layers && l < p.Layers+mtp {
+	if cp.model.Params.NextnLayers == 0 && cp.model.OfMTP(name) {
 		return "multi-token prediction block (--mtp keep keeps it)", true
 	}
 	return "", false

@@ -11,7 +11,6 @@ package arch
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
@@ -22,6 +21,7 @@ import (
 var All = []*Family{
 	&deepseek2, &llama, &qwen2, &qwen2moe, &qwen3, &qwen3moe, &gemma2, &gemma3, &gemma4, &olmo2, &starcoder2,
 	&glm4moe, &granite, &granitemoe, &minimaxm2, &hunyuanmoe, &gptoss, &llama4,
+	&qwen3next, &qwen35moe, &deepseek32,
 }
 
 // Family describes one model family.
@@ -252,7 +252,7 @@ const (
 // rule with {e} stacks its sources along a new slowest axis.
 type Rule struct {
 	Role   Role
-	Suffix string // "" means "weight"
+	Suffix string // "" means "weight", noSuffix none
 	// HF lists accepted checkpoint names; the first present wins.
 	HF    []string
 	Where Where
@@ -375,11 +375,14 @@ func (d Dim) value(p *Params) int {
 // Stacked reports whether the rule stacks one source per expert.
 func (r *Rule) Stacked() bool { return len(r.HF) > 0 && strings.Contains(r.HF[0], "{e}") }
 
+// noSuffix is the suffix of rules for the few tensors without one.
+const noSuffix = "-"
+
 // name returns the rule's GGUF name in block l (-1 outside the blocks).
 func (r *Rule) name(l int) Name {
-	s := r.Suffix
-	if s == "" {
-		s = "weight"
+	s := cmp.Or(r.Suffix, "weight")
+	if s == noSuffix {
+		s = ""
 	}
 	return Name{Layer: l, Role: r.Role, Suffix: s}
 }
@@ -416,8 +419,14 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 			return nil, err
 		}
 	}
-	for i := range f.Settings {
-		if err := m.apply(cfg, &f.Settings[i]); err != nil {
+	for _, s := range f.settings() {
+		var err error
+		if s.Key == KeyNextnLayers {
+			err = m.applyMTP(cfg, &s, withMTP)
+		} else {
+			err = m.apply(cfg, &s)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -434,9 +443,6 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 	m.Tied = m.Family.Tied
 	if tied, ok := cfg.Bool("tie_word_embeddings"); ok {
 		m.Tied = tied
-	}
-	if err := m.applyMTP(cfg, withMTP); err != nil {
-		return nil, err
 	}
 	m.complete()
 	if err := m.checkLayerTypes(cfg); err != nil {
@@ -540,24 +546,37 @@ func (m *Model) apply(cfg *Config, s *Setting) error {
 	return nil
 }
 
-// mtpSetting is where checkpoints announce multi-token prediction blocks.
-const mtpSetting = "num_nextn_predict_layers"
+// mtpSetting is where most checkpoints announce multi-token prediction blocks,
+// and the place of the key at the end. A family of another kind has a setting
+// with the key.
+var mtpSetting = Setting{Key: KeyNextnLayers, From: []string{"num_nextn_predict_layers"}, Optional: true, OmitZero: true}
 
-func (m *Model) applyMTP(cfg *Config, keep bool) error {
-	n, ok, err := cfg.number(mtpSetting)
-	if err != nil || !ok || n <= 0 {
+// settings are the family's, that of the MTP blocks among them.
+func (f *Family) settings() []Setting {
+	if f.has(KeyNextnLayers) {
+		return f.Settings
+	}
+	return append(slices.Clip(f.Settings), mtpSetting)
+}
+
+// applyMTP resolves the number of MTP blocks and keeps them if asked to.
+func (m *Model) applyMTP(cfg *Config, s *Setting, keep bool) error {
+	v, ok, err := s.resolve(cfg, &m.Params)
+	if err != nil || !ok {
 		return err
 	}
-	if n > MaxLayers || n != math.Trunc(n) {
-		return configError("%s is %g, wanted a whole number up to %d", mtpSetting, n, MaxLayers)
+	n, ok := asInt(v)
+	if !ok || n < 0 || n > MaxLayers {
+		return configError("%s is %v, wanted a whole number up to %d", s.From[0], v, MaxLayers)
 	}
-	m.AnnouncedMTP = int(n)
-	if !keep {
+	if m.AnnouncedMTP = n; !keep {
 		return nil
 	}
-	m.Params.NextnLayers = m.AnnouncedMTP
-	m.Params.Layers += m.Params.NextnLayers
-	m.keys = append(m.keys, KeyNextnLayers)
+	m.Params.NextnLayers = n
+	m.Params.Layers += n
+	if !s.omits(n) {
+		m.keys = append(m.keys, KeyNextnLayers)
+	}
 	return nil
 }
 
@@ -584,15 +603,10 @@ func FromMetadata(md *gguf.Metadata) (*Model, error) {
 		return nil, formatError("unknown architecture %q (known: %s)", name, knownArchs())
 	}
 	m := &Model{Family: f, Params: f.Defaults}
-	for i := range f.Settings {
-		if err := m.readKey(md, &f.Settings[i]); err != nil {
+	for _, s := range f.settings() {
+		if err := m.readKey(md, &s); err != nil {
 			return nil, err
 		}
-	}
-	if has, err := m.Params.read(md, f.Arch+".", KeyNextnLayers); err != nil {
-		return nil, err
-	} else if has {
-		m.keys = append(m.keys, KeyNextnLayers)
 	}
 	if err := m.refuseMechanisms(md); err != nil {
 		return nil, err
@@ -707,12 +721,33 @@ func (m *Model) check(errf func(string, ...any) error) error {
 		return errf("rms_norm_eps (attention.layer_norm_rms_epsilon) is %g, wanted a positive number", p.NormEps)
 	}
 	if p.NextnLayers >= p.Layers {
-		return errf("%s is %d, more than the model's %d blocks", mtpSetting, p.NextnLayers, p.Layers)
+		return errf("num_nextn_predict_layers (%s) is %d, more than the model's %d blocks", KeyNextnLayers, p.NextnLayers, p.Layers)
 	}
 	if err := m.checkRope(errf); err != nil {
 		return err
 	}
+	if err := m.checkDelta(errf); err != nil {
+		return err
+	}
 	return m.checkExperts(errf)
+}
+
+// checkDelta looks at recurrent blocks and at the choice of keys.
+func (m *Model) checkDelta(errf func(string, ...any) error) error {
+	p := &m.Params
+	switch {
+	case m.Family.Block.Delta == NoDelta:
+	case p.ConvKernel < 1 || p.StateSize < 1 || p.InnerSize > maxWidth || p.StateSize > maxWidth || p.ConvKernel > maxWidth:
+		return errf("linear_conv_kernel_dim (ssm.conv_kernel) is %d and linear_key_head_dim (ssm.state_size) %d, wanted 1 to %d", p.ConvKernel, p.StateSize, maxWidth)
+	case p.StateGroups < 1 || p.TimeStepRank < 1 || p.TimeStepRank%p.StateGroups != 0 || p.InnerSize < 1 || p.InnerSize%p.TimeStepRank != 0:
+		return errf("%d key heads (linear_num_key_heads, ssm.group_count), %d value heads (linear_num_value_heads, ssm.time_step_rank) and %d elements of values (ssm.inner_size) do not divide each other",
+			p.StateGroups, p.TimeStepRank, p.InnerSize)
+	}
+	if m.Family.has(KeyIndexerTopK) && (p.IndexerTopK < 1 || p.IndexerHeads < 1 || p.QLora < 1 || p.IndexerKeyLen < p.RopeDim || p.IndexerHeads*p.IndexerKeyLen > maxWidth) {
+		return errf("index_topk (attention.indexer.top_k) %d, index_n_heads (attention.indexer.head_count) %d, index_head_dim (attention.indexer.key_length) %d and q_lora_rank %d do not fit each other",
+			p.IndexerTopK, p.IndexerHeads, p.IndexerKeyLen, p.QLora)
+	}
+	return nil
 }
 
 // checkBlocks looks at what may differ from block to block.
@@ -952,6 +987,16 @@ func matchPattern(pattern, name string) bool {
 		}
 		name = name[n:]
 	}
+}
+
+// OfMTP reports whether a checkpoint tensor belongs to the MTP blocks that the
+// checkpoint announces: by the number of its block, or by a name of its own.
+func (m *Model) OfMTP(name string) bool {
+	if m.AnnouncedMTP > 0 && strings.HasPrefix(name, "mtp.") {
+		return true
+	}
+	l, ok := Layer(name)
+	return ok && l >= m.Params.Trunk() && l < m.Params.Trunk()+m.AnnouncedMTP
 }
 
 // Layer returns the block number in a checkpoint tensor's name.

@@ -85,10 +85,7 @@ func (s *specimen) model(t testing.TB, withMTP bool) *Model {
 // that it keeps.
 func (s *specimen) converted(t testing.TB) *Model {
 	t.Helper()
-	if m := s.model(t, false); m.Family.DropMTP || m.AnnouncedMTP == 0 {
-		return m
-	}
-	return s.model(t, true)
+	return s.model(t, !s.model(t, false).Family.DropMTP)
 }
 
 func (s *specimen) reference(t testing.TB) *gguf.File {

@@ -12,10 +12,29 @@ import "slices"
 var deepseek2 = Family{
 	Arch:    "deepseek2",
 	Classes: []string{"DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"},
-	Settings: append(baseSettings(Setting{Key: KeyHeadCountKV, Value: 1},
+	Settings: latentSettings(
 		// HF's V3 code knows only the sigmoid, whatever the setting says or omits.
 		gating(Setting{Value: GatingSigmoid}).when("class", "DeepseekV3ForCausalLM"),
 		gating(Setting{Optional: true}).when("class", "DeepseekV2ForCausalLM")),
+	Asserts:  latentAsserts,
+	Defaults: Params{Gating: GatingSoftmax, RopeBase: 10000},
+	Block:    Block{Attn: MLA, Rope: RopeAdjacent, LatentNormEps: 1e-6},
+	Rules: slices.Concat(latentRules(), []Rule{
+		plainQ(block(AttnQ, "self_attn.q_proj.weight", AllBlocks, dimQWidthMLA, dimEmbed)),
+	}, nextn("model.layers.{l}.")),
+	Drop:    []Drop{rotaryBuffers},
+	DropMTP: true,
+	Pre:     []string{"deepseek-v3", "deepseek-llm", "kimi-k2"},
+}
+
+var latentAsserts = slices.Concat(baseAsserts, []Assert{
+	{"moe_layer_freq", []any{1.0}, "every block after the dense ones has experts"},
+	{"topk_method", []any{"noaux_tc", "group_limited_greedy", "greedy"}, "known ways of routing"},
+})
+
+// latentSettings are those of DeepSeek's models.
+func latentSettings(gating ...Setting) []Setting {
+	return append(baseSettings(Setting{Key: KeyHeadCountKV, Value: 1}, gating...),
 		Setting{Key: KeyKeyLength, From: []string{"kv_lora_rank", "qk_rope_head_dim"}, Sum: true},
 		req(KeyValueLength, "kv_lora_rank"),
 		Setting{Key: keyFileType},
@@ -32,14 +51,13 @@ var deepseek2 = Family{
 		req(KeyRopeDim, "qk_rope_head_dim"),
 		// The factor 0.1 is a legacy that llama.cpp's loader takes out again.
 		Setting{Key: KeyYarnLogMul, From: []string{"rope.mscale_all_dim"}, Times: 0.1, Optional: true},
-	),
-	Asserts: slices.Concat(baseAsserts, []Assert{
-		{"moe_layer_freq", []any{1.0}, "every block after the dense ones has experts"},
-		{"topk_method", []any{"noaux_tc", "group_limited_greedy", "greedy"}, "known ways of routing"},
-	}),
-	Defaults: Params{Gating: GatingSoftmax, RopeBase: 10000},
-	Block:    Block{Attn: MLA, Rope: RopeAdjacent, LatentNormEps: 1e-6},
-	Rules: slices.Concat(globals("model.", "lm_head.weight"), []Rule{
+	)
+}
+
+// latentRules are the tensors of DeepSeek's models, but for queries that are
+// made without compression and MTP blocks.
+func latentRules() []Rule {
+	return slices.Concat(globals("model.", "lm_head.weight"), []Rule{
 		block(AttnNorm, "input_layernorm.weight", AllBlocks, dimEmbed),
 		block(FFNDown, "mlp.down_proj.weight", DenseBlocks, dimEmbed, dimFF),
 		block(FFNGate, "mlp.gate_proj.weight", DenseBlocks, dimFF, dimEmbed),
@@ -47,8 +65,7 @@ var deepseek2 = Family{
 		block(ExpertDown, "mlp.experts.{e}.down_proj.weight", MoEBlocks, dimExperts, dimEmbed, dimExpertFF),
 		block(ExpertGate, "mlp.experts.{e}.gate_proj.weight", MoEBlocks, dimExperts, dimExpertFF, dimEmbed),
 		block(ExpertUp, "mlp.experts.{e}.up_proj.weight", MoEBlocks, dimExperts, dimExpertFF, dimEmbed),
-		Rule{Role: RouterBias, Suffix: "bias", HF: []string{"model.layers.{l}.mlp.gate.e_score_correction_bias"},
-			Where: MoEBlocks, Shape: []Dim{dimExperts}, Optional: true},
+		routerBias("mlp.gate.e_score_correction_bias"),
 		block(Router, "mlp.gate.weight", MoEBlocks, dimExperts, dimEmbed),
 		shared(block(SharedDown, "mlp.shared_experts.down_proj.weight", MoEBlocks, dimEmbed, dimSharedFF)),
 		shared(block(SharedGate, "mlp.shared_experts.gate_proj.weight", MoEBlocks, dimSharedFF, dimEmbed)),
@@ -62,11 +79,7 @@ var deepseek2 = Family{
 		loraQ(block(AttnQANorm, "self_attn.q_a_layernorm.weight", AllBlocks, dimQLora)),
 		loraQ(block(AttnQA, "self_attn.q_a_proj.weight", AllBlocks, dimQLora, dimEmbed)),
 		loraQ(block(AttnQB, "self_attn.q_b_proj.weight", AllBlocks, dimQWidthMLA, dimQLora)),
-		plainQ(block(AttnQ, "self_attn.q_proj.weight", AllBlocks, dimQWidthMLA, dimEmbed)),
-	}, nextn("model.layers.{l}.")),
-	Drop:    []Drop{rotaryBuffers},
-	DropMTP: true,
-	Pre:     []string{"deepseek-v3", "deepseek-llm", "kimi-k2"},
+	})
 }
 
 // Dimensions of the latent attention, named as in config.json.
