@@ -68,17 +68,17 @@ func (p *pass) gqa(ctx context.Context, l *layer) error {
 			}
 		}
 	}
-	return p.attentionOutput(ctx, l, att)
+	return p.attentionOutput(ctx, l.attnOutput, att)
 }
 
 // attentionOutput adds the output projection of att to out.
-func (p *pass) attentionOutput(ctx context.Context, l *layer, att kernel.Matrix) error {
-	out := whole(l.attnOutput.w, att, p.out)
+func (p *pass) attentionOutput(ctx context.Context, weight affine, att kernel.Matrix) error {
+	out := whole(weight.w, att, p.out)
 	out.add = true
 	if err := p.m.multiply(ctx, out); err != nil {
 		return err
 	}
-	return p.addBias(ctx, p.out, l.attnOutput.b, 0)
+	return p.addBias(ctx, p.out, weight.b, 0)
 }
 
 // projection is a product of the block's input with rows of a weight from
@@ -300,6 +300,12 @@ func (p *pass) mla(ctx context.Context, l *layer) error {
 	if err != nil {
 		return err
 	}
+	var chosen [][]int32
+	if par.IndexerTopK > 0 {
+		if chosen, err = p.index(ctx, l, query); err != nil {
+			return err
+		}
+	}
 	att := p.buffers.att.matrix(tokens, par.Heads*dv)
 	step := p.headGroup(2*dk+dv, par.Heads)
 	for h := 0; h < par.Heads; h += step {
@@ -320,11 +326,12 @@ func (p *pass) mla(ctx context.Context, l *layer) error {
 		if err != nil {
 			return err
 		}
-		if err := p.attend(ctx, &heads{q: q, wide: dk, dk: dk, k: k, vt: vt, out: att.Columns(h*dv, n*dv), n: n, per: 1}); err != nil {
+		a := &heads{q: q, wide: dk, dk: dk, k: k, vt: vt, out: att.Columns(h*dv, n*dv), n: n, per: 1, chosen: chosen}
+		if err := p.attend(ctx, a); err != nil {
 			return err
 		}
 	}
-	return p.attentionOutput(ctx, l, att)
+	return p.attentionOutput(ctx, l.attnOutput, att)
 }
 
 // latents computes the compressed keys and values, [tokens, r + rope]: the
@@ -432,6 +439,7 @@ type heads struct {
 	n, per   int
 	wide, dk int
 	mask     mask
+	chosen   [][]int32 // keys that tokens see, without a mask; nil: all
 	sinks    []float32 // of every head; nil: none
 }
 
@@ -481,11 +489,21 @@ func (a *heads) block(w *worker, seq span, head, first int, scale, softcap float
 		row := scores.Row(i)
 		from, to := a.mask.first(first+i)-low, first+i+1-low
 		seen, factor := row[from:to], scale
+		var chosen []int32
+		if a.chosen != nil {
+			chosen = a.chosen[seq.first+first+i]
+		}
+		if chosen != nil {
+			seen = gather(seen, chosen)
+		}
 		if softcap != 0 {
 			softcapped(seen, scale, softcap)
 			factor = 1
 		}
 		sums[i] = kernel.Softmax(seen, factor, sink)
+		if chosen != nil {
+			scatter(row[from:to], chosen)
+		}
 		clear(row[:from])
 		clear(row[to:])
 	}
@@ -499,8 +517,11 @@ func (a *heads) block(w *worker, seq span, head, first int, scale, softcap float
 	return finite(out)
 }
 
-// attention runs the block's kind of attention.
+// attention runs the block's kind of attention, or what it has instead.
 func (p *pass) attention(ctx context.Context, l *layer) error {
+	if l.par.IsRecurrent(l.number) {
+		return p.deltaNet(ctx, l)
+	}
 	if err := p.setRope(l); err != nil {
 		return err
 	}

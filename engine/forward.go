@@ -89,6 +89,7 @@ type pass struct {
 	ropes        map[ropeKey]*ropeTable
 	layerRope    []*ropeTable       // of every sequence, in the block at hand
 	shared       map[int]keysValues // of blocks whose keys and values later ones use
+	chosen       []int32            // keys, see index
 	buffers      buffers
 	done, blocks int // progress over all batches
 }
@@ -98,7 +99,7 @@ type keysValues struct{ k, vt kernel.Matrix }
 
 // buffers are the activations within a block, kept from block to block.
 type buffers struct {
-	norm, latent, qLatent, q, k, v, vt, att, kB, hidden, logits, branch, beside buffer
+	norm, latent, qLatent, q, k, v, z, vt, att, kB, hidden, logits, branch, beside buffer
 }
 
 type buffer struct{ data []float32 }

@@ -149,3 +149,33 @@ func TestTop(t *testing.T) {
 		}
 	}
 }
+
+// TestLargest: chosen indices ascend, the first of equal values wins, and what
+// is gathered by them is scattered back.
+func TestLargest(t *testing.T) {
+	tests := []struct {
+		values []float32
+		want   []int32
+	}{
+		{[]float32{3, 1, 2}, []int32{0, 2}},
+		{[]float32{0, 0, 1, 0}, []int32{0, 2}},
+		{[]float32{-1, 5, 5, 5}, []int32{1, 2}},
+		{[]float32{-2, -1}, []int32{0, 1}},
+	}
+	for _, tc := range tests {
+		best := make([]int32, 2)
+		if largest(best, tc.values, make([]float32, len(tc.values))); !slices.Equal(best, tc.want) {
+			t.Errorf("largest of %v: %v, want %v", tc.values, best, tc.want)
+		}
+		x, want := slices.Clone(tc.values), make([]float32, len(tc.values))
+		for i, v := range gather(x, best) {
+			want[best[i]] = v
+			if v != tc.values[best[i]] {
+				t.Errorf("gathered from %v: %v", tc.values, x)
+			}
+		}
+		if scatter(x, best); !slices.Equal(x, want) {
+			t.Errorf("scattered %v, want %v", x, want)
+		}
+	}
+}

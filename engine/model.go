@@ -15,6 +15,7 @@ package engine
 
 import (
 	"fmt"
+	"maps"
 	"runtime"
 	"sync"
 
@@ -79,6 +80,8 @@ type layer struct {
 	sinks                *tensor
 	qA, qANorm, qB       *tensor
 	kvA, kvANorm, kB, vB *tensor
+	indexer              indexer
+	recurrent            recurrent // instead of attention
 
 	gate, up, down          affine // dense network
 	router                  affine
@@ -107,7 +110,7 @@ func (l *layer) slots() map[arch.Role]affineSlots {
 	down.scale = &l.expScale
 	router := pair(&l.router)
 	router.scale = &l.routerScale
-	return map[arch.Role]affineSlots{
+	slots := map[arch.Role]affineSlots{
 		arch.AttnNorm: pair(&l.attnNorm), arch.FFNNorm: pair(&l.ffnNorm),
 		arch.PostAttnNorm: pair(&l.postAttn), arch.PostFFNNorm: pair(&l.postFFN),
 		arch.AttnQ: pair(&l.q), arch.AttnK: pair(&l.k), arch.AttnV: pair(&l.v), arch.AttnOutput: pair(&l.attnOutput),
@@ -122,6 +125,9 @@ func (l *layer) slots() map[arch.Role]affineSlots {
 		arch.PostFFNNorm1: weight(&l.postFFN1), arch.PostFFNNorm2: weight(&l.postFFN2), arch.PreFFNNorm2: weight(&l.preFFN2),
 		arch.LayerOutputScale: weight(&l.outputScale),
 	}
+	maps.Copy(slots, l.indexer.slots())
+	maps.Copy(slots, l.recurrent.slots())
+	return slots
 }
 
 // affineSlots are the fields for the tensors of one role.
@@ -130,7 +136,7 @@ type affineSlots struct{ weight, bias, scale **tensor }
 // of returns the field for a suffix, nil if there is none.
 func (s affineSlots) of(suffix string) **tensor {
 	switch suffix {
-	case "weight":
+	case "weight", "":
 		return s.weight
 	case "bias":
 		return s.bias
@@ -189,10 +195,10 @@ func checkMechanisms(am *arch.Model) error {
 		return fmt.Errorf("%s: attention of kind %d is not supported by the engine", name, b.Attn)
 	case b.Rope != arch.RopeAdjacent && b.Rope != arch.RopeHalves:
 		return fmt.Errorf("%s: rotary pairing of kind %d is not supported by the engine", name, b.Rope)
-	case b.Delta != arch.NoDelta:
+	case b.Delta < arch.NoDelta || b.Delta > arch.DeltaTiled:
 		return fmt.Errorf("%s: recurrent blocks of kind %d are not supported by the engine", name, b.Delta)
-	case p.IndexerTopK > 0:
-		return fmt.Errorf("%s: sparse attention is not supported by the engine", name)
+	case p.IndexerTopK > 0 && b.Attn != arch.MLA:
+		return fmt.Errorf("%s: sparse attention is supported by the engine for latent attention only", name)
 	case p.PerLayerEmbed > 0:
 		return fmt.Errorf("%s: embeddings per block are not supported by the engine", name)
 	case b.SparseMixer:
