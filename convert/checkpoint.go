@@ -258,7 +258,7 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 	}
 	facts := quant.ModelFacts{
 		Arch: p.Arch, Layers: c.Model.Params.Layers, Experts: c.Model.Params.Experts,
-		GQA: c.Model.Params.Heads / c.Model.Params.KVHeads,
+		GQA: c.Model.Params.QueriesPerKey(0),
 	}
 	for _, o := range req.Outputs {
 		choices, err := assign(o.Recipe, facts, infos, req.recipeOptions())

@@ -70,7 +70,7 @@ var neverQuantized = set(
 	arch.Router, "ffn_gate_tid2eid", arch.PositionEmbd, arch.TokenTypes, arch.PerLayerModelProj,
 	arch.AltupRouter, "altup_proj", "altup_unembd_proj", arch.AltupCorrect, "altup_correct_scale", arch.AltupPredict,
 	arch.LaurelL, arch.LaurelR,
-	arch.SSMConv1D, "ssm_conv1d_q", "ssm_conv1d_k", "ssm_conv1d_v", arch.ShortConv,
+	arch.SSMConv1D, arch.SSMConv1DQ, arch.SSMConv1DK, arch.SSMConv1DV, arch.ShortConv,
 	"indexer.k_proj", "indexer.q_proj", "attn_rel_b", "cross_attn_rel_b",
 	"time_mix_first", "time_mix_w0", "time_mix_w1", "time_mix_w2", "time_mix_v0", "time_mix_v1", "time_mix_v2",
 	"time_mix_a0", "time_mix_a1", "time_mix_a2", "time_mix_g1", "time_mix_g2",
@@ -84,7 +84,7 @@ var neverQuantizedIn = map[string]map[arch.Role]bool{
 		"hc_ffn_fn", "hc_ffn_base", "hc_ffn_scale", "hc_ffn_up", "hc_ffn_down", "hc_ffn_inject",
 		"output_hc_fn", "output_hc_base", "output_hc_scale", "output_hc_up", "output_hc_down",
 		arch.IndexerAttnQ, arch.IndexerAttnK, arch.IndexerProj, "indexer_compressor_gate", "indexer_compressor_ape",
-		"ssm_f_a", "ssm_f_b", "ssm_g_a", "ssm_g_b", "ssm_beta", arch.AttnKVA, arch.AttnKB, arch.AttnVB,
+		arch.SSMFA, arch.SSMFB, arch.SSMGA, arch.SSMGB, arch.SSMBeta, arch.AttnKVA, arch.AttnKB, arch.AttnVB,
 	),
 }
 

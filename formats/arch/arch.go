@@ -21,7 +21,7 @@ import (
 var All = []*Family{
 	&deepseek2, &llama, &qwen2, &qwen2moe, &qwen3, &qwen3moe, &gemma2, &gemma3, &gemma4, &olmo2, &starcoder2,
 	&glm4moe, &granite, &granitemoe, &minimaxm2, &hunyuanmoe, &gptoss, &llama4,
-	&qwen3next, &qwen35moe, &deepseek32,
+	&qwen3next, &qwen35moe, &deepseek32, &kimilinear,
 }
 
 // Family describes one model family.
@@ -183,6 +183,10 @@ const (
 	// DeltaTiled stores them apart, and value head v belongs to key head
 	// v mod StateGroups (Qwen3.5 as llama.cpp stores it).
 	DeltaTiled
+	// DeltaChannels is Kimi Delta Attention: every element of a key forgets at
+	// its own rate, queries, keys and values are projected apart, and the output
+	// is gated by a sigmoid.
+	DeltaChannels
 )
 
 // Block names the mechanisms a family's blocks are made of. The engine
@@ -762,7 +766,7 @@ func (m *Model) checkBlocks(errf func(string, ...any) error) error {
 	}
 	for l := range p.Layers {
 		b := p.At(l)
-		if b.KVHeads < 1 || b.KVHeads > p.Heads || p.Heads%b.KVHeads != 0 {
+		if !p.IsRecurrent(l) && b.KVHeads < 1 || b.KVHeads > p.Heads || p.Heads%max(1, b.KVHeads) != 0 {
 			return errf("num_key_value_heads (attention.head_count_kv) is %d, which does not divide num_attention_heads (attention.head_count) %d", b.KVHeads, p.Heads)
 		}
 		if dense := !p.MoE(l) || m.Family.Block.BesideDense; dense && b.FF < 1 || b.FF > maxWidth {

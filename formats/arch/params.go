@@ -119,6 +119,16 @@ func (p *Params) At(l int) *Params {
 	return &q
 }
 
+// QueriesPerKey returns the query heads that share a key head in block l, 0 if it
+// has no attention.
+func (p *Params) QueriesPerKey(l int) int {
+	q := p.At(l)
+	if q.KVHeads == 0 {
+		return 0
+	}
+	return q.Heads / q.KVHeads
+}
+
 // IsSliding reports whether block l sees a window of SlidingWindow keys.
 func (p *Params) IsSliding(l int) bool { return l >= 0 && l < len(p.Sliding) && p.Sliding[l] }
 
@@ -210,6 +220,7 @@ const (
 	KeyInnerSize      = "ssm.inner_size"
 	KeyRecurrent      = "attention.recurrent_layers"
 	KeyFullInterval   = "full_attention_interval"
+	KeyKDAHeadDim     = "kda.head_dim"
 	KeyIndexerHeads   = "attention.indexer.head_count"
 	KeyIndexerKeyLen  = "attention.indexer.key_length"
 	KeyIndexerTopK    = "attention.indexer.top_k"
@@ -289,6 +300,7 @@ var fields = map[string]func(*Params) any{
 	KeyInnerSize:      func(p *Params) any { return &p.InnerSize },
 	KeyRecurrent:      func(p *Params) any { return &p.Recurrent },
 	KeyFullInterval:   func(p *Params) any { return &p.FullInterval },
+	KeyKDAHeadDim:     func(p *Params) any { return &p.StateSize },
 	KeyIndexerHeads:   func(p *Params) any { return &p.IndexerHeads },
 	KeyIndexerKeyLen:  func(p *Params) any { return &p.IndexerKeyLen },
 	KeyIndexerTopK:    func(p *Params) any { return &p.IndexerTopK },
@@ -303,10 +315,13 @@ type perBlock struct {
 	at  *[]int
 }
 
-// set takes a list; all is then that of the first block.
+// set takes a list; all is then that of the first block that has one.
 func (c perBlock) set(list []int) {
-	if *c.at = list; len(list) > 0 {
-		*c.all = list[0]
+	*c.at, *c.all = list, 0
+	for i := len(list) - 1; i >= 0; i-- {
+		if list[i] != 0 {
+			*c.all = list[i]
+		}
 	}
 }
 

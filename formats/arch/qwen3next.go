@@ -150,20 +150,18 @@ func deltaBlock(kind Delta) Block {
 // gatedAttention are the norms of a block and the tensors of those with
 // attention, in which every query head is followed by its gate.
 func gatedAttention() []Rule {
-	attn := append(attention(), qkNorms(dimHeadDim, dimHeadDim)...)
+	attn := attention()
 	for i := range attn {
-		if attn[i].In = hasAttention; attn[i].Role == AttnQ {
+		if attn[i].Role == AttnQ {
 			attn[i].Shape = []Dim{dimTwoQWidth, dimEmbed}
 		}
 	}
-	return append(attn,
+	return append(notRecurrent(append(attn, qkNorms(dimHeadDim, dimHeadDim)...)),
 		block(AttnNorm, "input_layernorm.weight", AllBlocks, dimEmbed),
 		block(PostAttnNorm, "post_attention_layernorm.weight", AllBlocks, dimEmbed))
 }
 
-func hasAttention(p *Params, l int) bool { return !p.IsRecurrent(l) }
-
-// recurrent limits rules to recurrent blocks.
+// recurrent limits rules to recurrent blocks, notRecurrent to the others.
 func recurrent(lists ...[]Rule) []Rule {
 	rules := slices.Concat(lists...)
 	for i := range rules {
@@ -172,14 +170,26 @@ func recurrent(lists ...[]Rule) []Rule {
 	return rules
 }
 
+func notRecurrent(rules []Rule) []Rule {
+	for i := range rules {
+		rules[i].In = func(p *Params, l int) bool { return !p.IsRecurrent(l) }
+	}
+	return rules
+}
+
+// decayRates are how fast heads forget, stored as logarithms and without suffix.
+func decayRates(hf string, shape ...Dim) Rule {
+	r := suffixed(noSuffix, block(SSMA, hf, AllBlocks, shape...))
+	r.Op = OpNegExp
+	return r
+}
+
 // deltaVectors are the small tensors of a delta net.
 func deltaVectors() []Rule {
 	conv := block(SSMConv1D, "linear_attn.conv1d.weight", AllBlocks, dimConvWidth, dimConvKernel)
 	conv.Source = []Dim{dimConvWidth, dimOne, dimConvKernel}
-	decay := suffixed(noSuffix, block(SSMA, "linear_attn.A_log", AllBlocks, dimValueHeads))
-	decay.Op = OpNegExp
 	return []Rule{
-		decay,
+		decayRates("linear_attn.A_log", dimValueHeads),
 		conv,
 		bias(SSMDt, "linear_attn.dt_bias", AllBlocks, dimValueHeads),
 		block(SSMNorm, "linear_attn.norm.weight", AllBlocks, dimValueHead),

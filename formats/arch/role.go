@@ -61,6 +61,15 @@ const (
 	SSMBA    Role = "ssm_ba" // beta and alpha, per key head
 	SSMAlpha Role = "ssm_alpha"
 	SSMBeta  Role = "ssm_beta"
+	// Of Kimi Delta Attention: convolutions, and the rates of forgetting and the
+	// output gate, each made by two matrices.
+	SSMConv1DQ Role = "ssm_conv1d_q"
+	SSMConv1DK Role = "ssm_conv1d_k"
+	SSMConv1DV Role = "ssm_conv1d_v"
+	SSMFA      Role = "ssm_f_a"
+	SSMFB      Role = "ssm_f_b"
+	SSMGA      Role = "ssm_g_a"
+	SSMGB      Role = "ssm_g_b"
 )
 
 // Roles of blocks with an embedding of their own (Gemma E-models), and the
@@ -167,7 +176,7 @@ func (n Name) IsNorm() bool {
 // convolution kernels.
 var alwaysF32 = map[Role]bool{
 	Router: true, RouterShared: true, PositionEmbd: true, TokenTypes: true,
-	SSMConv1D: true, ShortConv: true, IndexerProj: true, AltupCorrect: true, AltupPredict: true,
+	SSMConv1D: true, SSMConv1DQ: true, SSMConv1DK: true, SSMConv1DV: true, ShortConv: true, IndexerProj: true, AltupCorrect: true, AltupPredict: true,
 }
 
 // ForceF32 reports whether llama.cpp's converter writes the tensor in F32 in
