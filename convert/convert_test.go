@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -220,3 +222,26 @@ func sameFiles(t *testing.T, got, want string) {
 }
 
 func window(b []byte, i int) []byte { return b[max(0, i-40):min(len(b), i+40)] }
+
+// TestWithoutMTP compares with hashes of what llama.cpp's converter makes of
+// fixtures with --no-mtp. Kept, an MTP block must be there.
+func TestWithoutMTP(t *testing.T) {
+	for family, want := range map[string]string{
+		"qwen3_next":  "306c4789818c754122824156456eb8378b8b0972e77ced5f9a94c9eb6ed61a90",
+		"qwen3_5_moe": "79fb8f7578aee13ce26e0923d11fa8d0e8a7acee9d65b9d5d94715f384604ad8",
+	} {
+		ck := openCheckpoint(t, fixtures.Family(t, family), CheckpointOptions{MTP: "drop"})
+		plan, err := ck.Plan(request(t, t.TempDir(), "BF16"))
+		must(t, err)
+		if got := hash(readFile(t, run(t, plan, ck, RunOptions{})[0])); got != want {
+			t.Errorf("%s: the file has hash %s, want %s", family, got, want)
+		}
+		trunk := slices.DeleteFunc(slices.Clone(ck.inv.Tensors), func(s Source) bool { return strings.HasPrefix(s.Name, "mtp.") })
+		keep := openCheckpoint(t, fixtures.Family(t, family), CheckpointOptions{})
+		_, _, err = modelTensors(keep.Model, NewInventory(trunk))
+		var hint *HintError
+		if wantRefusal(t, err, ErrInput, `"mtp.`); !errors.As(err, &hint) || !strings.Contains(hint.Hint, "--mtp drop") {
+			t.Errorf("%s without its MTP block: hint of %v", family, err)
+		}
+	}
+}

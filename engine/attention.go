@@ -319,8 +319,10 @@ func (p *pass) mla(ctx context.Context, l *layer) error {
 		if err != nil {
 			return err
 		}
-		if err := p.rotateHeads(ctx, q, dk, nope); err != nil {
-			return err
+		if par.HasRope(l.number) {
+			if err := p.rotateHeads(ctx, q, dk, nope); err != nil {
+				return err
+			}
 		}
 		k, err := p.keys(ctx, l.kB, latent, h, n)
 		if err != nil {
@@ -366,7 +368,9 @@ func (p *pass) latents(ctx context.Context, l *layer) (latent, query kernel.Matr
 		for i := first; i < first+n; i++ {
 			row := latent.Row(i)
 			rmsNorm(row[:r], row[:r], kvNorm, eps)
-			p.layerRope[p.seqOf[i]].rotate(row[r:], p.pos[i])
+			if par.HasRope(l.number) {
+				p.layerRope[p.seqOf[i]].rotate(row[r:], p.pos[i])
+			}
 			if qNorm != nil {
 				rmsNorm(query.Row(i), query.Row(i), qNorm, eps)
 			}

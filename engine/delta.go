@@ -9,11 +9,14 @@ import (
 	"github.com/winnow-moe/winnow/formats/arch"
 )
 
-// recurrent holds the tensors of a block with a delta net.
+// recurrent holds the tensors of a block with a delta net, but for those that
+// attention has too.
 type recurrent struct {
-	qkv, gate, out       *tensor
-	ba, alpha, beta      *tensor // what forgetting and learning rates are made from
-	conv, a, dtBias, nrm *tensor
+	qkv, gate, out            *tensor
+	ba, alpha, beta           *tensor // what forgetting and learning rates are made from
+	fA, fB, gA, gB            *tensor // forgetting rates and gates, by two matrices each
+	conv, convQ, convK, convV *tensor
+	a, dtBias, norm           *tensor
 }
 
 // slots are the fields of the roles.
@@ -22,7 +25,9 @@ func (r *recurrent) slots() map[arch.Role]affineSlots {
 	return map[arch.Role]affineSlots{
 		arch.AttnQKV: weight(&r.qkv), arch.AttnGate: weight(&r.gate), arch.SSMOut: weight(&r.out),
 		arch.SSMBA: weight(&r.ba), arch.SSMAlpha: weight(&r.alpha), arch.SSMBeta: weight(&r.beta),
-		arch.SSMConv1D: weight(&r.conv), arch.SSMA: weight(&r.a), arch.SSMDt: {bias: &r.dtBias}, arch.SSMNorm: weight(&r.nrm),
+		arch.SSMConv1D: weight(&r.conv), arch.SSMA: weight(&r.a), arch.SSMDt: {bias: &r.dtBias}, arch.SSMNorm: weight(&r.norm),
+		arch.SSMFA: weight(&r.fA), arch.SSMFB: weight(&r.fB), arch.SSMGA: weight(&r.gA), arch.SSMGB: weight(&r.gB),
+		arch.SSMConv1DQ: weight(&r.convQ), arch.SSMConv1DK: weight(&r.convK), arch.SSMConv1DV: weight(&r.convV),
 	}
 }
 
@@ -31,13 +36,15 @@ const unitEps = 1e-6
 
 // delta is a delta net with its small tensors decoded.
 type delta struct {
-	par                   *arch.Params
-	tiled                 bool
-	dk, dv                int           // elements of a key head and of a value head
-	perKey                int           // value heads of a key head
-	conv, a, dtBias, norm []float32     // conv [channels, taps]
-	rates                 kernel.Matrix // [tokens, 2·value heads]: see columns
-	out                   kernel.Matrix // [tokens, value heads·dv]
+	par             *arch.Params
+	kind            arch.Delta
+	dk, dv          int           // elements of a key head and of a value head
+	perKey          int           // value heads of a key head
+	conv            []float32     // [channels, taps]: queries', keys', values'
+	a, dtBias, norm []float32     // a is negative
+	rates           kernel.Matrix // [tokens, value heads, times 2 where α is a head's]: see columns
+	low             kernel.Matrix // [tokens, 2·dk]: what α of every element and the gates are made from
+	out             kernel.Matrix // [tokens, value heads·dv]
 }
 
 // deltaNet is the gated delta rule (Yang et al. 2024, "Gated Delta Networks",
@@ -45,11 +52,14 @@ type delta struct {
 // every value head a matrix S goes from token to token: it forgets by α, and
 // what it holds under the key moves towards the value by β:
 //
-//	S ← α·S,  S ← S + β·(v − S·k)·kᵀ,  o = S·q/√d
+//	S ← S·diag(α),  S ← S + β·(v − S·k)·kᵀ,  o = S·q/√d
 //
 // with q, k and v convolved over the last tokens, silu behind, q and k of
 // length one, α = exp(a·softplus(alpha + dt)), β = sigmoid(beta). The output is
-// normed and multiplied by silu of a gate.
+// normed and multiplied by silu of a gate. α is the same for all elements of a
+// key, or in Kimi Delta Attention (Kimi Linear, 2025, section 3; HF
+// modeling_kimi_linear.py) each has its own; there the gate's function is a
+// sigmoid.
 func (p *pass) deltaNet(ctx context.Context, l *layer) error {
 	d, err := p.newDelta(ctx, l)
 	if err != nil {
@@ -59,7 +69,7 @@ func (p *pass) deltaNet(ctx context.Context, l *layer) error {
 		return err
 	}
 	d.out = p.buffers.att.matrix(p.x.Rows, l.par.InnerSize)
-	step := p.headGroup(2*(d.dk+d.perKey*d.dv), l.par.StateGroups)
+	step := p.headGroup(3*d.dk+2*d.perKey*d.dv, l.par.StateGroups)
 	for h := 0; h < l.par.StateGroups; h += step {
 		g, err := p.deltaGroup(ctx, l, d, h, min(step, l.par.StateGroups-h))
 		if err != nil {
@@ -72,19 +82,30 @@ func (p *pass) deltaNet(ctx context.Context, l *layer) error {
 			return err
 		}
 	}
-	return p.attentionOutput(ctx, affine{w: l.recurrent.out}, d.out)
+	out := affine{w: l.recurrent.out}
+	if out.w == nil {
+		out = l.attnOutput
+	}
+	return p.attentionOutput(ctx, out, d.out)
 }
 
 func (p *pass) newDelta(ctx context.Context, l *layer) (*delta, error) {
-	par := l.par
+	par, r := l.par, &l.recurrent
 	d := &delta{
-		par: par, tiled: p.m.arch.Family.Block.Delta == arch.DeltaTiled,
+		par: par, kind: p.m.arch.Family.Block.Delta,
 		dk: par.StateSize, dv: par.InnerSize / par.TimeStepRank, perKey: par.TimeStepRank / par.StateGroups,
+	}
+	for _, t := range []*tensor{r.conv, r.convQ, r.convK, r.convV} {
+		v, err := p.m.vector(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		d.conv = append(d.conv, v...)
 	}
 	for _, v := range []struct {
 		to   *[]float32
 		from *tensor
-	}{{&d.conv, l.recurrent.conv}, {&d.a, l.recurrent.a}, {&d.dtBias, l.recurrent.dtBias}, {&d.norm, l.recurrent.nrm}} {
+	}{{&d.a, r.a}, {&d.dtBias, r.dtBias}, {&d.norm, r.norm}} {
 		var err error
 		if *v.to, err = p.m.vector(ctx, v.from); err != nil {
 			return nil, err
@@ -95,7 +116,7 @@ func (p *pass) newDelta(ctx context.Context, l *layer) (*delta, error) {
 
 // valueHead returns the i-th value head of a key head.
 func (d *delta) valueHead(key, i int) int {
-	if d.tiled {
+	if d.kind == arch.DeltaTiled {
 		return i*d.par.StateGroups + key
 	}
 	return key*d.perKey + i
@@ -104,21 +125,29 @@ func (d *delta) valueHead(key, i int) int {
 // columns returns the columns of rates with β and α of a key head's i-th value
 // head.
 func (d *delta) columns(key, i int) (beta, alpha int) {
-	if d.tiled { // all β, all α
-		v := d.valueHead(key, i)
-		return v, d.par.TimeStepRank + v
+	if d.kind == arch.DeltaGrouped { // of every key head β, then α
+		beta = 2*key*d.perKey + i
+		return beta, beta + d.perKey
 	}
-	beta = 2*key*d.perKey + i // β, then α, of every key head
-	return beta, beta + d.perKey
+	v := d.valueHead(key, i)
+	return v, d.par.TimeStepRank + v
 }
 
-// deltaRates computes α and β of every token and value head.
+// deltaRates computes β of every token and value head, and α or, where every
+// element of a key has its own, what it and the gates are made from.
 func (p *pass) deltaRates(ctx context.Context, l *layer, d *delta) error {
 	r, n := &l.recurrent, d.par.TimeStepRank
 	d.rates = p.buffers.logits.matrix(p.x.Rows, 2*n)
-	products := []product{{w: r.ba, rows: 2 * n, x: p.in, dst: d.rates}}
-	if d.tiled {
+	var products []product
+	switch d.kind {
+	case arch.DeltaGrouped:
+		products = []product{whole(r.ba, p.in, d.rates)}
+	case arch.DeltaTiled:
 		products = []product{whole(r.beta, p.in, d.rates.Columns(0, n)), whole(r.alpha, p.in, d.rates.Columns(n, n))}
+	case arch.DeltaChannels:
+		d.rates = p.buffers.logits.matrix(p.x.Rows, n)
+		d.low = p.buffers.latent.matrix(p.x.Rows, 2*d.dk)
+		products = []product{whole(r.beta, p.in, d.rates), whole(r.fA, p.in, d.low.Columns(0, d.dk)), whole(r.gA, p.in, d.low.Columns(d.dk, d.dk))}
 	}
 	if err := p.m.multiply(ctx, products...); err != nil {
 		return err
@@ -129,9 +158,11 @@ func (p *pass) deltaRates(ctx context.Context, l *layer, d *delta) error {
 			for key := range d.par.StateGroups {
 				for i := range d.perKey {
 					beta, alpha := d.columns(key, i)
-					v := d.valueHead(key, i)
 					row[beta] = kernel.Sigmoid(row[beta])
-					row[alpha] = kernel.Exp(d.a[v] * kernel.Softplus(row[alpha]+d.dtBias[v]))
+					if d.kind != arch.DeltaChannels {
+						v := d.valueHead(key, i)
+						row[alpha] = forgetting(d.a[v], row[alpha]+d.dtBias[v])
+					}
 				}
 			}
 		}
@@ -139,18 +170,22 @@ func (p *pass) deltaRates(ctx context.Context, l *layer, d *delta) error {
 	})
 }
 
+// forgetting is what a token leaves of the state, from 0 to 1.
+func forgetting(a, x float32) float32 { return kernel.Exp(a * kernel.Softplus(x)) }
+
 // deltaGroup is the input of key heads [first, first+n) and their value heads.
 type deltaGroup struct {
 	*delta
 	first, n int
 	q, k     kernel.Matrix // [tokens, n·dk]
 	v, z     kernel.Matrix // [tokens, n·perKey·dv]: values and gates; see slot
+	alpha    kernel.Matrix // [tokens, n·dk], where every element of a key has its own
 }
 
 // slot returns the place in v and z of the i-th value head of the group's key
 // head j: the order of the weights' rows, so that few products make a group.
 func (g *deltaGroup) slot(j, i int) int {
-	if g.tiled {
+	if g.kind == arch.DeltaTiled {
 		return i*g.n + j
 	}
 	return j*g.perKey + i
@@ -164,12 +199,22 @@ func (p *pass) deltaGroup(ctx context.Context, l *layer, d *delta, first, n int)
 		q: p.buffers.q.matrix(tokens, n*d.dk), k: p.buffers.k.matrix(tokens, n*d.dk),
 		v: p.buffers.v.matrix(tokens, values), z: p.buffers.z.matrix(tokens, values),
 	}
+	if d.kind == arch.DeltaChannels {
+		g.alpha = p.buffers.alpha.matrix(tokens, n*d.dk)
+		r, at, rows := &l.recurrent, first*d.dk, n*d.dk
+		return g, p.m.multiply(ctx,
+			product{w: l.q.w, first: at, rows: rows, x: p.in, dst: g.q},
+			product{w: l.k.w, first: at, rows: rows, x: p.in, dst: g.k},
+			product{w: l.v.w, first: at, rows: rows, x: p.in, dst: g.v},
+			product{w: r.fB, first: at, rows: rows, x: d.low.Columns(0, d.dk), dst: g.alpha},
+			product{w: r.gB, first: at, rows: rows, x: d.low.Columns(d.dk, d.dk), dst: g.z})
+	}
 	products := []product{
 		{w: l.recurrent.qkv, first: first * d.dk, rows: n * d.dk, x: p.in, dst: g.q},
 		{w: l.recurrent.qkv, first: keys + first*d.dk, rows: n * d.dk, x: p.in, dst: g.k},
 	}
 	runs, heads := 1, n*d.perKey // runs of value heads that follow each other
-	if d.tiled {
+	if d.kind == arch.DeltaTiled {
 		runs, heads = d.perKey, n
 	}
 	for i := range runs {
@@ -200,21 +245,48 @@ func (g *deltaGroup) run(w *worker, seq span, j int) error {
 		v, z := head(g.v, g.slot(j, i), g.dv), head(g.z, g.slot(j, i), g.dv)
 		number := g.valueHead(key, i)
 		g.convolve(v, 2*g.par.StateGroups*g.dk+number*g.dv)
-		beta, alpha := g.columns(key, i)
-		out := head(g.out, number, g.dv)
-		recur(w, out, q, k, v, rates.Columns(beta, 1), rates.Columns(alpha, 1))
-		for t := range seq.n {
-			row := out.Row(t)
-			rmsNorm(row, row, g.norm, g.par.NormEps)
-			for c, f := range z.Row(t) {
-				row[c] *= f * kernel.Sigmoid(f)
-			}
+		beta, column := g.columns(key, i)
+		var alpha kernel.Matrix
+		if g.kind == arch.DeltaChannels {
+			alpha = head(g.alpha, j, g.dk)
+			g.forget(alpha, key)
+		} else {
+			alpha = rates.Columns(column, 1)
 		}
+		out := head(g.out, number, g.dv)
+		recur(w, out, q, k, v, rates.Columns(beta, 1), alpha)
+		g.finish(out, z)
 		if !finite(out) {
 			return fmt.Errorf("the delta net of value head %d is not finite: values overflow float32", number)
 		}
 	}
 	return nil
+}
+
+// forget turns the projections of a key head's forgetting rates into α.
+func (d *delta) forget(x kernel.Matrix, key int) {
+	bias := d.dtBias[key*d.dk:][:d.dk]
+	for t := range x.Rows {
+		row := x.Row(t)
+		for i, f := range row {
+			row[i] = forgetting(d.a[key], f+bias[i])
+		}
+	}
+}
+
+// finish norms a head's output and applies the gates.
+func (d *delta) finish(out, gates kernel.Matrix) {
+	for t := range out.Rows {
+		row := out.Row(t)
+		rmsNorm(row, row, d.norm, d.par.NormEps)
+		for i, f := range gates.Row(t) {
+			gate := kernel.Sigmoid(f)
+			if d.kind != arch.DeltaChannels {
+				gate *= f
+			}
+			row[i] *= gate
+		}
+	}
 }
 
 // convolve replaces every column of x, the channels from first on of one
@@ -249,7 +321,7 @@ func unit(x []float32, length float64) {
 }
 
 // recur runs the delta rule over the tokens of a sequence: out [n, dv] from q
-// and k [n, dk], v [n, dv], and β and α [n, 1].
+// and k [n, dk], v [n, dv], β [n, 1] and α [n, 1] or [n, dk].
 func recur(w *worker, out, q, k, v, beta, alpha kernel.Matrix) {
 	dk, dv := q.Cols, v.Cols
 	// state is S, [dv, dk]; held is what it holds under the key, [1, dv].
@@ -257,7 +329,13 @@ func recur(w *worker, out, q, k, v, beta, alpha kernel.Matrix) {
 	held := kernel.NewMatrix(grow(&w.out, dv), 1, dv)
 	clear(state.Data)
 	for t := range q.Rows {
-		scaleBy(state.Data, alpha.Row(t)[0])
+		if a := alpha.Row(t); len(a) == 1 {
+			scaleBy(state.Data, a[0])
+		} else {
+			for i := range dv {
+				multiplyBy(state.Row(i), a)
+			}
+		}
 		key := k.Slice(t, 1)
 		kernel.MatMul(held, key, state)
 		b := beta.Row(t)[0]
@@ -265,5 +343,11 @@ func recur(w *worker, out, q, k, v, beta, alpha kernel.Matrix) {
 			addScaled(state.Row(i), key.Row(0), b*(f-held.Data[i]))
 		}
 		kernel.MatMul(out.Slice(t, 1), q.Slice(t, 1), state)
+	}
+}
+
+func multiplyBy(x, factors []float32) {
+	for i, f := range factors {
+		x[i] *= f
 	}
 }

@@ -99,7 +99,7 @@ type keysValues struct{ k, vt kernel.Matrix }
 
 // buffers are the activations within a block, kept from block to block.
 type buffers struct {
-	norm, latent, qLatent, q, k, v, z, vt, att, kB, hidden, logits, branch, beside buffer
+	norm, latent, qLatent, q, k, v, z, alpha, vt, att, kB, hidden, logits, branch, beside buffer
 }
 
 type buffer struct{ data []float32 }

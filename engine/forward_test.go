@@ -34,7 +34,7 @@ func someSeqs(vocab int, lengths ...int) [][]int32 {
 // size, grouping of heads and experts, and company of other sequences. One
 // sequence is longer than a block of queries and a span of the kernel.
 func TestInvariance(t *testing.T) {
-	for _, family := range []string{"deepseek_v3", "deepseek_v2_lite", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe"} {
+	for _, family := range []string{"deepseek_v3", "deepseek_v2_lite", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear"} {
 		path := filepath.Join(fixtures.Family(t, family), "ref-bf16.gguf")
 		seqs := someSeqs(500, 48, 1, 0, 310, 17, 64, 65)
 		one := openModel(t, path, Options{Threads: 1})
@@ -176,7 +176,7 @@ func poison(name string) func(*gguf.TensorInfo, int64, int64, []byte) ([]byte, e
 
 // TestNotFinite poisons one tensor after the other: the error names it.
 func TestNotFinite(t *testing.T) {
-	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe"} {
+	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear"} {
 		a := alter(t, family)
 		m := a.load(t, Options{})
 		seqs := someSeqs(500, 120)
@@ -248,7 +248,7 @@ func TestForwardErrors(t *testing.T) {
 // TestReadErrors fails the reading of one tensor after the other.
 func TestReadErrors(t *testing.T) {
 	broken := errors.New("disk on fire")
-	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe"} {
+	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear"} {
 		a := alter(t, family)
 		m := a.load(t, Options{})
 		seqs := someSeqs(500, 120)

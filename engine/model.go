@@ -195,7 +195,7 @@ func checkMechanisms(am *arch.Model) error {
 		return fmt.Errorf("%s: attention of kind %d is not supported by the engine", name, b.Attn)
 	case b.Rope != arch.RopeAdjacent && b.Rope != arch.RopeHalves:
 		return fmt.Errorf("%s: rotary pairing of kind %d is not supported by the engine", name, b.Rope)
-	case b.Delta < arch.NoDelta || b.Delta > arch.DeltaTiled:
+	case b.Delta < arch.NoDelta || b.Delta > arch.DeltaChannels:
 		return fmt.Errorf("%s: recurrent blocks of kind %d are not supported by the engine", name, b.Delta)
 	case p.IndexerTopK > 0 && b.Attn != arch.MLA:
 		return fmt.Errorf("%s: sparse attention is supported by the engine for latent attention only", name)

@@ -457,6 +457,9 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 
 // complete sets what files leave to the reader.
 func (m *Model) complete() {
+	if m.Params.Layers > MaxLayers {
+		return // check refuses it
+	}
 	for _, f := range m.Family.Complete {
 		f(&m.Params)
 	}
@@ -543,6 +546,9 @@ func (m *Model) apply(cfg *Config, s *Setting) error {
 	}
 	if err := s.store(&m.Params, v); err != nil {
 		return err
+	}
+	if m.Params.Layers > MaxLayers { // before lists of that length are made
+		return configError("%s is %d, wanted 1 to %d", userName(s.From[0]), m.Params.Layers, MaxLayers)
 	}
 	if !s.Silent && !s.omits(v) && !slices.Contains(m.keys, s.Key) {
 		m.keys = append(m.keys, s.Key)
