@@ -152,7 +152,7 @@ func checkTotals(t *testing.T, l *layout, s *Summary) {
 				continue
 			}
 			mtp += x.bytes()
-			if mtpTensors++; !strings.HasSuffix(x.name, scaleSuffix) {
+			if mtpTensors++; !strings.HasSuffix(x.name, "_scale_inv") {
 				mtpParams += x.elements()
 			}
 		}
