@@ -61,12 +61,14 @@ type weight struct {
 // detector recognises packed weights by the names, types and shapes of tensors.
 // What it finds must agree with quantization_config.
 type detector struct {
-	inv *Inventory
-	cfg *quantConfig
+	inv   *Inventory
+	cfg   *quantConfig
+	taken []bool // tensors that are part of a weight found already
 }
 
 // detectors look at one tensor each and return nil when it is not theirs. An
-// error means that it is, but that something about it is wrong.
+// error means that it is, but that something about it is wrong. The scales of
+// one form may be 8-bit floats, which the last one takes for weights.
 var detectors = []func(d *detector, i int) (*weight, error){
 	(*detector).mxfp4Blocks, (*detector).mxfp4Packed, (*detector).nvfp4, (*detector).int4, (*detector).qweight, (*detector).scaled,
 }
@@ -74,24 +76,22 @@ var detectors = []func(d *detector, i int) (*weight, error){
 // attachPackings finds the packed weights of an inventory and puts each in the
 // place of its codes.
 func attachPackings(inv *Inventory, cfg *quantConfig) error {
-	d := &detector{inv, cfg}
+	d := &detector{inv, cfg, make([]bool, len(inv.Tensors))}
 	found := false
-	for i := range inv.Tensors {
-		w, err := d.detect(i)
-		if err != nil {
-			return err
+	for _, detect := range detectors {
+		for i := range inv.Tensors {
+			if d.taken[i] {
+				continue
+			}
+			w, err := detect(d, i)
+			if err == nil && w != nil {
+				found = true
+				err = d.attach(i, w)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		if w == nil {
-			continue
-		}
-		found = true
-		if err := cfg.allows(w.family, inv.Tensors[i].Name); err != nil {
-			return err
-		}
-		if err := inv.rename(i, w.name, w.shape); err != nil {
-			return err
-		}
-		inv.Tensors[i].packed = w.packed
 	}
 	if !found && cfg.method != "" {
 		return formatError("config.json: quantization_config.quant_method is %q, but no tensor is stored that way", cfg.method)
@@ -99,13 +99,19 @@ func attachPackings(inv *Inventory, cfg *quantConfig) error {
 	return nil
 }
 
-func (d *detector) detect(i int) (*weight, error) {
-	for _, f := range detectors {
-		if w, err := f(d, i); w != nil || err != nil {
-			return w, err
-		}
+// attach makes tensor i a packed weight.
+func (d *detector) attach(i int, w *weight) error {
+	if err := d.cfg.allows(w.family, d.inv.Tensors[i].Name); err != nil {
+		return err
 	}
-	return nil, nil
+	if err := d.inv.rename(i, w.name, w.shape); err != nil {
+		return err
+	}
+	d.inv.Tensors[i].packed = w.packed
+	for _, part := range append(w.packed.parts(), i) {
+		d.taken[part] = true
+	}
+	return nil
 }
 
 // is reports whether tensor i has one of the types.

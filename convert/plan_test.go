@@ -279,10 +279,10 @@ func (m memory) ReadAt(ctx context.Context, i int, off int64, p []byte) error {
 }
 
 // inMemory makes a checkpoint of a literal list of tensors.
-func inMemory(t testing.TB, m *arch.Model, list []Source) *Checkpoint {
+func inMemory(t testing.TB, m *arch.Model, list []Source, q *quantConfig) *Checkpoint {
 	t.Helper()
 	c := &Checkpoint{Dir: "in-memory", Model: m, Vocab: &tokenizer.Vocab{}, inv: NewInventory(list)}
-	must(t, attachPackings(c.inv, &quantConfig{block: [2]int64{128, 128}}))
+	must(t, attachPackings(c.inv, q))
 	var err error
 	c.tensors, c.dropped, err = modelTensors(m, c.inv)
 	must(t, err)
@@ -293,7 +293,7 @@ func inMemory(t testing.TB, m *arch.Model, list []Source) *Checkpoint {
 func TestSummary(t *testing.T) {
 	m := loadModel(t, "deepseek_v3", nil, true)
 	list := literal(m)
-	trunk := inMemory(t, loadModel(t, "deepseek_v3", nil, false), list)
+	trunk := inMemory(t, loadModel(t, "deepseek_v3", nil, false), list, &quantConfig{})
 	p, err := trunk.Plan(request(t, "out", "F32", "Q4_K_M"))
 	must(t, err)
 	s := p.Summary()

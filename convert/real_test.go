@@ -42,7 +42,7 @@ func (l *listed) elements() int64 {
 }
 
 func (l *listed) bytes() int64 {
-	return l.elements() * map[string]int64{"F32": 4, "BF16": 2, "F8_E4M3": 1}[l.dtype]
+	return l.elements() * map[string]int64{"F32": 4, "BF16": 2, "F8_E4M3": 1, "U8": 1}[l.dtype]
 }
 
 func readLayout(t testing.TB, path string) *layout {

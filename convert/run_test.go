@@ -38,7 +38,7 @@ func TestOutputIndependentOfRun(t *testing.T) {
 // units that keep to the limit where a row does.
 func TestUnits(t *testing.T) {
 	m := loadModel(t, "deepseek_v3", nil, false)
-	p, err := inMemory(t, m, literal(m)).Plan(Request{})
+	p, err := inMemory(t, m, literal(m), &quantConfig{}).Plan(Request{})
 	must(t, err)
 	for _, limit := range []int64{1, 100, 1000, 1 << 20} {
 		tensor, row := 0, int64(0)
@@ -158,7 +158,7 @@ func values(list []Source) memory {
 func damaged(t *testing.T) (*Checkpoint, memory) {
 	t.Helper()
 	m := loadModel(t, "deepseek_v3", nil, false)
-	ck := inMemory(t, m, literal(m))
+	ck := inMemory(t, m, literal(m), &quantConfig{})
 	data := values(ck.inv.Tensors)
 	i, _ := ck.inv.Lookup("model.layers.1.mlp.experts.3.down_proj.weight")
 	// Experts are 64 rows of 32: row 2, column 3 of this one.
@@ -217,7 +217,7 @@ func (u unreadable) ReadAt(ctx context.Context, i int, off int64, p []byte) erro
 // nothing else stays.
 func TestFailedRun(t *testing.T) {
 	m := loadModel(t, "deepseek_v3", nil, false)
-	ck := inMemory(t, m, literal(m))
+	ck := inMemory(t, m, literal(m), &quantConfig{})
 	data := values(ck.inv.Tensors)
 	for name, attempt := range map[string]func(p *Plan) error{
 		"read error": func(p *Plan) error {
