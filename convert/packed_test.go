@@ -185,7 +185,7 @@ func TestStoredChoices(t *testing.T) {
 		if got := fileType(p, 1); got != uint32(15) {
 			t.Errorf("%s as Q4_K_M: file type %v", form, got)
 		}
-		if notes := strings.Join(p.Notes, "\n"); (form == "int4") != strings.Contains(notes, "Q4_0 would hold") || (form == "int4") == strings.Contains(notes, "--allow-requantize") {
+		if notes := strings.Join(p.Notes, "\n"); (form == "int4") != strings.Contains(notes, "Q4_0 would hold the") || (form == "int4") == strings.Contains(notes, "--allow-requantize") {
 			t.Errorf("%s: notes %q", form, notes)
 		}
 	}
@@ -193,6 +193,14 @@ func TestStoredChoices(t *testing.T) {
 	req.AllowRequantize = true
 	if p := plan("nvfp4", req); count(p, 0, gguf.NVFP4) != 0 || fileType(p, 0) != uint32(32) || slices.ContainsFunc(p.Tensors, func(x Tensor) bool { return strings.HasSuffix(x.Name, ".scale") }) {
 		t.Error("NVFP4 is kept although it may be requantized")
+	}
+	// A type demanded for a tensor by name wins, and may be the one it has.
+	req.Outputs[0].Recipe = recipe(t, "Q4_0")
+	same, err := quant.ParseOverride("ffn_up=nvfp4")
+	must(t, err)
+	req.Quant.TensorTypes = []quant.Override{same}
+	if p := plan("nvfp4", req); count(p, 0, gguf.NVFP4) != 1 || !slices.ContainsFunc(p.Tensors, func(x Tensor) bool { return x.Name == "blk.0.ffn_up.scale" }) {
+		t.Error("NVFP4 is not kept on demand")
 	}
 	req = request(t, "out", "Q4_0")
 	o, err := quant.ParseOverride("ffn_down=q8_0")
@@ -232,11 +240,41 @@ func TestSourceBytes(t *testing.T) {
 	}
 }
 
-// TestRealGptOss plans the layout of gpt-oss-120b: 687 tensors, 65 GB.
-func TestRealGptOss(t *testing.T) {
-	source := filepath.Join("..", "testdata", "real", "gpt-oss-120b")
-	l := readLayout(t, filepath.Join(source, "tensors.json.gz"))
-	cfg, err := arch.ParseConfig(readFile(t, filepath.Join(source, "config.json")))
+// TestRealLayouts plans the layouts of released models: every tensor has a
+// place, the counts are those of the layout, and no unit is a whole stack.
+func TestRealLayouts(t *testing.T) {
+	for name, c := range map[string]struct {
+		dir func(t *testing.T) string
+		typ string
+	}{
+		"gpt-oss-120b":     {func(*testing.T) string { return filepath.Join("..", "testdata", "real", "gpt-oss-120b") }, "MXFP4"},
+		"Kimi-K2-Instruct": {func(t *testing.T) string { return fixtures.Shared(t, "real/Kimi-K2-Instruct") }, "F8_E4M3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ck, l := layoutCheckpoint(t, c.dir(t))
+			p, err := ck.Plan(request(t, "out", "BF16"))
+			must(t, err)
+			s := p.Summary()
+			if s.SourceBytes != l.TotalSize || s.Parameters != l.Params || len(s.Dropped) != 0 {
+				t.Errorf("%d bytes, %d parameters, %d dropped, want %d, %d, 0", s.SourceBytes, s.Parameters, len(s.Dropped), l.TotalSize, l.Params)
+			}
+			i := slices.IndexFunc(s.Outputs[0].Tensors, func(x TensorSummary) bool { return strings.HasSuffix(x.Name, "ffn_down_exps.weight") })
+			if x := s.Outputs[0].Tensors[i]; x.Source != c.typ {
+				t.Errorf("%+v, want %s", x, c.typ)
+			}
+			for u := range p.units(maxUnit) {
+				if size := p.elements(u.piece, u.n); size > maxUnit {
+					t.Fatalf("a unit of %d elements", size)
+				}
+			}
+		})
+	}
+}
+
+// layoutCheckpoint makes a checkpoint without files of a layout.
+func layoutCheckpoint(t *testing.T, dir string) (*Checkpoint, *layout) {
+	l := readLayout(t, filepath.Join(dir, "tensors.json.gz"))
+	cfg, err := arch.ParseConfig(readFile(t, filepath.Join(dir, "config.json")))
 	must(t, err)
 	m, err := arch.FromConfig(cfg, false)
 	must(t, err)
@@ -249,22 +287,7 @@ func TestRealGptOss(t *testing.T) {
 			list = append(list, Source{Name: x.name, Storage: Storage{DType: dt}, Shape: x.shape})
 		}
 	}
-	c := inMemory(t, m, list, q)
-	p, err := c.Plan(request(t, "out", "BF16"))
-	must(t, err)
-	s := p.Summary()
-	if s.SourceBytes != l.TotalSize || s.Parameters != l.Params || len(s.Dropped) != 0 {
-		t.Errorf("%d bytes, %d parameters, %d dropped, want %d, %d, 0", s.SourceBytes, s.Parameters, len(s.Dropped), l.TotalSize, l.Params)
-	}
-	if x := s.Outputs[0].Tensors[0]; x.Name != "blk.0.ffn_down_exps.weight" || x.Source != "MXFP4" || x.Type != gguf.MXFP4 {
-		t.Errorf("first tensor %+v", x)
-	}
-	// An expert stack is never read whole.
-	for u := range p.units(maxUnit) {
-		if size := p.elements(u.piece, u.n); size > maxUnit {
-			t.Fatalf("a unit of %d elements", size)
-		}
-	}
+	return inMemory(t, m, list, q), l
 }
 
 // header is one line of a literal checkpoint.

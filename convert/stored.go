@@ -2,6 +2,8 @@ package convert
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -31,8 +33,12 @@ func (p *Plan) addCheckpoint(tensors []Tensor, req *Request) (kept []bool, err e
 			return nil, err
 		}
 		p.Tensors, kept = append(p.Tensors, *t), append(kept, keep)
-		if keep && t.factor != nil {
+		switch {
+		case t.factor == nil:
+		case keep:
 			p.Tensors, kept = append(p.Tensors, *t.factor), append(kept, false)
+		default: // without the factor the blocks are other numbers
+			p.Tensors[len(p.Tensors)-1].stored = nil
 		}
 	}
 	return kept, nil
@@ -41,22 +47,23 @@ func (p *Plan) addCheckpoint(tensors []Tensor, req *Request) (kept []bool, err e
 // keeps reports whether a tensor stays in the type that the checkpoint has it
 // in. A type demanded for this very tensor wins.
 func (req *Request) keeps(t *Tensor) (bool, error) {
-	if t.stored == nil || !keptTypes[*t.stored] || req.AllowRequantize || arch.ForceF32(arch.ParseName(t.Name), len(t.Shape)) {
+	if t.stored == nil || !keptTypes[*t.stored] || arch.ForceF32(arch.ParseName(t.Name), len(t.Shape)) {
 		return false, nil
 	}
 	for i := range req.Quant.TensorTypes {
-		if ok, err := req.Quant.TensorTypes[i].Matches(t.Name); ok || err != nil {
-			return false, err
+		o := &req.Quant.TensorTypes[i]
+		if ok, err := o.Matches(t.Name); ok || err != nil {
+			return o.Type == *t.stored, err
 		}
 	}
-	return true, nil
+	return !req.AllowRequantize, nil
 }
 
 // chooseStored replaces the recipe's choices where blocks of the checkpoint are
 // copied, and returns the output's file type.
 func (p *Plan) chooseStored(r *quant.Recipe, choices []quant.Choice, kept []bool) (fileType uint32) {
 	fileType = r.FileType
-	counts, exact := map[gguf.Type]int{}, 0
+	counts, again := map[gguf.Type]int{}, map[gguf.Type]int{}
 	for i := range choices {
 		c, t := &choices[i], &p.Tensors[i]
 		switch {
@@ -70,35 +77,24 @@ func (p *Plan) chooseStored(r *quant.Recipe, choices []quant.Choice, kept []bool
 		case t.holds(c.Type):
 			c.Rule, c.Copied = c.Rule+"; the blocks of the checkpoint as they are", true
 		case t.stored != nil && c.Type.Quantized():
-			exact++
+			again[*t.stored]++
 		}
 	}
-	for _, typ := range []gguf.Type{gguf.MXFP4, gguf.NVFP4} {
-		if n := counts[typ]; n > 0 && r.Default.Quantized() && r.Default != typ {
-			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s in %s as the checkpoint has them; --allow-requantize quantizes them too",
-				r.Name, plural(n, "%d tensor stays", "%d tensors stay"), typ))
-		}
-	}
-	if exact > 0 {
-		p.Notes = append(p.Notes, fmt.Sprintf("%s: %s again; %s would hold the checkpoint's own 4-bit blocks without loss",
-			r.Name, plural(exact, "%d tensor is quantized", "%d tensors are quantized"), p.storedNames()))
-	}
+	p.noteStored(r, counts, again)
 	return fileType
 }
 
-// storedNames lists the types that hold weights of the checkpoint as they are.
-func (p *Plan) storedNames() string {
-	text := ""
-	for _, typ := range []gguf.Type{gguf.MXFP4, gguf.NVFP4, gguf.Q4_0} {
-		for i := range p.Tensors {
-			if p.Tensors[i].holds(typ) {
-				if text != "" {
-					text += " or "
-				}
-				text += typ.String()
-				break
-			}
+// noteStored tells how many tensors a recipe keeps in a type of the checkpoint,
+// and how many it quantizes that such a type holds without loss.
+func (p *Plan) noteStored(r *quant.Recipe, counts, again map[gguf.Type]int) {
+	for _, typ := range slices.Sorted(maps.Keys(counts)) {
+		if n := counts[typ]; r.Default.Quantized() && r.Default != typ {
+			p.Notes = append(p.Notes, fmt.Sprintf("%s: %s %s as in the checkpoint (--allow-requantize quantizes them too)",
+				r.Name, plural(n, "%d tensor stays", "%d tensors stay"), typ))
 		}
 	}
-	return text
+	for _, typ := range slices.Sorted(maps.Keys(again)) {
+		p.Notes = append(p.Notes, fmt.Sprintf("%s: %s again; %s would hold the checkpoint's numbers without loss",
+			r.Name, plural(again[typ], "%d tensor is quantized", "%d tensors are quantized"), typ))
+	}
 }
