@@ -42,7 +42,8 @@ type CheckpointOptions struct {
 	MTP string
 }
 
-// OpenCheckpoint reads the headers of a checkpoint folder. Errors about the
+// OpenCheckpoint reads the headers of a checkpoint folder, and the factors of
+// NVFP4 weights, one number each. Errors about the
 // content match ErrInput, or the format errors of the package concerned.
 func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 	c := &Checkpoint{Dir: dir}
@@ -50,7 +51,7 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, err := fp8Block(cfg)
+	quantized, err := readQuantConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +69,10 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 	}
 	c.Warnings = c.files.Warnings()
 	c.inv = checkpointInventory(c.files)
-	if err = attachScales(c.inv, block); err == nil {
+	if err = attachPackings(c.inv, quantized); err == nil {
+		err = loadFactors(context.Background(), c.inv, c)
+	}
+	if err == nil {
 		c.tensors, c.dropped, err = modelTensors(c.Model, c.inv)
 	}
 	if err != nil {
@@ -137,33 +141,6 @@ func explainNoConfig(dir string, err error) error {
 	return hinted("pass the folder of a HuggingFace checkpoint", fmt.Errorf("%w: %w", ErrInput, err))
 }
 
-// fp8Block returns the size of an FP8 scale block, or zeros when the weights
-// are not quantized. Other ways of quantizing are refused.
-func fp8Block(cfg *arch.Config) (block [2]int64, err error) {
-	q := cfg.Object("quantization_config")
-	if q == nil {
-		return block, nil
-	}
-	method, _ := q["quant_method"].(string)
-	if method != "fp8" {
-		return block, formatError("config.json: quantization_config.quant_method is %q; only \"fp8\" with block scales is supported", method)
-	}
-	list, ok := q["weight_block_size"].([]any)
-	if !ok || len(list) != 2 {
-		return block, formatError("config.json: quantization_config.weight_block_size is %v, wanted two numbers", q["weight_block_size"])
-	}
-	for i, v := range list {
-		n, ok := v.(interface{ Int64() (int64, error) })
-		if !ok {
-			return block, formatError("config.json: quantization_config.weight_block_size is %v, wanted two numbers", list)
-		}
-		if block[i], err = n.Int64(); err != nil || block[i] < 1 || block[i] > 1<<20 {
-			return block, formatError("config.json: quantization_config.weight_block_size is %v, wanted two positive numbers", list)
-		}
-	}
-	return block, nil
-}
-
 func modelOf(cfg *arch.Config, mtp string) (*arch.Model, error) {
 	drop, err := arch.FromConfig(cfg, false)
 	if err != nil {
@@ -206,7 +183,7 @@ func checkpointInventory(files *safetensors.Checkpoint) *Inventory {
 	list := files.Tensors()
 	tensors := make([]Source, len(list))
 	for i := range list {
-		tensors[i] = Source{Name: list[i].Name, Storage: Storage{DType: list[i].DType}, Shape: list[i].Shape, Scale: -1}
+		tensors[i] = Source{Name: list[i].Name, Storage: Storage{DType: list[i].DType}, Shape: list[i].Shape}
 	}
 	return NewInventory(tensors)
 }
@@ -223,7 +200,8 @@ type Request struct {
 	Importance *Importance
 	// Overrides are metadata keys to set, in order.
 	Overrides []Override
-	// AllowRequantize permits decoding already quantized GGUF input.
+	// AllowRequantize permits decoding already quantized GGUF input, and weights
+	// of a checkpoint that would be kept in a GGUF type.
 	AllowRequantize bool
 	// PruneLayers lists blocks of GGUF input to leave out; the others are
 	// numbered anew.
@@ -249,12 +227,16 @@ type OutputRequest struct {
 
 // Plan decides the conversion. It reads no weights.
 func (c *Checkpoint) Plan(req Request) (*Plan, error) {
-	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Tensors: c.tensors, Dropped: c.dropped, inv: c.inv, Notes: slices.Clone(c.Warnings), importance: req.Importance, preview: req.Preview}
+	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Dropped: c.dropped, inv: c.inv, Notes: slices.Clone(c.Warnings), importance: req.Importance, preview: req.Preview}
+	kept, err := p.addCheckpoint(c.tensors, &req)
+	if err != nil {
+		return nil, err
+	}
 	// Recipes see the model as the F32 file that llama.cpp's converter would
 	// write, because that is what llama-quantize would be given.
-	infos := make([]gguf.TensorInfo, len(c.tensors))
+	infos := make([]gguf.TensorInfo, len(p.Tensors))
 	for i := range infos {
-		infos[i] = gguf.TensorInfo{Name: c.tensors[i].Name, Type: gguf.F32, Shape: c.tensors[i].Shape}
+		infos[i] = gguf.TensorInfo{Name: p.Tensors[i].Name, Type: gguf.F32, Shape: p.Tensors[i].Shape}
 	}
 	facts := quant.ModelFacts{
 		Arch: p.Arch, Layers: c.Model.Params.Layers, Experts: c.Model.Params.Experts,
@@ -265,7 +247,7 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		md := c.metadata(o.Recipe)
+		md := c.metadata(p.chooseStored(o.Recipe, choices, kept))
 		req.finish(md)
 		if err := p.addOutput(o, md, choices, req.Layout); err != nil {
 			return nil, err

@@ -25,18 +25,26 @@ func (s Storage) String() string {
 	return s.DType.String()
 }
 
-// Source is one tensor of the input, known from its header alone.
+// Source is one tensor of the input, known from its header alone. A weight that
+// is stored in several tensors takes the place of the one that holds its codes,
+// with the name and shape of the weight.
 type Source struct {
 	Name    string
 	Storage Storage
 	// Shape lists the dimensions, slowest axis first.
 	Shape []int64
-	// Scale is the index of the tensor of block scales, or -1. Element (r, c)
-	// is the stored value times scale (r / BlockRows, c / BlockCols).
-	Scale                int
-	BlockRows, BlockCols int64
 	// Values are those of a computed tensor, which no file has.
 	Values []float32
+
+	packed packing // nil: elements of the type that Storage names
+}
+
+// format names the way in which the source is stored.
+func (s *Source) format() string {
+	if s.packed != nil {
+		return s.packed.String()
+	}
+	return s.Storage.String()
 }
 
 // Cols returns the row length, Rows the number of rows; a vector is one row.
@@ -56,10 +64,13 @@ func (s *Source) Rows() int64 {
 	return n
 }
 
-// bytes returns the stored size of n elements.
+// bytes returns the stored size of n elements, scales not counted.
 func (s *Source) bytes(n int64) int64 {
-	if s.Storage.IsGGUF {
+	switch {
+	case s.Storage.IsGGUF:
 		return s.Storage.GGUF.RowBytes(n)
+	case s.packed != nil:
+		return n * s.packed.bits() / 8
 	}
 	return n * int64(s.Storage.DType.Bits()) / 8
 }
@@ -91,40 +102,16 @@ type Data interface {
 	ReadAt(ctx context.Context, tensor int, off int64, p []byte) error
 }
 
-// scaleSuffix marks the block scales of FP8 checkpoints (DeepSeek's form).
-const scaleSuffix = "_scale_inv"
-
-// attachScales ties every FP8 weight to its block scales. block is the size of
-// a scale block from config.json, rows then columns. The grid is counted from
-// the top left; blocks at the edges are partial.
-func attachScales(inv *Inventory, block [2]int64) error {
-	for i := range inv.Tensors {
-		t := &inv.Tensors[i]
-		t.Scale = -1
-		if t.Storage.IsGGUF || !isFP8(t.Storage.DType) {
-			continue
-		}
-		j, ok := inv.Lookup(t.Name + scaleSuffix)
-		if !ok {
-			return formatError("tensor %q is %s but has no scales (%q is missing)", t.Name, t.Storage, t.Name+scaleSuffix)
-		}
-		if block[0] < 1 || block[1] < 1 {
-			return formatError("config.json: quantization_config has no weight_block_size, which the FP8 tensor %q needs", t.Name)
-		}
-		s := &inv.Tensors[j]
-		if s.Storage.DType != dtype.F32 && s.Storage.DType != dtype.BF16 && s.Storage.DType != dtype.F16 {
-			return formatError("tensor %q: scales are %s, wanted F32", s.Name, s.Storage)
-		}
-		rows, cols := ceilDiv(t.Rows(), block[0]), ceilDiv(t.Cols(), block[1])
-		if len(s.Shape) != 2 || s.Shape[0] != rows || s.Shape[1] != cols {
-			return formatError("tensor %q has shape %v; %q %v in blocks of %v needs [%d %d]", s.Name, s.Shape, t.Name, t.Shape, block, rows, cols)
-		}
-		t.Scale, t.BlockRows, t.BlockCols = j, block[0], block[1]
+// rename gives tensor i the name and shape of the weight that it holds codes of.
+func (inv *Inventory) rename(i int, name string, shape []int64) error {
+	if j, ok := inv.index[name]; ok && j != i && inv.Tensors[j].Name == name {
+		return formatError("tensors %q and %q hold the same weight", inv.Tensors[i].Name, name)
 	}
+	inv.Tensors[i].Name, inv.Tensors[i].Shape = name, shape
+	inv.index[arch.Canonical(name)] = i
+	inv.index[name] = i
 	return nil
 }
-
-func isFP8(t dtype.Type) bool { return t == dtype.F8E4M3 || t == dtype.F8E5M2 }
 
 func ceilDiv(a, b int64) int64 { return (a + b - 1) / b }
 

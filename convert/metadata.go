@@ -11,7 +11,6 @@ import (
 
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
-	"github.com/winnow-moe/winnow/quant"
 )
 
 // sampling maps generation_config.json settings to recommended sampler keys,
@@ -37,7 +36,7 @@ var sampling = []struct {
 
 // metadata makes the keys of an output in the order in which llama.cpp's
 // converter writes them.
-func (c *Checkpoint) metadata(r *quant.Recipe) *gguf.Metadata {
+func (c *Checkpoint) metadata(fileType uint32) *gguf.Metadata {
 	md := &gguf.Metadata{}
 	md.Set(gguf.KeyArchitecture, c.Model.Family.Arch)
 	md.Set(gguf.KeyGeneralType, "model")
@@ -48,7 +47,7 @@ func (c *Checkpoint) metadata(r *quant.Recipe) *gguf.Metadata {
 	}
 	md.Set(gguf.KeyName, modelName(c.Dir))
 	md.Set(gguf.KeySizeLabel, sizeLabel(c.tensors))
-	c.Model.WriteMetadata(md, r.FileType)
+	c.Model.WriteMetadata(md, fileType)
 	md.Set(gguf.KeyQuantizationVersion, gguf.QuantizationVersion)
 	c.Vocab.WriteTo(md)
 	return md

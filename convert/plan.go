@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
+	"strings"
 
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/dtype"
@@ -45,6 +47,10 @@ type Tensor struct {
 	// pieces give; nil means that they stay. Op is applied to every element.
 	Order []int32
 	Op    arch.Op
+	// stored is the GGUF type whose blocks hold the input's numbers as they are,
+	// nil where there is none. factor is a tensor that such blocks need beside them.
+	stored *gguf.Type
+	factor *Tensor
 	// measured is the name under which an importance matrix knows the tensor.
 	measured string
 }
@@ -115,8 +121,10 @@ func (p *Plan) SourceBytes() int64 {
 	for i := range p.Tensors {
 		for _, pc := range p.Tensors[i].Pieces {
 			used[pc.Source] = true
-			if s := p.inv.Tensors[pc.Source].Scale; s >= 0 {
-				used[s] = true
+			if packed := p.inv.Tensors[pc.Source].packed; packed != nil {
+				for _, part := range packed.parts() {
+					used[part] = true
+				}
 			}
 		}
 	}
@@ -172,6 +180,7 @@ func (p *Plan) noteOverrides(list []quant.Override) error {
 type checkpointPlan struct {
 	model  *arch.Model
 	inv    *Inventory
+	inputs int // tensors of the files, computed ones not counted
 	used   []bool
 	planed []placed
 }
@@ -186,9 +195,11 @@ type placed struct {
 // modelTensors resolves every tensor of the model to pieces of the checkpoint,
 // in the order in which llama.cpp's converter writes them: it walks the input
 // tensors in order and writes a tensor when its last part has been seen; the
-// expert stacks of a block all wait for the block's last expert tensor.
+// expert stacks of a block all wait for the block's last expert tensor. Weights
+// that it moves to their GGUF type come before all others, and those whose
+// integers it unpacks after them.
 func modelTensors(m *arch.Model, inv *Inventory) ([]Tensor, []Dropped, error) {
-	cp := &checkpointPlan{model: m, inv: inv, used: make([]bool, len(inv.Tensors))}
+	cp := &checkpointPlan{model: m, inv: inv, inputs: len(inv.Tensors), used: make([]bool, len(inv.Tensors))}
 	stackEnd := map[int]int{} // block → completing input tensor of its stacks
 	list := m.Tensors()
 	for i := range list {
@@ -199,14 +210,14 @@ func modelTensors(m *arch.Model, inv *Inventory) ([]Tensor, []Dropped, error) {
 		if p == nil {
 			continue
 		}
-		if l := list[i].Name.Layer; list[i].Rule.Stacked() {
+		if l := list[i].Name.Layer; list[i].Rule.Stacked() && p.after >= 0 {
 			stackEnd[l] = max(stackEnd[l], p.after)
 		}
 		p.rule = i
 		cp.planed = append(cp.planed, *p)
 	}
 	for i := range cp.planed {
-		if t := &list[cp.planed[i].rule]; t.Rule.Stacked() {
+		if t := &list[cp.planed[i].rule]; t.Rule.Stacked() && cp.planed[i].after >= 0 {
 			cp.planed[i].after = stackEnd[t.Name.Layer]
 		}
 	}
@@ -256,15 +267,86 @@ func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
 		if !ok {
 			return nil, formatError("tensor %q is missing (needed for %q; config.json announces %d experts)", name, t.Name, experts)
 		}
+		source := &cp.inv.Tensors[i]
+		if _, ok := source.packed.(*mxfp4); ok {
+			r = r.InBlocks()
+		}
 		if err := cp.checkSource(r, t.Name.Layer, i); err != nil {
 			return nil, err
 		}
 		cp.used[i] = true
-		p.after = max(p.after, i)
-		p.From = cp.inv.Tensors[i].Storage.String()
-		p.Pieces = append(p.Pieces, cp.pieces(t, i)...)
+		p.after = max(p.after, cp.turn(i))
+		p.From = source.format()
+		p.Pieces = append(p.Pieces, cp.pieces(t, r, i)...)
+	}
+	if p.stored = storedType(&p.Tensor, cp.inv); p.stored != nil && keptTypes[*p.stored] {
+		p.after -= cp.inputs + 1
+		p.factor = cp.factor(&p.Tensor)
 	}
 	return p, nil
+}
+
+// turn is when the converter comes to input tensor i: tensors that it makes of
+// packed integers are new to it, and follow all others.
+func (cp *checkpointPlan) turn(i int) int {
+	switch cp.inv.Tensors[i].packed.(type) {
+	case *int4, *qweight:
+		return cp.inputs + i
+	}
+	return i
+}
+
+// storedType returns the GGUF type that holds all of a tensor as it is stored.
+func storedType(t *Tensor, inv *Inventory) *gguf.Type {
+	if t.Order != nil || t.Op != arch.OpNone {
+		return nil
+	}
+	var all *gguf.Type
+	for i := range t.Pieces {
+		pc := &t.Pieces[i]
+		source, ok := inv.Tensors[pc.Source].packed.(lossless)
+		if !ok || pc.Mode == arch.CutTransposed || pc.Columns != 0 {
+			return nil
+		}
+		typ, ok := source.exact()
+		if !ok || all != nil && *all != typ {
+			return nil
+		}
+		all = &typ
+	}
+	return all
+}
+
+// factor makes the tensor of the float32 factors of NVFP4 weights, one for each
+// matrix, nil where all are 1 (conversion/base.py, _write_scales_tensor).
+func (cp *checkpointPlan) factor(t *Tensor) *Tensor {
+	var values []float32
+	trivial, last := true, -1
+	for i := range t.Pieces {
+		v, ok := cp.inv.Tensors[t.Pieces[i].Source].packed.(*nvfp4)
+		if !ok || t.Pieces[i].Source == last {
+			continue
+		}
+		last = t.Pieces[i].Source
+		values = append(values, v.factor)
+		trivial = trivial && math.Abs(float64(v.factor)-1) < 1e-6
+	}
+	if trivial {
+		return nil
+	}
+	return cp.computed(strings.TrimSuffix(t.Name, "weight")+"scale", values)
+}
+
+// computed adds a vector to the input and makes a tensor of it.
+func (cp *checkpointPlan) computed(name string, values []float32) *Tensor {
+	n := int64(len(values))
+	cp.inv.Tensors = append(cp.inv.Tensors, Source{
+		Name: name, Storage: Storage{DType: dtype.F32}, Shape: []int64{n}, Values: values,
+	})
+	cp.used = append(cp.used, true)
+	return &Tensor{
+		Name: name, measured: name, Shape: []int64{n}, From: "computed", Pieces: []Piece{{Source: len(cp.inv.Tensors) - 1, Count: 1}},
+	}
 }
 
 // generate adds a computed tensor to the input; it comes before all others.
@@ -274,14 +356,7 @@ func (cp *checkpointPlan) generate(t *arch.Tensor) (*placed, error) {
 	if err != nil || values == nil {
 		return nil, err
 	}
-	cp.inv.Tensors = append(cp.inv.Tensors, Source{
-		Name: name, Storage: Storage{DType: dtype.F32}, Shape: []int64{int64(len(values))}, Scale: -1, Values: values,
-	})
-	i := len(cp.inv.Tensors) - 1
-	cp.used = append(cp.used, true)
-	return &placed{after: -1, Tensor: Tensor{
-		Name: name, measured: name, Shape: t.Shape, From: "computed", Pieces: []Piece{{Source: i, Count: 1}},
-	}}, nil
+	return &placed{after: -1, Tensor: *cp.computed(name, values)}, nil
 }
 
 // template picks the accepted name that the checkpoint uses for t.
@@ -327,15 +402,15 @@ func (cp *checkpointPlan) checkSource(r *arch.Rule, l, i int) error {
 	if !slices.Equal(s.Shape, want) {
 		return formatError("tensor %q has shape %v, but config.json makes it %v = %s", s.Name, s.Shape, want, why)
 	}
-	if !s.Storage.IsGGUF && !s.Storage.DType.Float() {
+	if s.packed == nil && !s.Storage.IsGGUF && !s.Storage.DType.Float() {
 		return formatError("tensor %q has dtype %s, wanted a floating point type", s.Name, s.Storage)
 	}
 	return nil
 }
 
-// pieces cuts input tensor i as the rule says.
-func (cp *checkpointPlan) pieces(t *arch.Tensor, i int) []Piece {
-	r, p := t.Rule, cp.model.Params.At(t.Name.Layer)
+// pieces cuts input tensor i as rule r of t says.
+func (cp *checkpointPlan) pieces(t *arch.Tensor, r *arch.Rule, i int) []Piece {
+	p := cp.model.Params.At(t.Name.Layer)
 	if r.Cut == nil {
 		rows := cp.inv.Tensors[i].Rows()
 		if r.Trim {
@@ -360,20 +435,26 @@ func (cp *checkpointPlan) pieces(t *arch.Tensor, i int) []Piece {
 // unclaimed lists the input tensors that no rule owns: with a reason they are
 // dropped, without one the conversion is refused.
 func (cp *checkpointPlan) unclaimed() ([]Dropped, error) {
-	scales := make(map[int]bool)
+	parts := make(map[int]bool)
 	for i := range cp.inv.Tensors {
-		if s := cp.inv.Tensors[i].Scale; s >= 0 {
-			scales[s] = true
+		if packed := cp.inv.Tensors[i].packed; packed != nil {
+			for _, part := range packed.parts() {
+				parts[part] = true
+			}
 		}
 	}
 	var dropped []Dropped
 	var unknown []string
 	for i := range cp.inv.Tensors {
-		if cp.used[i] || scales[i] {
+		if cp.used[i] || parts[i] {
 			continue
 		}
 		name := cp.inv.Tensors[i].Name
-		if why, ok := cp.dropReason(name); ok {
+		why, ok := cp.dropReason(name)
+		if !ok && len(parts) > 0 && isActivationScale(name) {
+			why, ok = "scale of activations or of the key/value cache; weights do not depend on it", true
+		}
+		if ok {
 			dropped = append(dropped, Dropped{name, why})
 		} else {
 			unknown = append(unknown, name)

@@ -41,7 +41,7 @@ func literal(m *arch.Model) []Source {
 			name := m.Source(x.Rule.HF[0], x.Name.Layer, e)
 			if shape, _ := m.SourceShape(x.Rule, x.Name.Layer); !seen[name] {
 				seen[name] = true
-				list = append(list, Source{Name: name, Storage: Storage{DType: dtype.BF16}, Shape: shape, Scale: -1})
+				list = append(list, Source{Name: name, Storage: Storage{DType: dtype.BF16}, Shape: shape})
 			}
 		}
 	}
@@ -68,7 +68,7 @@ func TestPlanErrors(t *testing.T) {
 	add := func(names ...string) func(t *testing.T, l []Source) []Source {
 		return func(_ *testing.T, l []Source) []Source {
 			for _, n := range names {
-				l = append(l, Source{Name: n, Storage: Storage{DType: dtype.F32}, Shape: []int64{1}, Scale: -1})
+				l = append(l, Source{Name: n, Storage: Storage{DType: dtype.F32}, Shape: []int64{1}})
 			}
 			return l
 		}
@@ -174,7 +174,7 @@ func TestPlanAccepts(t *testing.T) {
 	if len(fewer) != len(tensors)-1 {
 		t.Errorf("%d tensors without an optional one, %d with it", len(fewer), len(tensors))
 	}
-	table := Source{Name: "model.layers.1.self_attn.rotary_emb.inv_freq", Storage: Storage{DType: dtype.F32}, Shape: []int64{4}, Scale: -1}
+	table := Source{Name: "model.layers.1.self_attn.rotary_emb.inv_freq", Storage: Storage{DType: dtype.F32}, Shape: []int64{4}}
 	_, dropped, err = modelTensors(trunk, NewInventory(append(literal(trunk), table)))
 	if err != nil || len(dropped) != 1 || dropped[0].Name != table.Name {
 		t.Errorf("dropped %v, error %v", dropped, err)
@@ -238,7 +238,7 @@ func TestScales(t *testing.T) {
 	}{
 		{"whole blocks", "w_scale_inv", []int64{2, 1}, dtype.F32, [2]int64{128, 128}, nil},
 		{"BF16 scales", "w_scale_inv", []int64{2, 1}, dtype.BF16, [2]int64{128, 128}, nil},
-		{"no scales", "v_scale_inv", []int64{2, 1}, dtype.F32, [2]int64{128, 128}, []string{`"w" is F8_E4M3`, `"w_scale_inv" is missing`}},
+		{"no scales", "v_scale_inv", []int64{2, 1}, dtype.F32, [2]int64{128, 128}, []string{`"w" has no scales`, `"w_scale_inv" is missing`}},
 		{"no block size", "w_scale_inv", []int64{2, 1}, dtype.F32, [2]int64{}, []string{"weight_block_size", `"w"`}},
 		{"integer scales", "w_scale_inv", []int64{2, 1}, dtype.I32, [2]int64{128, 128}, []string{`"w_scale_inv"`, "I32", "F32"}},
 		{"too few rows", "w_scale_inv", []int64{1, 1}, dtype.F32, [2]int64{128, 128}, []string{`"w_scale_inv" has shape [1 1]`, `"w" [160 100]`, "[2 1]"}},
@@ -250,14 +250,15 @@ func TestScales(t *testing.T) {
 				{Name: c.scaleName, Storage: Storage{DType: c.dt}, Shape: c.shape},
 				{Name: "w", Storage: Storage{DType: dtype.F8E4M3}, Shape: []int64{160, 100}},
 			})
-			err := attachScales(inv, c.block)
+			err := attachPackings(inv, &quantConfig{block: c.block})
 			if c.words != nil {
 				wantRefusal(t, err, ErrInput, c.words...)
 				return
 			}
 			must(t, err)
-			if w := inv.Tensors[1]; w.Scale != 0 || w.BlockRows != c.block[0] || w.BlockCols != c.block[1] || inv.Tensors[0].Scale != -1 {
-				t.Errorf("%+v", inv.Tensors)
+			want := &scaled{elements: dtype.F8E4M3, scale: 0, blockRows: c.block[0], blockCols: c.block[1], cols: 100}
+			if got := inv.Tensors[1].packed; !reflect.DeepEqual(got, want) || inv.Tensors[0].packed != nil {
+				t.Errorf("%+v, want %+v", got, want)
 			}
 		})
 	}
@@ -278,10 +279,10 @@ func (m memory) ReadAt(ctx context.Context, i int, off int64, p []byte) error {
 }
 
 // inMemory makes a checkpoint of a literal list of tensors.
-func inMemory(t testing.TB, m *arch.Model, list []Source) *Checkpoint {
+func inMemory(t testing.TB, m *arch.Model, list []Source, q *quantConfig) *Checkpoint {
 	t.Helper()
 	c := &Checkpoint{Dir: "in-memory", Model: m, Vocab: &tokenizer.Vocab{}, inv: NewInventory(list)}
-	must(t, attachScales(c.inv, [2]int64{128, 128}))
+	must(t, attachPackings(c.inv, q))
 	var err error
 	c.tensors, c.dropped, err = modelTensors(m, c.inv)
 	must(t, err)
@@ -292,7 +293,7 @@ func inMemory(t testing.TB, m *arch.Model, list []Source) *Checkpoint {
 func TestSummary(t *testing.T) {
 	m := loadModel(t, "deepseek_v3", nil, true)
 	list := literal(m)
-	trunk := inMemory(t, loadModel(t, "deepseek_v3", nil, false), list)
+	trunk := inMemory(t, loadModel(t, "deepseek_v3", nil, false), list, &quantConfig{})
 	p, err := trunk.Plan(request(t, "out", "F32", "Q4_K_M"))
 	must(t, err)
 	s := p.Summary()

@@ -24,7 +24,7 @@ func NewGGUFSource(path string, f *gguf.File) *GGUFSource {
 	for i := range list {
 		shape := slices.Clone(list[i].Shape)
 		slices.Reverse(shape)
-		tensors[i] = Source{Name: list[i].Name, Storage: Storage{GGUF: list[i].Type, IsGGUF: true}, Shape: shape, Scale: -1}
+		tensors[i] = Source{Name: list[i].Name, Storage: Storage{GGUF: list[i].Type, IsGGUF: true}, Shape: shape}
 	}
 	return &GGUFSource{path: path, file: f, inv: NewInventory(tensors)}
 }
@@ -124,7 +124,7 @@ func (p *Plan) addTensors(s *GGUFSource, req *Request) (infos []gguf.TensorInfo,
 		}
 		infos = append(infos, t)
 		p.Tensors = append(p.Tensors, Tensor{
-			Name: t.Name, measured: measured, Shape: t.Shape, From: t.Type.String(),
+			Name: t.Name, measured: measured, Shape: t.Shape, From: t.Type.String(), stored: &t.Type,
 			Pieces: []Piece{{Source: i, Count: s.inv.Tensors[i].Rows()}},
 		})
 	}

@@ -18,7 +18,11 @@ type reader struct {
 	raw    []byte
 	block  []float32 // a source block before rearrangement
 	line   []float32 // a row before rearrangement
+	wide   []float32 // a row of a window before its edges are cut
 	scales []float32
+	aux    []byte // stored scales or zero points
+	codes  []byte // blocks of a GGUF type
+	index  []int64
 }
 
 // grow returns a slice of n elements, reusing buf's memory when it suffices.
@@ -39,6 +43,9 @@ func (rd *reader) rows(ctx context.Context, p *Piece, first, n int64, dst []floa
 	if p.Mode == arch.CutRows && p.Step <= 1 && p.ColumnStep <= 1 {
 		return rd.read(ctx, p.Source, p.Start+first, p.Start+first+n, p.Column, p.Column+cols, dst)
 	}
+	if p.Mode == arch.CutInterleaved && p.Step <= 1 && p.ColumnStep <= 1 {
+		return rd.interleaved(ctx, p, first, n, cols, dst)
+	}
 	for i := range n {
 		if err := rd.strided(ctx, p, p.row(first+i), p.Column, cols, dst[i*cols:][:cols]); err != nil {
 			return err
@@ -53,6 +60,27 @@ func (p *Piece) row(i int64) int64 {
 		i = i%2*(p.Count/2) + i/2
 	}
 	return p.Start + i*max(1, p.Step)
+}
+
+// interleaved reads rows of both halves of a piece, each half at once: some
+// formats have to be read in many places for one row as for all.
+func (rd *reader) interleaved(ctx context.Context, p *Piece, first, n, cols int64, dst []float32) error {
+	for half := range int64(2) {
+		// Output row 2k+half is row k of the half.
+		k0, k1 := (first+1-half)/2, (first+n+1-half)/2
+		start := p.Start + half*(p.Count/2)
+		rd.block = grow(rd.block, (k1-k0)*cols)
+		if k0 == k1 {
+			continue
+		}
+		if err := rd.read(ctx, p.Source, start+k0, start+k1, p.Column, p.Column+cols, rd.block); err != nil {
+			return err
+		}
+		for k := k0; k < k1; k++ {
+			copy(dst[(2*k+half-first)*cols:][:cols], rd.block[(k-k0)*cols:])
+		}
+	}
+	return nil
 }
 
 // strided reads n columns of one row from column c on.
@@ -131,26 +159,59 @@ func transpose(dst, src []float32, rows, cols int64) {
 	}
 }
 
-// read decodes columns [c0,c1) of rows [r0,r1) of a source tensor, scales
-// applied, row after row.
+// read decodes columns [c0,c1) of rows [r0,r1) of a source tensor, row after
+// row.
 func (rd *reader) read(ctx context.Context, src int, r0, r1, c0, c1 int64, dst []float32) error {
 	s := &rd.inv.Tensors[src]
 	w := c1 - c0
+	if s.packed != nil {
+		return rd.unpack(ctx, src, r0, r1, c0, c1, dst)
+	}
 	if w == s.Cols() {
-		if err := rd.decode(ctx, src, r0*w, dst[:(r1-r0)*w]); err != nil {
+		return rd.decode(ctx, src, r0*w, dst[:(r1-r0)*w])
+	}
+	for r := r0; r < r1; r++ {
+		if err := rd.decode(ctx, src, r*s.Cols()+c0, dst[(r-r0)*w:(r-r0+1)*w]); err != nil {
 			return err
 		}
-	} else {
-		for r := r0; r < r1; r++ {
-			if err := rd.decode(ctx, src, r*s.Cols()+c0, dst[(r-r0)*w:(r-r0+1)*w]); err != nil {
-				return err
-			}
-		}
-	}
-	if s.Scale >= 0 {
-		return rd.scale(ctx, s, r0, r1, c0, c1, dst)
 	}
 	return nil
+}
+
+// unpack reads a window of a packed weight. Its columns are widened to whole
+// groups where the format wants them, a row at a time.
+func (rd *reader) unpack(ctx context.Context, src int, r0, r1, c0, c1 int64, dst []float32) error {
+	s := &rd.inv.Tensors[src]
+	g := s.packed.group()
+	a0, a1 := c0/g*g, min(ceilDiv(c1, g)*g, s.Cols())
+	if a0 == c0 && a1 == c1 {
+		return s.packed.read(ctx, rd, src, r0, r1, c0, c1, dst)
+	}
+	w := c1 - c0
+	rd.wide = grow(rd.wide, a1-a0)
+	for r := r0; r < r1; r++ {
+		if err := s.packed.read(ctx, rd, src, r, r+1, a0, a1, rd.wide); err != nil {
+			return err
+		}
+		copy(dst[(r-r0)*w:(r-r0+1)*w], rd.wide[c0-a0:])
+	}
+	return nil
+}
+
+// window reads bytes [b0,b1) of every row [r0,r1) of a stored tensor whose rows
+// take stride bytes, into buf.
+func (rd *reader) window(ctx context.Context, tensor int, buf []byte, stride, r0, r1, b0, b1 int64) ([]byte, error) {
+	w := b1 - b0
+	buf = grow(buf, (r1-r0)*w)
+	if w == stride {
+		return buf, rd.data.ReadAt(ctx, tensor, r0*stride, buf)
+	}
+	for r := r0; r < r1; r++ {
+		if err := rd.data.ReadAt(ctx, tensor, r*stride+b0, buf[(r-r0)*w:(r-r0+1)*w]); err != nil {
+			return buf, err
+		}
+	}
+	return buf, nil
 }
 
 // decode reads len(dst) consecutive elements from element first on.
@@ -176,30 +237,28 @@ func (rd *reader) decode(ctx context.Context, src int, first int64, dst []float3
 	return dtype.Decode(s.Storage.DType, dst, rd.raw)
 }
 
-// scale multiplies a decoded block by its block scales, in float32 as
-// DeepSeek's own kernel (inference/kernel.py, weight_dequant).
-func (rd *reader) scale(ctx context.Context, s *Source, r0, r1, c0, c1 int64, dst []float32) error {
-	grid := &rd.inv.Tensors[s.Scale]
-	gw, g0 := grid.Cols(), r0/s.BlockRows
-	g1 := (r1-1)/s.BlockRows + 1
-	rd.scales = grow(rd.scales, (g1-g0)*gw)
-	if err := rd.decode(ctx, s.Scale, g0*gw, rd.scales); err != nil {
-		return err
+// blocks copies rows [first, first+n) of what a piece contributes in the blocks
+// of the GGUF type that holds them as they are; see Tensor.stored.
+func (rd *reader) blocks(ctx context.Context, p *Piece, first, n int64, dst []byte) error {
+	if p.Mode == arch.CutRows && p.Step <= 1 {
+		return rd.rowBlocks(ctx, p.Source, p.Start+first, p.Start+first+n, dst)
 	}
-	w := c1 - c0
-	for r := r0; r < r1; r++ {
-		row := dst[(r-r0)*w : (r-r0+1)*w]
-		factors := rd.scales[(r/s.BlockRows-g0)*gw:][:gw]
-		for c := c0; c < c1; {
-			end := min(c1, (c/s.BlockCols+1)*s.BlockCols)
-			f := factors[c/s.BlockCols]
-			for i := range row[c-c0 : end-c0] {
-				row[c-c0+int64(i)] *= f
-			}
-			c = end
+	size := int64(len(dst)) / n
+	for i := range n {
+		r := p.row(first + i)
+		if err := rd.rowBlocks(ctx, p.Source, r, r+1, dst[i*size:(i+1)*size]); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (rd *reader) rowBlocks(ctx context.Context, src int, r0, r1 int64, dst []byte) error {
+	s := &rd.inv.Tensors[src]
+	if s.Storage.IsGGUF {
+		return rd.data.ReadAt(ctx, src, s.bytes(r0*s.Cols()), dst)
+	}
+	return s.packed.(lossless).blocks(ctx, rd, src, r0, r1, dst)
 }
 
 // finite returns an error naming the first NaN or infinity among rows of cols

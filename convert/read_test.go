@@ -40,7 +40,7 @@ func newMatrix(t testing.TB, dt dtype.Type, rows, cols int64, block [2]int64, se
 	}
 	m := &matrix{rows: rows, cols: cols, data: memory{raw}}
 	list := []Source{{Name: "w", Storage: Storage{DType: dt}, Shape: []int64{rows, cols}}}
-	if isFP8(dt) {
+	if dt == dtype.F8E4M3 {
 		gr, gc := ceilDiv(rows, block[0]), ceilDiv(cols, block[1])
 		scales := make([]byte, 4*gr*gc)
 		for i := range gr * gc {
@@ -50,7 +50,7 @@ func newMatrix(t testing.TB, dt dtype.Type, rows, cols int64, block [2]int64, se
 		m.data = append(m.data, scales)
 	}
 	m.inv = NewInventory(list)
-	must(t, attachScales(m.inv, block))
+	must(t, attachPackings(m.inv, &quantConfig{block: block}))
 	return m
 }
 
@@ -66,7 +66,8 @@ func (m *matrix) at(r, c int64) float32 {
 	case dtype.F16:
 		return dtype.FromF16(binary.LittleEndian.Uint16(m.data[0][2*i:]))
 	}
-	g := (r/s.BlockRows)*ceilDiv(m.cols, s.BlockCols) + c/s.BlockCols
+	p := s.packed.(*scaled)
+	g := (r/p.blockRows)*ceilDiv(m.cols, p.blockCols) + c/p.blockCols
 	return dtype.FromF8E4M3(m.data[0][i]) * math.Float32frombits(binary.LittleEndian.Uint32(m.data[1][4*g:]))
 }
 

@@ -42,7 +42,7 @@ func (l *listed) elements() int64 {
 }
 
 func (l *listed) bytes() int64 {
-	return l.elements() * map[string]int64{"F32": 4, "BF16": 2, "F8_E4M3": 1}[l.dtype]
+	return l.elements() * map[string]int64{"F32": 4, "BF16": 2, "F8_E4M3": 1, "U8": 1}[l.dtype]
 }
 
 func readLayout(t testing.TB, path string) *layout {
@@ -152,7 +152,7 @@ func checkTotals(t *testing.T, l *layout, s *Summary) {
 				continue
 			}
 			mtp += x.bytes()
-			if mtpTensors++; !strings.HasSuffix(x.name, scaleSuffix) {
+			if mtpTensors++; !strings.HasSuffix(x.name, "_scale_inv") {
 				mtpParams += x.elements()
 			}
 		}

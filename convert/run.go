@@ -217,21 +217,30 @@ type worker struct {
 	ex      *execution
 	rd      reader
 	values  []float32
-	encoded []byte
+	packed  []byte // encoded values
+	blocks  []byte // as the input has them
 	weights tensorWeights
 }
 
 func (w *worker) do(ctx context.Context, u unit) error {
 	p := w.ex.plan
 	src := &p.inv.Tensors[u.piece.Source]
-	var err error
-	if w.onlyCopies(u.tensor, src) {
-		err = w.copyUnit(ctx, u, src)
-	} else {
-		err = w.encodeUnit(ctx, u)
-	}
-	if err != nil {
-		return err
+	decoded, copied := false, false
+	for o := range w.ex.writers {
+		c := &p.Outputs[o].Choices[u.tensor]
+		var rows []byte
+		var err error
+		if p.Tensors[u.tensor].holds(c.Type) {
+			rows, err = w.stored(ctx, u, c.Type, &copied)
+		} else {
+			rows, err = w.encoded(ctx, u, c, &decoded)
+		}
+		if err == nil {
+			err = w.write(o, u, rows)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	done := w.ex.done.Add(src.bytes(p.elements(u.piece, u.n)))
 	if w.ex.opt.Events.Progress != nil {
@@ -240,55 +249,37 @@ func (w *worker) do(ctx context.Context, u unit) error {
 	return nil
 }
 
-// onlyCopies reports whether every output keeps the stored blocks of a tensor.
-func (w *worker) onlyCopies(tensor int, src *Source) bool {
-	for i := range w.ex.plan.Outputs {
-		if !src.Storage.IsGGUF || w.ex.plan.Outputs[i].Choices[tensor].Type != src.Storage.GGUF {
-			return false
-		}
+// stored returns a unit in the blocks of the input, read for the first output
+// that wants them.
+func (w *worker) stored(ctx context.Context, u unit, t gguf.Type, have *bool) ([]byte, error) {
+	if *have {
+		return w.blocks, nil
 	}
-	return true
+	*have = true
+	info := gguf.TensorInfo{Type: t, Shape: w.ex.plan.Tensors[u.tensor].Shape}
+	w.blocks = grow(w.blocks, u.n*info.RowBytes())
+	return w.blocks, w.rd.blocks(ctx, u.piece, u.first, u.n, w.blocks)
 }
 
-// copyUnit moves blocks untouched.
-func (w *worker) copyUnit(ctx context.Context, u unit, src *Source) error {
-	cols := src.Cols()
-	w.rd.raw = grow(w.rd.raw, src.bytes(u.n*cols))
-	if err := w.ex.data.ReadAt(ctx, u.piece.Source, src.bytes((u.piece.Start+u.first)*cols), w.rd.raw); err != nil {
-		return err
-	}
-	for o := range w.ex.writers {
-		if err := w.write(o, u, w.rd.raw); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// encodeUnit decodes a unit once and encodes it for every output.
-func (w *worker) encodeUnit(ctx context.Context, u unit) error {
+// encoded returns a unit in the type of a choice; it is decoded for the first
+// output that wants it so.
+func (w *worker) encoded(ctx context.Context, u unit, c *quant.Choice, have *bool) ([]byte, error) {
 	t := &w.ex.plan.Tensors[u.tensor]
 	info := gguf.TensorInfo{Shape: t.Shape}
 	cols := info.RowLen()
-	w.values = grow(w.values, u.n*cols)
-	if err := w.rd.rows(ctx, u.piece, u.first, u.n, w.values); err != nil {
-		return err
-	}
-	w.rd.finish(t, w.values)
-	if err := finite(t.Name, u.out, cols, w.values); err != nil {
-		return err
-	}
-	for o := range w.ex.writers {
-		c := &w.ex.plan.Outputs[o].Choices[u.tensor]
-		w.encoded = grow(w.encoded, c.Type.RowBytes(cols)*u.n)
-		if err := w.encode(u, c, cols); err != nil {
-			return err
+	if !*have {
+		*have = true
+		w.values = grow(w.values, u.n*cols)
+		if err := w.rd.rows(ctx, u.piece, u.first, u.n, w.values); err != nil {
+			return nil, err
 		}
-		if err := w.write(o, u, w.encoded); err != nil {
-			return err
+		w.rd.finish(t, w.values)
+		if err := finite(t.Name, u.out, cols, w.values); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	w.packed = grow(w.packed, c.Type.RowBytes(cols)*u.n)
+	return w.packed, w.encode(u, c, cols)
 }
 
 // encode packs the values of a unit, matrix by matrix, because each matrix of
@@ -296,7 +287,7 @@ func (w *worker) encodeUnit(ctx context.Context, u unit) error {
 func (w *worker) encode(u unit, c *quant.Choice, cols int64) error {
 	p, typ := w.ex.plan, c.Type
 	if codec, _ := quant.Lookup(typ); p.importance == nil || !codec.UsesWeights {
-		return c.Search.EncodeRows(typ, w.encoded, w.values, int(cols), nil)
+		return c.Search.EncodeRows(typ, w.packed, w.values, int(cols), nil)
 	}
 	if err := w.weights.load(p, u.tensor); err != nil {
 		return err
@@ -309,7 +300,7 @@ func (w *worker) encode(u unit, c *quant.Choice, cols int64) error {
 		if (u.out+r)%perMatrix == 0 && weights != nil && allZero(weights) && w.ex.opt.Events.ZeroImportance != nil {
 			w.ex.opt.Events.ZeroImportance(p.Tensors[u.tensor].Name, matrix)
 		}
-		err := c.Search.EncodeRows(typ, w.encoded[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), weights)
+		err := c.Search.EncodeRows(typ, w.packed[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), weights)
 		if err != nil {
 			return formatError("tensor %q: %v", p.Tensors[u.tensor].Name, err)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -12,7 +11,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/dtype"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
@@ -40,7 +38,7 @@ func TestOutputIndependentOfRun(t *testing.T) {
 // units that keep to the limit where a row does.
 func TestUnits(t *testing.T) {
 	m := loadModel(t, "deepseek_v3", nil, false)
-	p, err := inMemory(t, m, literal(m)).Plan(Request{})
+	p, err := inMemory(t, m, literal(m), &quantConfig{}).Plan(Request{})
 	must(t, err)
 	for _, limit := range []int64{1, 100, 1000, 1 << 20} {
 		tensor, row := 0, int64(0)
@@ -160,7 +158,7 @@ func values(list []Source) memory {
 func damaged(t *testing.T) (*Checkpoint, memory) {
 	t.Helper()
 	m := loadModel(t, "deepseek_v3", nil, false)
-	ck := inMemory(t, m, literal(m))
+	ck := inMemory(t, m, literal(m), &quantConfig{})
 	data := values(ck.inv.Tensors)
 	i, _ := ck.inv.Lookup("model.layers.1.mlp.experts.3.down_proj.weight")
 	// Experts are 64 rows of 32: row 2, column 3 of this one.
@@ -219,7 +217,7 @@ func (u unreadable) ReadAt(ctx context.Context, i int, off int64, p []byte) erro
 // nothing else stays.
 func TestFailedRun(t *testing.T) {
 	m := loadModel(t, "deepseek_v3", nil, false)
-	ck := inMemory(t, m, literal(m))
+	ck := inMemory(t, m, literal(m), &quantConfig{})
 	data := values(ck.inv.Tensors)
 	for name, attempt := range map[string]func(p *Plan) error{
 		"read error": func(p *Plan) error {
@@ -376,35 +374,6 @@ func TestQuantizeRefused(t *testing.T) {
 	must(t, err, w.Commit())
 	_, err = NewGGUFSource(empty, openGGUF(t, empty)).Plan(request(t, t.TempDir(), "Q8_0"))
 	wantRefusal(t, err, ErrInput, "general.architecture", "empty.gguf")
-}
-
-// TestQuantizationConfig: ways of quantizing other than FP8 in blocks.
-func TestQuantizationConfig(t *testing.T) {
-	for text, words := range map[string][]string{
-		`{}`:                                 {`quant_method is ""`},
-		`{"quant_method": "gptq"}`:           {`"gptq"`, `"fp8"`},
-		`{"quant_method": "fp8"}`:            {"weight_block_size is <nil>"},
-		fp8(`128`):                           {"weight_block_size is 128"},
-		fp8(`[128]`):                         {"two numbers"},
-		fp8(`[128, "a"]`):                    {"two numbers"},
-		fp8(`[128, 0]`):                      {"positive"},
-		fp8(`[128, 1.5]`):                    {"positive"},
-		fp8(`[128, 9999999999999999999999]`): {"positive"},
-	} {
-		cfg, err := arch.ParseConfig([]byte(`{"quantization_config": ` + text + `}`))
-		must(t, err)
-		_, err = fp8Block(cfg)
-		wantRefusal(t, err, ErrInput, append(words, "quantization_config")...)
-	}
-	cfg, err := arch.ParseConfig([]byte(`{"quantization_config": ` + fp8(`[128, 64]`) + `}`))
-	must(t, err)
-	if block, err := fp8Block(cfg); err != nil || block != [2]int64{128, 64} {
-		t.Errorf("%v, %v", block, err)
-	}
-}
-
-func fp8(block string) string {
-	return fmt.Sprintf(`{"quant_method": "fp8", "weight_block_size": %s}`, block)
 }
 
 // TestQuantOptions reach the recipe.

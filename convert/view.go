@@ -53,6 +53,10 @@ func (v *View) Rows(ctx context.Context, i int, first, n int64, buf []byte) ([]b
 	w := v.readers.Get().(*worker)
 	defer v.readers.Put(w)
 	cols := info.RowLen()
+	if v.plan.Tensors[i].holds(info.Type) {
+		buf = grow(buf, n*info.RowBytes())
+		return buf, v.fillBlocks(ctx, &w.rd, i, first, n, buf)
+	}
 	w.values = grow(w.values, n*cols)
 	if err := v.fill(ctx, &w.rd, i, first, n, w.values); err != nil {
 		return nil, err
@@ -64,22 +68,39 @@ func (v *View) Rows(ctx context.Context, i int, first, n int64, buf []byte) ([]b
 // fill computes rows that may span several pieces.
 func (v *View) fill(ctx context.Context, rd *reader, t int, first, n int64, dst []float32) error {
 	cols := v.infos[t].RowLen()
-	pieces := v.plan.Tensors[t].Pieces
+	return v.spans(t, first, n, func(p *Piece, at, k, out int64) error {
+		rows := dst[out*cols : (out+k)*cols]
+		if err := rd.rows(ctx, p, at, k, rows); err != nil {
+			return err
+		}
+		rd.finish(&v.plan.Tensors[t], rows)
+		return finite(v.infos[t].Name, first+out, cols, rows)
+	})
+}
+
+// fillBlocks copies rows that may span several pieces.
+func (v *View) fillBlocks(ctx context.Context, rd *reader, t int, first, n int64, dst []byte) error {
+	size := v.infos[t].RowBytes()
+	return v.spans(t, first, n, func(p *Piece, at, k, out int64) error {
+		return rd.blocks(ctx, p, at, k, dst[out*size:(out+k)*size])
+	})
+}
+
+// spans calls do for the pieces that rows [first, first+n) of a tensor lie in:
+// for k rows from row at of the piece on, which are the range's from row out on.
+func (v *View) spans(t int, first, n int64, do func(p *Piece, at, k, out int64) error) error {
+	pieces, starts := v.plan.Tensors[t].Pieces, v.starts[t]
 	i := 0
-	for i+1 < len(pieces) && v.starts[t][i+1] <= first {
+	for i+1 < len(pieces) && starts[i+1] <= first {
 		i++
 	}
-	for n > 0 {
-		at := first - v.starts[t][i]
-		k := min(n, pieces[i].rows(v.plan.inv)-at)
-		if err := rd.rows(ctx, &pieces[i], at, k, dst[:k*cols]); err != nil {
+	for out := int64(0); out < n; i++ {
+		at := first + out - starts[i]
+		k := min(n-out, pieces[i].rows(v.plan.inv)-at)
+		if err := do(&pieces[i], at, k, out); err != nil {
 			return err
 		}
-		rd.finish(&v.plan.Tensors[t], dst[:k*cols])
-		if err := finite(v.infos[t].Name, first, cols, dst[:k*cols]); err != nil {
-			return err
-		}
-		first, n, dst, i = first+k, n-k, dst[k*cols:], i+1
+		out += k
 	}
 	return nil
 }

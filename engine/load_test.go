@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"bytes"
+	"encoding/binary"
 	"strings"
 	"testing"
 
@@ -90,5 +92,45 @@ func TestTied(t *testing.T) {
 	_, ref := allLogits(t, want.load(t, Options{}), seqs)
 	if d := maxDiff(t, got, ref); d != 0 {
 		t.Errorf("logits differ by %g from those of a copied embedding", d)
+	}
+}
+
+// TestFactors halves the weights of a stack of experts and of a matrix and gives
+// both factors of two: that changes nothing. Factors of activations are not used.
+func TestFactors(t *testing.T) {
+	seqs := [][]int32{{1, 5, 9, 2, 7}}
+	_, want := allLogits(t, alter(t, "mixtral").load(t, Options{}), seqs)
+	a := alter(t, "mixtral")
+	halved := map[string]int64{"blk.0.ffn_down_exps.": 1, "blk.1.attn_output.": 1}
+	for name := range halved {
+		halved[name] = arch.FactorShape(a.tensors[a.find(t, name+"weight")].Shape)[0]
+		for _, suffix := range []string{"scale", "input_scale"} {
+			a.tensors = append(a.tensors, gguf.TensorInfo{Name: name + suffix, Type: gguf.F32, Shape: []int64{halved[name]}})
+			a.source = append(a.source, a.find(t, "output_norm.weight"))
+		}
+	}
+	a.rows = func(info *gguf.TensorInfo, _, _ int64, data []byte) ([]byte, error) {
+		for name, n := range halved {
+			switch info.Name {
+			case name + "scale":
+				return bytes.Repeat([]byte{0, 0, 0, 0x40}, int(n)), nil // 2
+			case name + "weight":
+				data = bytes.Clone(data)
+				for i := 0; i < len(data); i += 2 {
+					if b := binary.LittleEndian.Uint16(data[i:]); b&0x7f80 > 0x80 {
+						binary.LittleEndian.PutUint16(data[i:], b-0x80) // BF16, exponent less one
+					}
+				}
+			}
+		}
+		return data, nil
+	}
+	_, got := allLogits(t, a.load(t, Options{}), seqs)
+	if d := maxDiff(t, got, want); d != 0 {
+		t.Errorf("logits differ by %g", d)
+	}
+	a.tensors[len(a.tensors)-2].Shape = []int64{2} // a "scale"
+	if _, err := Load(a, Options{}); err == nil || !strings.Contains(err.Error(), "scale\" has shape [2]") {
+		t.Errorf("error %v", err)
 	}
 }

@@ -22,9 +22,10 @@ const chunk = 64
 
 // worker is the private memory of one goroutine.
 type worker struct {
-	raw   []byte
-	tiles [2][]float32
-	out   []float32 // products before they are combined
+	raw     []byte
+	tiles   [2][]float32
+	out     []float32 // products before they are combined
+	factors []float32
 }
 
 // grow makes *buf at least n long and returns n elements of it. The contents
@@ -80,7 +81,31 @@ func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n 
 	if err := quant.DecodeRows(t.info.Type, tile.Data, raw); err != nil {
 		return kernel.Matrix{}, fmt.Errorf("tensor %q: %w", t.info.Name, err)
 	}
-	return tile, nil
+	if t.factors == nil {
+		return tile, nil
+	}
+	return tile, m.applyFactors(ctx, w, t, first, tile)
+}
+
+// applyFactors multiplies rows of t, from row first on, by the factors of their
+// matrices.
+func (m *Model) applyFactors(ctx context.Context, w *worker, t *tensor, first int, rows kernel.Matrix) error {
+	f := t.factors
+	raw, err := m.src.Rows(ctx, f.index, 0, int64(f.rows), grow(&w.raw, int(f.info.Size())))
+	if err != nil {
+		return err
+	}
+	factors := grow(&w.factors, f.cols)
+	if err := quant.DecodeRows(f.info.Type, factors, raw); err != nil {
+		return fmt.Errorf("tensor %q: %w", f.info.Name, err)
+	}
+	for i := range rows.Rows {
+		d := factors[(first+i)/(t.rows/f.cols)]
+		for j, x := range rows.Row(i) {
+			rows.Row(i)[j] = x * d
+		}
+	}
+	return nil
 }
 
 // vector decodes all of a small tensor, nil for nil.

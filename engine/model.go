@@ -221,6 +221,7 @@ func (m *Model) bind() error {
 	for i := range infos {
 		byName[infos[i].Name] = i
 	}
+	weights := map[string]*tensor{}
 	for _, want := range m.arch.Tensors() {
 		name := want.Name.String()
 		i, ok := byName[name]
@@ -232,14 +233,24 @@ func (m *Model) bind() error {
 		}
 		delete(byName, name)
 		if want.Name.Layer >= len(m.layers) {
+			weights[name] = nil
 			continue // multi-token prediction is not part of the pass
 		}
-		if err := m.bindOne(&want, i); err != nil {
+		t, err := m.bindOne(&want, i)
+		if err != nil {
 			return err
 		}
+		weights[name] = t
 	}
 	for i := range infos {
-		if _, left := byName[infos[i].Name]; left {
+		if _, left := byName[infos[i].Name]; !left {
+			continue
+		}
+		bound, err := m.bindFactors(weights, i)
+		if err != nil {
+			return err
+		}
+		if !bound {
 			return fmt.Errorf("tensor %q is not part of a %s model with these hyper-parameters", infos[i].Name, m.arch.Family.Arch)
 		}
 	}
@@ -249,20 +260,34 @@ func (m *Model) bind() error {
 	return nil
 }
 
-func (m *Model) bindOne(want *arch.Tensor, i int) error {
+func (m *Model) bindOne(want *arch.Tensor, i int) (*tensor, error) {
 	t, err := newTensor(&m.src.Tensors()[i], i, want.Shape)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	slot := m.slot(want.Name)
 	if slot == nil {
-		return fmt.Errorf("tensor %q has a role that is not supported by the engine", t.info.Name)
+		return nil, fmt.Errorf("tensor %q has a role that is not supported by the engine", t.info.Name)
 	}
 	*slot = t
 	if l := want.Name.Layer; l >= 0 {
 		m.layers[l].indices = append(m.layers[l].indices, i)
 	}
-	return nil
+	return t, nil
+}
+
+// bindFactors ties tensor i to the weight that it holds factors of. It reports
+// whether there is such a weight.
+func (m *Model) bindFactors(weights map[string]*tensor, i int) (bool, error) {
+	info := &m.src.Tensors()[i]
+	name, activations, ok := arch.Factors(info.Name)
+	w, found := weights[name]
+	if !ok || !found || activations || w == nil {
+		return ok && found, nil
+	}
+	var err error
+	w.factors, err = newTensor(info, i, arch.FactorShape(w.info.Shape))
+	return true, err
 }
 
 func (m *Model) slot(n arch.Name) **tensor {
@@ -281,6 +306,7 @@ type tensor struct {
 	info       *gguf.TensorInfo
 	index      int // in the model's directory
 	rows, cols int
+	factors    *tensor // of its matrices; nil: 1
 }
 
 func newTensor(info *gguf.TensorInfo, index int, shape []int64) (*tensor, error) {

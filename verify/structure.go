@@ -104,7 +104,18 @@ func checkTensors(have []gguf.TensorInfo, model *arch.Model) (problems []Problem
 		delete(index, name)
 	}
 	for i := range have {
-		if name := have[i].Name; index[name] != nil {
+		name := have[i].Name
+		if index[name] == nil {
+			continue
+		}
+		w := -1
+		if weight, _, ok := arch.Factors(name); ok && index[weight] == nil {
+			w = slices.IndexFunc(have, func(t gguf.TensorInfo) bool { return t.Name == weight })
+		}
+		switch {
+		case w >= 0 && !sameShape(have[i].Shape, arch.FactorShape(have[w].Shape)):
+			bad(Shape, name, "tensor %q has shape %v, want %v", name, have[i].Shape, arch.FactorShape(have[w].Shape))
+		case w < 0:
 			bad(Unexpected, name, "tensor %q has no place in %s models", name, model.Family.Arch)
 		}
 	}

@@ -132,6 +132,16 @@ func TestStructure(t *testing.T) {
 		"shape": {func(e *edited) {
 			e.change("output_norm.weight", func(t *gguf.TensorInfo) { t.Shape = []int64{63} })
 		}, []Problem{{Shape, "output_norm.weight", "has shape [63], want [64]"}}},
+		"factors": {func(e *edited) {
+			e.tensors = append(e.tensors, gguf.TensorInfo{Name: "blk.1.ffn_up_exps.scale", Shape: []int64{8}},
+				gguf.TensorInfo{Name: "blk.1.attn_output.input_scale", Shape: []int64{1}})
+		}, nil},
+		"factors of nothing": {func(e *edited) {
+			e.tensors = append(e.tensors, gguf.TensorInfo{Name: "blk.1.ffn_pu.scale", Shape: []int64{1}})
+		}, []Problem{{Unexpected, "blk.1.ffn_pu.scale", "has no place"}}},
+		"factors of another shape": {func(e *edited) {
+			e.tensors = append(e.tensors, gguf.TensorInfo{Name: "blk.1.ffn_up_exps.scale", Shape: []int64{2}})
+		}, []Problem{{Shape, "blk.1.ffn_up_exps.scale", "has shape [2], want [8]"}}},
 		"trailing one": {func(e *edited) {
 			e.change("output_norm.weight", func(t *gguf.TensorInfo) { t.Shape = []int64{64, 1} })
 		}, nil},

@@ -16,6 +16,7 @@ import (
 // writeFlags are the flags of the commands that write GGUF files.
 type writeFlags struct {
 	dryRun, force, noFallback bool
+	requant                   bool
 	maxMemory, maxShardSize   sizeValue
 	maxShardTensors           int
 }
@@ -35,7 +36,7 @@ func (f *writeFlags) request(outputs []convert.OutputRequest) convert.Request {
 		Outputs: outputs,
 		Layout:  gguf.LayoutOptions{MaxShardBytes: int64(f.maxShardSize), MaxShardTensors: f.maxShardTensors},
 	}
-	r.Quant.NoFallback = f.noFallback
+	r.Quant.NoFallback, r.AllowRequantize = f.noFallback, f.requant
 	r.Preview = f.dryRun
 	return r
 }
@@ -51,8 +52,9 @@ func newConvertCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "convert CHECKPOINT [OUTPUT]",
 		Short: "Checkpoint folder to GGUF, quantized on the way",
-		Long: `Convert a HuggingFace checkpoint folder (safetensors: F32, F16, BF16, or FP8
-with block scales) to GGUF. Several types are made from one read of the input.
+		Long: `Convert a HuggingFace checkpoint folder (safetensors: F32, F16, BF16, FP8, INT8,
+MXFP4, NVFP4, packed INT4, GPTQ or AWQ) to GGUF. Several types are made from one
+read of the input. MXFP4 and NVFP4 stay what they are in every type.
 
 OUTPUT is a file, a folder, or a name with {type} in it; without it the files
 are named after the model and go to the current folder. A file gets its name
@@ -85,6 +87,7 @@ only when it is complete and on disk.
 	c.RegisterFlagCompletionFunc("type", completeTypes)
 	checkpointFlags(c, &ck)
 	flags.add(c)
+	c.Flags().BoolVar(&flags.requant, "allow-requantize", false, "give MXFP4 and NVFP4 weights the type asked for too")
 	recipe.add(c)
 	return c
 }

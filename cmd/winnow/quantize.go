@@ -81,7 +81,6 @@ func (a *app) explainArgs(pos []string, types string, flags *quantizeFlags) erro
 type quantizeFlags struct {
 	writeFlags
 	recipe    recipeFlags
-	requant   bool
 	keepSplit bool
 	prune     string
 }
@@ -89,7 +88,7 @@ type quantizeFlags struct {
 // request makes the whole request of a command line.
 func (f *quantizeFlags) request(outputs []convert.OutputRequest) (r convert.Request, err error) {
 	r = f.writeFlags.request(outputs)
-	r.AllowRequantize, r.KeepSplit = f.requant, f.keepSplit
+	r.KeepSplit = f.keepSplit
 	if f.prune != "" {
 		if r.PruneLayers, err = recipefile.ParseLayers(f.prune); err != nil {
 			return r, usagef("--prune-layers: %w", err)

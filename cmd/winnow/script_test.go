@@ -38,9 +38,9 @@ func (r runner) Run() int {
 }
 
 // families are the fixtures that scripts find in their folder, beside tiny-r1
-// its golden results, the corpus of bad input, the inputs of llama-quantize's
+// its golden results, checkpoints in packed forms, the corpus of bad input, the inputs of llama-quantize's
 // golden runs (e2e) and the text eval.txt.
-var families = []string{"deepseek_v3", "deepseek_v3_fp8", "deepseek_v2_lite", "mixtral"}
+var families = []string{"deepseek_v3", "deepseek_v3_fp8", "deepseek_v2_lite", "mixtral", "gpt_oss"}
 
 func TestScripts(t *testing.T) {
 	links := map[string]string{
@@ -48,6 +48,7 @@ func TestScripts(t *testing.T) {
 		"eval.txt": filepath.Join(fixtures.Dir(t, "demo"), "eval-docs.txt"),
 		"golden":   filepath.Join(fixtures.Dir(t, "packs/golden-tiny-r1"), "tiny-r1"),
 		"bad":      filepath.Join(fixtures.Dir(t, "packs/bad"), "given"),
+		"packed":   fixtures.Dir(t, "packs/packed"),
 		"e2e":      filepath.Join(fixtures.Dir(t, "packs/goldens-quant"), "quant", "e2e"),
 	}
 	for _, name := range families {

@@ -268,6 +268,9 @@ type Rule struct {
 	// Cut, when set, takes a slice of every head of the source; the slices of
 	// several cuts follow each other.
 	Cut []HeadCut
+	// Blocks, when set, replaces Source and Cut for checkpoints that hold the
+	// tensor in blocks of MXFP4, which lie along what a GGUF file has as rows.
+	Blocks *Blocks
 	// Order, when set, rearranges the elements of every row.
 	Order *HeadOrder
 	// Op is applied to every element.
@@ -283,6 +286,22 @@ type Rule struct {
 	If func(*Params) bool
 	// In limits the rule to blocks for which it holds.
 	In func(p *Params, l int) bool
+}
+
+// Blocks is the form of a tensor in blocks of MXFP4.
+type Blocks struct {
+	Source []Dim
+	Cut    []HeadCut
+}
+
+// InBlocks is the rule for a checkpoint that holds the tensor in MXFP4.
+func (r *Rule) InBlocks() *Rule {
+	if r.Blocks == nil {
+		return r
+	}
+	b := *r
+	b.Source, b.Cut = r.Blocks.Source, r.Blocks.Cut
+	return &b
 }
 
 // Op is an operation on every element of a tensor.

@@ -40,10 +40,10 @@ var gptoss = Family{
 		return slices.Concat(globals("model.", "lm_head.weight"),
 			[]Rule{
 				block(AttnNorm, "input_layernorm.weight", AllBlocks, dimEmbed),
-				gptossExperts(ExpertDown, "mlp.experts.down_proj", []Dim{dimExperts, dimEmbed, dimExpertFF}, []Dim{dimExperts, dimExpertFF, dimEmbed}, dimExpertFF, dimEmbed, dimZero, 1),
+				gptossExperts(ExpertDown, "mlp.experts.down_proj", dimEmbed, dimExpertFF, dimEmbed, dimZero, 1),
 				bias(ExpertDown, "mlp.experts.down_proj_bias", MoEBlocks, dimExperts, dimEmbed),
-				gptossExperts(ExpertGate, "mlp.experts.gate_up_proj", []Dim{dimExperts, dimExpertFF, dimEmbed}, []Dim{dimExperts, dimEmbed, dimTwoExpertFF}, dimEmbed, dimExpertFF, dimZero, 2),
-				gptossExperts(ExpertUp, "mlp.experts.gate_up_proj", []Dim{dimExperts, dimExpertFF, dimEmbed}, []Dim{dimExperts, dimEmbed, dimTwoExpertFF}, dimEmbed, dimExpertFF, dimOne, 2),
+				gptossExperts(ExpertGate, "mlp.experts.gate_up_proj", dimExpertFF, dimEmbed, dimTwoExpertFF, dimZero, 2),
+				gptossExperts(ExpertUp, "mlp.experts.gate_up_proj", dimExpertFF, dimEmbed, dimTwoExpertFF, dimOne, 2),
 				everyOther(bias(ExpertGate, "mlp.experts.gate_up_proj_bias", MoEBlocks, dimExperts, dimExpertFF), dimZero),
 				everyOther(bias(ExpertUp, "mlp.experts.gate_up_proj_bias", MoEBlocks, dimExperts, dimExpertFF), dimOne),
 				router,
@@ -56,13 +56,18 @@ var gptoss = Family{
 	Pre:  []string{"gpt-4o"},
 }
 
-// gptossExperts are stacked matrices [experts, in, out], which the file has
-// transposed: of every expert columns from, from+step and so on, count of them.
-func gptossExperts(role Role, hf string, shape, source []Dim, rows, count, from Dim, step int) Rule {
-	r := block(role, hf, MoEBlocks, shape...)
-	r.Source = source
-	r.Cut = []HeadCut{{Heads: dimExperts, Stride: rows, Offset: dimZero, Count: rows, Mode: CutTransposed,
-		Columns: &Columns{From: from, Count: count, Step: step}}}
+// gptossExperts are stacked matrices of out rows and in columns: in MXFP4 as
+// [experts, stored, in], otherwise [experts, in, stored], which the file has
+// transposed. Of the stored outputs every expert takes from, from+step and so on.
+func gptossExperts(role Role, hf string, out, in, stored, from Dim, step int) Rule {
+	r := block(role, hf, MoEBlocks, dimExperts, out, in)
+	r.Source = []Dim{dimExperts, in, stored}
+	r.Cut = []HeadCut{{Heads: dimExperts, Stride: in, Offset: dimZero, Count: in, Mode: CutTransposed,
+		Columns: &Columns{From: from, Count: out, Step: step}}}
+	r.Blocks = &Blocks{
+		Source: []Dim{dimExperts, stored, in},
+		Cut:    []HeadCut{{Heads: dimExperts, Stride: stored, Offset: from, Count: out, Step: step}},
+	}
 	return r
 }
 

@@ -166,6 +166,26 @@ func (n Name) String() string {
 	return s
 }
 
+// Factors says that a tensor holds factors of the weight called weight, one for
+// each of its matrices, as NVFP4 weights have them beside them whatever the
+// family (llama.cpp src/llama-model.cpp, "scale"). Those with activations are
+// for runtimes that quantize the inputs too, and change nothing else.
+func Factors(name string) (weight string, activations, ok bool) {
+	if base, found := strings.CutSuffix(name, ".input_scale"); found {
+		return base + ".weight", true, true
+	}
+	base, found := strings.CutSuffix(name, ".scale")
+	return base + ".weight", false, found
+}
+
+// FactorShape is the shape of the factors of a weight (GGUF order).
+func FactorShape(weight []int64) []int64 {
+	if len(weight) > 2 {
+		return []int64{weight[2]}
+	}
+	return []int64{1}
+}
+
 // IsNorm reports whether the tensor is the weight of a normalisation.
 func (n Name) IsNorm() bool {
 	return n.Suffix == "weight" && strings.HasSuffix(string(n.Role), "_norm")

@@ -113,7 +113,8 @@ func noModel(entries map[string]bool) error {
 		return fmt.Errorf("%w: %d safetensors files (%q first) but neither %s nor %s, which says what belongs together: download it too",
 			ErrFormat, len(tensors), tensors[0], singleName, indexName)
 	case len(pickles) > 0:
-		return fmt.Errorf("%w: the weights are PyTorch pickles (%q), which can run code and are never loaded: save the model as safetensors (save_pretrained in transformers), or download a revision that has it",
+		return fmt.Errorf("%w: the weights are PyTorch pickles (%q), which can run code and are never loaded: download a revision with safetensors, or save it as such where you trust it: "+
+			`python -c "from transformers import AutoModelForCausalLM as M; M.from_pretrained('FOLDER', torch_dtype='auto').save_pretrained('NEW')"`,
 			ErrFormat, pickles[0])
 	}
 	return fmt.Errorf("%w: no weights in this folder: neither %s nor %s", ErrFormat, singleName, indexName)
