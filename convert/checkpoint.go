@@ -31,6 +31,7 @@ type Checkpoint struct {
 	dropped    []Dropped
 	files      *safetensors.Checkpoint
 	generation map[string]any // generation_config.json, may be nil
+	id         *identity
 }
 
 // CheckpointOptions say how to read a checkpoint.
@@ -71,10 +72,32 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 	if err = attachScales(c.inv, block); err == nil {
 		c.tensors, c.dropped, err = modelTensors(c.Model, c.inv)
 	}
+	if err == nil {
+		c.id, err = c.identify()
+	}
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// identify reads what the general.* keys say.
+func (c *Checkpoint) identify() (*identity, error) {
+	config, err := readOptionalJSON(filepath.Join(c.Dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	card, warning := readCard(c.Dir)
+	if warning != "" {
+		c.Warnings = append(c.Warnings, warning)
+	}
+	params := int64(0)
+	for i := range c.tensors {
+		info := gguf.TensorInfo{Shape: c.tensors[i].Shape}
+		params += info.Elements()
+	}
+	repository, _ := config["_name_or_path"].(string)
+	return identify(card, repository, folderName(c.Dir), params, sizeLabel(c.tensors)), nil
 }
 
 // vocabOptions is what a tokenizer's files leave to the model family.
