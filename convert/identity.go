@@ -6,8 +6,10 @@ import (
 	"regexp"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/formats/strictjson"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -229,4 +231,36 @@ func titleCase(w string) string {
 		}
 		return unicode.ToLower(r)
 	}, w)
+}
+
+// licenseFiles are the usual names of a license text in a checkpoint folder.
+var licenseFiles = []string{"LICENSE", "LICENSE.txt", "LICENSE.md"}
+
+const licenseLimit = 1 << 20 // bytes
+
+// License returns the text of the checkpoint's license or, where it has none,
+// its name and address from the model card; "" if neither is there.
+func (c *Checkpoint) License() string {
+	for _, name := range licenseFiles {
+		data, err := strictjson.ReadFile(filepath.Join(c.Dir, name), licenseLimit)
+		if err == nil && utf8.Valid(data) {
+			return string(data)
+		}
+	}
+	var words []string
+	for _, key := range []string{"license", "license.name", "license.link"} {
+		if s := c.id.texts[key]; s != "" {
+			words = append(words, s)
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// StopTexts returns the texts of the tokens that end a generation.
+func (c *Checkpoint) StopTexts() []string {
+	var texts []string
+	for _, id := range c.Vocab.EOG {
+		texts = append(texts, c.Vocab.Tokens[id])
+	}
+	return texts
 }
