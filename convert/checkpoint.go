@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -73,12 +74,47 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 		c.tensors, c.dropped, err = modelTensors(c.Model, c.inv)
 	}
 	if err == nil {
+		err = c.checkTied()
+	}
+	if err == nil {
 		c.id, err = c.identify()
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// checkTied warns where an output matrix is left out because config.json ties it
+// to the embedding, though it is another: some rows of both are compared.
+func (c *Checkpoint) checkTied() error {
+	i, has := c.files.Lookup("lm_head.weight")
+	j, ok := c.inv.Lookup("model.embed_tokens.weight")
+	if !c.Model.Tied || !has || !ok {
+		return nil
+	}
+	differs := "its size or type"
+	head, embd := &c.inv.Tensors[i], &c.inv.Tensors[j]
+	if slices.Equal(head.Shape, embd.Shape) && head.Storage == embd.Storage {
+		differs = ""
+		const samples = 8
+		row := head.bytes(head.Cols())
+		a, b := make([]byte, row), make([]byte, row)
+		for n := range int64(samples) {
+			off := n * (head.Rows() - 1) / (samples - 1) * row
+			if err := errors.Join(c.files.ReadAt(i, off, a), c.files.ReadAt(j, off, b)); err != nil {
+				return err
+			}
+			if !bytes.Equal(a, b) {
+				differs = "its values"
+			}
+		}
+	}
+	if differs != "" {
+		c.Warnings = append(c.Warnings, fmt.Sprintf("%q is left out because config.json ties the output matrix to the embedding (tie_word_embeddings), "+
+			"but it differs from %q in %s; set tie_word_embeddings to false if it belongs to the model", head.Name, embd.Name, differs))
+	}
+	return nil
 }
 
 // identify reads what the general.* keys say.

@@ -407,7 +407,7 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 	}
 	f := byClass(class)
 	if f == nil {
-		return nil, configError("architectures names %q, which is not supported (supported: %s)", class, knownClasses())
+		return nil, configError("architectures names %q, which is not supported%s", class, nearestText(class, cfg.Text("model_type")))
 	}
 	cfg.values["class"] = class // for conditions on the class
 	m := &Model{Family: f, Params: f.Defaults, config: cfg}
