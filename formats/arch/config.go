@@ -17,6 +17,10 @@ import (
 // covers.
 var ErrUnsupported = errors.New("unsupported model")
 
+// ErrUnknownFamily is wrapped by the refusal of a config.json whose class
+// belongs to no family. It matches ErrUnsupported too.
+var ErrUnknownFamily = fmt.Errorf("%w: config.json", ErrUnsupported)
+
 // Config is a checkpoint's config.json, with the parts that newer and older
 // library versions spell differently brought to one spelling: a text_config
 // object is merged over the top level, and rope_parameters (or rope_scaling
