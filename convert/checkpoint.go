@@ -98,7 +98,7 @@ func (c *Checkpoint) checkTied() error {
 	if slices.Equal(head.Shape, embd.Shape) && head.Storage == embd.Storage {
 		differs = ""
 		const samples = 8
-		row := head.bytes(head.Cols())
+		row := c.files.Tensors()[i].Size / head.Rows()
 		a, b := make([]byte, row), make([]byte, row)
 		for n := range int64(samples) {
 			off := n * (head.Rows() - 1) / (samples - 1) * row

@@ -177,7 +177,7 @@ func checkTotals(t *testing.T, l *layout, p *Plan, s *Summary) {
 			x := &shard[i]
 			all += x.bytes()
 			// The scales of a dropped tensor are dropped with it, unnamed.
-			if weight := strings.TrimSuffix(x.name, scaleSuffix); !dropped[weight] {
+			if weight := strings.TrimSuffix(x.name, "_scale_inv"); !dropped[weight] {
 				read += x.bytes()
 			} else if weight == x.name {
 				params -= x.elements()
