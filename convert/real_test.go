@@ -92,10 +92,10 @@ func (l *layout) writeSparse(t testing.TB, dir string) {
 	}
 }
 
-// TestRealLayouts opens and plans released checkpoints at their full size, up
+// TestReleasedModels opens and plans released checkpoints at their full size, up
 // to 139,583 tensors in 61 files of 1.03 TB, without a byte of weights. It logs
 // the table that testdata/real/README.md shows.
-func TestRealLayouts(t *testing.T) {
+func TestReleasedModels(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes sparse checkpoints of many files")
 	}
