@@ -150,7 +150,8 @@ func checkUnits(t *testing.T, p *Plan) {
 		planned += size
 		units++
 	}
-	if want := p.Summary().Parameters; planned != want || units > 2*want/maxUnit+int64(len(p.Tensors)) {
+	// Columns taken in steps are read with those between them.
+	if want := p.Summary().Parameters; planned < want || planned > want+want/1000 || units > 2*want/maxUnit+int64(len(p.Tensors)) {
 		t.Errorf("%d units of %d elements, want %d", units, planned, want)
 	}
 }
