@@ -19,7 +19,8 @@ import (
 )
 
 // Checkpoint is an open HuggingFace checkpoint folder: its configuration,
-// vocabulary and tensor headers. No weight has been read.
+// vocabulary and tensor headers. No weight has been read, but for some rows where
+// an output matrix is left out as tied.
 type Checkpoint struct {
 	Dir   string
 	Model *arch.Model
@@ -88,7 +89,7 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 // checkTied warns where an output matrix is left out because config.json ties it
 // to the embedding, though it is another: some rows of both are compared.
 func (c *Checkpoint) checkTied() error {
-	i, has := c.files.Lookup("lm_head.weight")
+	i, has := c.inv.Lookup("lm_head.weight")
 	j, ok := c.inv.Lookup("model.embed_tokens.weight")
 	if !c.Model.Tied || !has || !ok {
 		return nil
