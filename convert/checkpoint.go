@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,8 @@ import (
 )
 
 // Checkpoint is an open HuggingFace checkpoint folder: its configuration,
-// vocabulary and tensor headers. No weight has been read.
+// vocabulary and tensor headers. No weight has been read, but for some rows where
+// an output matrix is left out as tied.
 type Checkpoint struct {
 	Dir   string
 	Model *arch.Model
@@ -31,6 +33,7 @@ type Checkpoint struct {
 	dropped    []Dropped
 	files      *safetensors.Checkpoint
 	generation map[string]any // generation_config.json, may be nil
+	id         *identity
 }
 
 // CheckpointOptions say how to read a checkpoint.
@@ -75,10 +78,67 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 	if err == nil {
 		c.tensors, c.dropped, err = modelTensors(c.Model, c.inv)
 	}
+	if err == nil {
+		err = c.checkTied()
+	}
+	if err == nil {
+		c.id, err = c.identify()
+	}
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
+}
+
+// checkTied warns where an output matrix is left out because config.json ties it
+// to the embedding, though it is another: some rows of both are compared.
+func (c *Checkpoint) checkTied() error {
+	i, has := c.inv.Lookup("lm_head.weight")
+	j, ok := c.inv.Lookup("model.embed_tokens.weight")
+	if !c.Model.Tied || !has || !ok {
+		return nil
+	}
+	differs := "its size or type"
+	head, embd := &c.inv.Tensors[i], &c.inv.Tensors[j]
+	if slices.Equal(head.Shape, embd.Shape) && head.Storage == embd.Storage {
+		differs = ""
+		const samples = 8
+		row := c.files.Tensors()[i].Size / head.Rows()
+		a, b := make([]byte, row), make([]byte, row)
+		for n := range int64(samples) {
+			off := n * (head.Rows() - 1) / (samples - 1) * row
+			if err := errors.Join(c.files.ReadAt(i, off, a), c.files.ReadAt(j, off, b)); err != nil {
+				return err
+			}
+			if !bytes.Equal(a, b) {
+				differs = "its values"
+			}
+		}
+	}
+	if differs != "" {
+		c.Warnings = append(c.Warnings, fmt.Sprintf("%q is left out because config.json ties the output matrix to the embedding (tie_word_embeddings), "+
+			"but it differs from %q in %s; set tie_word_embeddings to false if it belongs to the model", head.Name, embd.Name, differs))
+	}
+	return nil
+}
+
+// identify reads what the general.* keys say.
+func (c *Checkpoint) identify() (*identity, error) {
+	config, err := readOptionalJSON(filepath.Join(c.Dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	card, warning := readCard(c.Dir)
+	if warning != "" {
+		c.Warnings = append(c.Warnings, warning)
+	}
+	params := int64(0)
+	for i := range c.tensors {
+		info := gguf.TensorInfo{Shape: c.tensors[i].Shape}
+		params += info.Elements()
+	}
+	repository, _ := config["_name_or_path"].(string)
+	return identify(card, repository, folderName(c.Dir), params, sizeLabel(c.tensors)), nil
 }
 
 // vocabOptions is what a tokenizer's files leave to the model family.

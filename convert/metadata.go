@@ -4,10 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"path/filepath"
-	"regexp"
 	"strings"
-	"unicode"
 
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -45,8 +42,7 @@ func (c *Checkpoint) metadata(fileType uint32) *gguf.Metadata {
 			md.Set(s.key, v)
 		}
 	}
-	md.Set(gguf.KeyName, modelName(c.Dir))
-	md.Set(gguf.KeySizeLabel, sizeLabel(c.tensors))
+	c.id.writeTo(md)
 	c.Model.WriteMetadata(md, fileType)
 	md.Set(gguf.KeyQuantizationVersion, gguf.QuantizationVersion)
 	c.Vocab.WriteTo(md)
@@ -72,43 +68,6 @@ func samplingValue(gen map[string]any, from []string, kind gguf.ValueType) (any,
 		}
 	}
 	return nil, false
-}
-
-// modelName makes a title of the checkpoint folder's name, as gguf-py does:
-// words at hyphens, capitalised unless they look like a version.
-func modelName(dir string) string {
-	if abs, err := filepath.Abs(dir); err == nil {
-		dir = abs
-	}
-	words := strings.Fields(strings.ReplaceAll(filepath.Base(dir), "-", " "))
-	for i, w := range words {
-		if isLower(w) && !version.MatchString(w) {
-			words[i] = titleCase(w)
-		}
-	}
-	return strings.Join(words, " ")
-}
-
-// isLower reports whether a word has letters and none of them is upper case.
-func isLower(w string) bool {
-	return strings.IndexFunc(w, unicode.IsLower) >= 0 && strings.IndexFunc(w, unicode.IsUpper) < 0
-}
-
-// version matches words that gguf-py takes for one: "v2", "v1.5", or anything
-// that starts with a digit.
-var version = regexp.MustCompile(`^(v[0-9]+(\.[0-9]+)*$|[0-9])`)
-
-// titleCase capitalises every letter that does not follow a letter.
-func titleCase(w string) string {
-	prev := false
-	return strings.Map(func(r rune) rune {
-		first := unicode.IsLetter(r) && !prev
-		prev = unicode.IsLetter(r)
-		if first {
-			return unicode.ToUpper(r)
-		}
-		return unicode.ToLower(r)
-	}, w)
 }
 
 // sizeLabel names the parameter count: for experts "<experts>x<count of one

@@ -7,8 +7,8 @@ import (
 	"github.com/winnow-moe/winnow/formats/gguf"
 )
 
-// TestModelName compares with gguf-py's Metadata.id_to_title.
-func TestModelName(t *testing.T) {
+// TestTitle compares with gguf-py's Metadata.id_to_title.
+func TestTitle(t *testing.T) {
 	for _, c := range [][2]string{
 		{"tiny-r1", "Tiny R1"},
 		{"DeepSeek-R1", "DeepSeek R1"},
@@ -37,8 +37,8 @@ func TestModelName(t *testing.T) {
 		{"my model-x", "My Model X"},
 	} {
 		for _, dir := range []string{c[0], "models/" + c[0], "models/" + c[0] + "/"} {
-			if got := modelName(dir); got != c[1] {
-				t.Errorf("modelName(%q) = %q, want %q", dir, got, c[1])
+			if got := title(folderName(dir)); got != c[1] {
+				t.Errorf("title of %q is %q, want %q", dir, got, c[1])
 			}
 		}
 	}

@@ -183,6 +183,7 @@ type checkpointPlan struct {
 	inputs int // tensors of the files, computed ones not counted
 	used   []bool
 	planed []placed
+	faults faults
 }
 
 // placed is a tensor with its place in the file: after the input tensor that
@@ -227,8 +228,8 @@ func modelTensors(m *arch.Model, inv *Inventory) ([]Tensor, []Dropped, error) {
 		}
 		return a.rule - b.rule
 	})
-	dropped, err := cp.unclaimed()
-	if err != nil {
+	dropped := cp.unclaimed()
+	if err := cp.verdict(); err != nil {
 		return nil, nil, err
 	}
 	tensors := make([]Tensor, len(cp.planed))
@@ -250,7 +251,8 @@ func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
 	}
 	template, ok := cp.template(t)
 	if !ok {
-		return nil, cp.missing(t)
+		cp.lacks(t)
+		return nil, nil
 	}
 	experts := 1
 	if r.Stacked() {
@@ -265,14 +267,16 @@ func (cp *checkpointPlan) resolve(t *arch.Tensor) (*placed, error) {
 		name := cp.model.Source(template, t.Name.Layer, e)
 		i, ok := cp.inv.Lookup(name)
 		if !ok {
-			return nil, formatError("tensor %q is missing (needed for %q; config.json announces %d experts)", name, t.Name, experts)
+			cp.lacksExpert(t, name, e)
+			continue
 		}
 		source := &cp.inv.Tensors[i]
 		if _, ok := source.packed.(*mxfp4); ok {
 			r = r.InBlocks()
 		}
 		if err := cp.checkSource(r, t.Name.Layer, i); err != nil {
-			return nil, err
+			cp.misshapen(t, i, err)
+			continue
 		}
 		cp.used[i] = true
 		p.after = max(p.after, cp.turn(i))
@@ -359,37 +363,21 @@ func (cp *checkpointPlan) generate(t *arch.Tensor) (*placed, error) {
 	return &placed{after: -1, Tensor: *cp.computed(name, values)}, nil
 }
 
-// template picks the accepted name that the checkpoint uses for t.
+// template picks the accepted name that the checkpoint uses for t, be it only
+// for some experts.
 func (cp *checkpointPlan) template(t *arch.Tensor) (string, bool) {
-	for _, h := range t.Rule.HF {
-		if _, ok := cp.inv.Lookup(cp.model.Source(h, t.Name.Layer, 0)); ok {
-			return h, true
+	experts := 1
+	if t.Rule.Stacked() {
+		experts = cp.model.Params.Experts
+	}
+	for e := range experts {
+		for _, h := range t.Rule.HF {
+			if _, ok := cp.inv.Lookup(cp.model.Source(h, t.Name.Layer, e)); ok {
+				return h, true
+			}
 		}
 	}
 	return "", false
-}
-
-// missing explains the absence of a tensor, or returns nil where it is
-// allowed.
-func (cp *checkpointPlan) missing(t *arch.Tensor) error {
-	p := &cp.model.Params
-	template := t.Rule.HF[0]
-	if t.Name.Layer >= p.Trunk() {
-		template = t.Rule.HF[len(t.Rule.HF)-1] // where names in MTP blocks differ, theirs is the last
-	}
-	name := cp.model.Source(template, t.Name.Layer, 0)
-	switch {
-	case t.Rule.Role == arch.Output:
-		return formatError("tensor %q is missing and config.json does not set tie_word_embeddings, so the model has no output matrix", name)
-	case t.Rule.Optional:
-		return nil
-	case t.Name.Layer >= p.Trunk():
-		return hinted("drop the multi-token prediction block with --mtp drop",
-			formatError("tensor %q of the multi-token prediction block is missing (the model has %d such blocks)", name, p.NextnLayers))
-	case t.Name.Layer >= 0:
-		return formatError("tensor %q is missing (config.json: num_hidden_layers is %d)", name, p.Trunk())
-	}
-	return formatError("tensor %q is missing", name)
 }
 
 // checkSource compares shape and storage of an input tensor with the rule.
@@ -400,7 +388,7 @@ func (cp *checkpointPlan) checkSource(r *arch.Rule, l, i int) error {
 		want[0] = s.Shape[0]
 	}
 	if !slices.Equal(s.Shape, want) {
-		return formatError("tensor %q has shape %v, but config.json makes it %v = %s", s.Name, s.Shape, want, why)
+		return formatError("tensor %q has shape %v, but config.json makes it %v = %s", s.Name, s.Shape, want, cp.model.SettingName(why))
 	}
 	if s.packed == nil && !s.Storage.IsGGUF && !s.Storage.DType.Float() {
 		return formatError("tensor %q has dtype %s, wanted a floating point type", s.Name, s.Storage)
@@ -433,8 +421,8 @@ func (cp *checkpointPlan) pieces(t *arch.Tensor, r *arch.Rule, i int) []Piece {
 }
 
 // unclaimed lists the input tensors that no rule owns: with a reason they are
-// dropped, without one the conversion is refused.
-func (cp *checkpointPlan) unclaimed() ([]Dropped, error) {
+// dropped, without one they are faults.
+func (cp *checkpointPlan) unclaimed() []Dropped {
 	parts := make(map[int]bool)
 	for i := range cp.inv.Tensors {
 		if packed := cp.inv.Tensors[i].packed; packed != nil {
@@ -444,7 +432,6 @@ func (cp *checkpointPlan) unclaimed() ([]Dropped, error) {
 		}
 	}
 	var dropped []Dropped
-	var unknown []string
 	for i := range cp.inv.Tensors {
 		if cp.used[i] || parts[i] {
 			continue
@@ -457,17 +444,10 @@ func (cp *checkpointPlan) unclaimed() ([]Dropped, error) {
 		if ok {
 			dropped = append(dropped, Dropped{name, why})
 		} else {
-			unknown = append(unknown, name)
+			cp.faults.leftOver = append(cp.faults.leftOver, name)
 		}
 	}
-	if len(unknown) > 0 {
-		more := ""
-		if n := len(unknown) - 1; n > 0 {
-			more = plural(n, " and %d more tensor", " and %d more tensors")
-		}
-		return nil, formatError("tensor %q%s in the checkpoint has no place in a %s model with %d blocks", unknown[0], more, cp.model.Family.Arch, cp.model.Params.Layers)
-	}
-	return dropped, nil
+	return dropped
 }
 
 func (cp *checkpointPlan) dropReason(name string) (string, bool) {

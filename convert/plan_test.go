@@ -95,8 +95,8 @@ func TestPlanErrors(t *testing.T) {
 		"expert 0 missing":  {remove(first), []string{first}},
 		"no output":         {remove("lm_head.weight"), []string{"lm_head.weight", "tie_word_embeddings"}},
 		"unknown":           {add("model.layers.0.frobnicate.weight"), []string{`"model.layers.0.frobnicate.weight"`, "no place", "deepseek2"}},
-		"two unknown":       {add("a", "b"), []string{`"a" and 1 more tensor in`}},
-		"many unknown":      {add("a", "b", "c"), []string{`"a" and 2 more tensors in`}},
+		"two unknown":       {add("a", "b"), []string{`2 tensors of the checkpoint have no place in a deepseek2 model with 3 blocks: "a", "b"`}},
+		"many unknown":      {add(strings.Split("a b c d e f g h i j k l", " ")...), []string{`12 tensors`, `"a", "b", "c", "d", "e", "f", "g", "h", "i", "j" and 2 more`}},
 		"control character": {add("a\x1b[2J"), []string{`"a\x1b[2J"`}},
 		"extra expert":      {add("model.layers.1.mlp.experts.8.up_proj.weight"), []string{"experts.8"}},
 		"block too many":    {add("model.layers.4.input_layernorm.weight"), []string{"layers.4", "3 blocks"}},
@@ -150,7 +150,7 @@ func TestPlanAccepts(t *testing.T) {
 	}
 
 	_, _, err = modelTensors(mtp, NewInventory(literal(trunk)))
-	wantRefusal(t, err, ErrInput, "multi-token prediction block", "1 such block")
+	wantRefusal(t, err, ErrInput, "announces 1 multi-token prediction block, the checkpoint has none", "23 tensors are missing")
 	var hint *HintError
 	if !errors.As(err, &hint) || !strings.Contains(hint.Hint, "--mtp drop") {
 		t.Errorf("hint of %v", err)
@@ -286,6 +286,7 @@ func inMemory(t testing.TB, m *arch.Model, list []Source, q *quantConfig) *Check
 	var err error
 	c.tensors, c.dropped, err = modelTensors(m, c.inv)
 	must(t, err)
+	c.id = identify(modelCard{}, "", c.Dir, 0, "")
 	return c
 }
 

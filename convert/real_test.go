@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +18,7 @@ import (
 // layout is the tensor list of a released checkpoint, by shard.
 type layout struct {
 	Shards    map[string][]listed
+	Tensors   int   `json:"n_tensors"`
 	TotalSize int64 `json:"total_size"`
 	Params    int64 // weights, without scales
 }
@@ -92,43 +92,67 @@ func (l *layout) writeSparse(t testing.TB, dir string) {
 	}
 }
 
-// TestDeepSeekR1 opens and plans the real layout of DeepSeek-R1: 91,991
-// tensors in 163 files, 689 GB.
-func TestDeepSeekR1(t *testing.T) {
+// TestReleasedModels opens and plans released checkpoints at their full size, up
+// to 139,583 tensors in 61 files of 1.03 TB, without a byte of weights. It logs
+// the table that testdata/real/README.md shows.
+func TestReleasedModels(t *testing.T) {
 	if testing.Short() {
-		t.Skip("writes a sparse checkpoint of 163 files")
+		t.Skip("writes sparse checkpoints of many files")
 	}
-	source := filepath.Join("..", "testdata", "real", "DeepSeek-R1")
-	l := readLayout(t, filepath.Join(source, "tensors.json.gz"))
-	dir := filepath.Join(t.TempDir(), "DeepSeek-R1")
-	must(t, os.Mkdir(dir, 0o777))
-	l.writeSparse(t, dir)
-	must(t, os.WriteFile(filepath.Join(dir, "config.json"), readFile(t, filepath.Join(source, "config.json")), 0o666))
-
-	before := heap()
-	start := time.Now()
-	ck := openCheckpoint(t, dir, CheckpointOptions{})
-	p, err := ck.Plan(request(t, t.TempDir(), "Q4_K_M"))
+	sources, err := filepath.Glob(filepath.Join("..", "testdata", "real", "*", "tensors.json.gz"))
 	must(t, err)
-	s := p.Summary()
-	// Generous for a loaded machine: it takes well below one second alone.
-	if d := time.Since(start); d > 5*time.Second {
-		t.Errorf("opening and planning takes %v", d)
+	if len(sources) != 8 {
+		t.Fatalf("%d layouts", len(sources))
 	}
-	if grown := heap() - before; grown > 150<<20 {
-		t.Errorf("checkpoint and plan hold %d MB", grown>>20)
+	for _, source := range sources {
+		name := filepath.Base(filepath.Dir(source))
+		t.Run(name, func(t *testing.T) {
+			l := readLayout(t, source)
+			dir := filepath.Join(t.TempDir(), name)
+			must(t, os.Mkdir(dir, 0o777))
+			l.writeSparse(t, dir)
+			must(t, os.WriteFile(filepath.Join(dir, "config.json"), readFile(t, filepath.Join(filepath.Dir(source), "config.json")), 0o666))
+			before, start := heap(), time.Now()
+			ck, err := OpenCheckpoint(dir, CheckpointOptions{})
+			if err != nil && strings.Contains(err.Error(), `"mxfp4"`) {
+				t.Skip("MXFP4 is not read yet")
+			}
+			must(t, err)
+			defer ck.Close()
+			p, err := ck.Plan(request(t, t.TempDir(), "Q4_K_M"))
+			must(t, err)
+			took, grown := time.Since(start), heap()-before
+			if took > 5*time.Second { // below one second on an idle machine
+				t.Errorf("opening and planning takes %v", took)
+			}
+			if grown > 150<<20 {
+				t.Errorf("checkpoint and plan hold %d MB", grown>>20)
+			}
+			s := p.Summary()
+			checkTotals(t, l, p, &s)
+			checkUnits(t, p)
+			o := &s.Outputs[0]
+			t.Logf("| %s | %d | %.1f GB | %d | %d | %.1f GB | %.4f | %.1f s |", name, l.Tensors, float64(l.TotalSize)/1e9,
+				len(o.Tensors), len(s.Dropped), float64(o.FileBytes)/1e9, o.BitsPerWeight, took.Seconds())
+		})
 	}
-	runtime.KeepAlive(p)
-	checkTotals(t, l, &s)
-	units := int64(0)
+}
+
+// checkUnits divides a plan into the units that a run reads.
+func checkUnits(t *testing.T, p *Plan) {
+	t.Helper()
+	units, planned := int64(0), int64(0)
 	for u := range p.units(maxUnit) {
-		if size := p.elements(u.piece, u.n); size > maxUnit {
+		size := p.elements(u.piece, u.n)
+		if size > maxUnit {
 			t.Fatalf("a unit of %d elements", size)
 		}
+		planned += size
 		units++
 	}
-	if units < s.Parameters/maxUnit || units > 2*s.Parameters/maxUnit {
-		t.Errorf("%d units", units)
+	// Columns taken in steps are read with those between them.
+	if want := p.Summary().Parameters; planned < want || planned > want+want/1000 || units > 2*want/maxUnit+int64(len(p.Tensors)) {
+		t.Errorf("%d units of %d elements, want %d", units, planned, want)
 	}
 }
 
@@ -139,37 +163,46 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// checkTotals adds up the layout and compares it with the plan.
-func checkTotals(t *testing.T, l *layout, s *Summary) {
+// checkTotals adds up the layout and compares it with the plan: what is not
+// read is what the plan says it leaves out.
+func checkTotals(t *testing.T, l *layout, p *Plan, s *Summary) {
 	t.Helper()
-	var all, mtp, mtpParams int64
-	mtpTensors := 0
+	dropped := map[string]bool{}
+	for _, d := range s.Dropped {
+		dropped[d.Name] = true
+	}
+	var all, read int64
+	params := l.Params
 	for _, shard := range l.Shards {
 		for i := range shard {
 			x := &shard[i]
 			all += x.bytes()
-			if !strings.HasPrefix(x.name, "model.layers.61.") {
-				continue
+			// The scales of a dropped tensor are dropped with it, unnamed.
+			if weight := strings.TrimSuffix(x.name, "_scale_inv"); !dropped[weight] {
+				read += x.bytes()
+			} else if weight == x.name {
+				params -= x.elements()
 			}
-			mtp += x.bytes()
-			if mtpTensors++; !strings.HasSuffix(x.name, "_scale_inv") {
-				mtpParams += x.elements()
-			}
+		}
+	}
+	for i := range p.Tensors {
+		if x := &p.Tensors[i]; x.From == "computed" {
+			params += p.elements(&x.Pieces[0], 1)
 		}
 	}
 	if all != l.TotalSize {
 		t.Fatalf("the layout has %d bytes, and says %d", all, l.TotalSize)
 	}
-	if s.SourceBytes != all-mtp {
-		t.Errorf("%d bytes are read, want %d", s.SourceBytes, all-mtp)
+	if s.SourceBytes != read {
+		t.Errorf("%d bytes are read, want %d", s.SourceBytes, read)
 	}
-	if s.Parameters != l.Params-mtpParams || s.Parameters != 671_026_419_200 {
-		t.Errorf("%d parameters, want %d", s.Parameters, l.Params-mtpParams)
+	if s.Parameters != params {
+		t.Errorf("%d parameters, want %d", s.Parameters, params)
 	}
-	// The scales of a dropped block are dropped with its weights, unnamed.
-	dropped := slices.IndexFunc(s.Dropped, func(d Dropped) bool { return !strings.HasPrefix(d.Name, "model.layers.61.") })
-	if dropped >= 0 || len(s.Dropped) == 0 || len(s.Dropped) > mtpTensors {
-		t.Errorf("%d tensors dropped, %d belong to the MTP block", len(s.Dropped), mtpTensors)
+	for _, d := range s.Dropped {
+		if d.Why == "" {
+			t.Errorf("%q is left out without a reason", d.Name)
+		}
 	}
 	o := &s.Outputs[0]
 	sum := int64(0)
@@ -179,7 +212,7 @@ func checkTotals(t *testing.T, l *layout, s *Summary) {
 	if o.TensorBytes != sum || o.FileBytes < sum || o.FileBytes > sum+32<<20 {
 		t.Errorf("%d bytes of tensors (want %d) in a file of %d", o.TensorBytes, sum, o.FileBytes)
 	}
-	if o.BitsPerWeight < 4.7 || o.BitsPerWeight > 4.95 {
+	if o.BitsPerWeight < 4.2 || o.BitsPerWeight > 5.4 {
 		t.Errorf("%g bits per weight", o.BitsPerWeight)
 	}
 }

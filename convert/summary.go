@@ -110,12 +110,8 @@ func (p *Plan) Fallbacks() []Fallback {
 	return list
 }
 
-// DefaultName is the stem of output names: model name and size label with
-// hyphens, by the GGUF naming convention (ggml docs/gguf.md).
-func (c *Checkpoint) DefaultName() string {
-	name := strings.NewReplacer(" ", "-", "/", "-").Replace(modelName(c.Dir))
-	return name + "-" + sizeLabel(c.tensors)
-}
+// DefaultName is the stem of output names by the GGUF naming convention.
+func (c *Checkpoint) DefaultName() string { return c.id.fileName() }
 
 // partNumber ends the names of the files of a split model.
 var partNumber = regexp.MustCompile(`-[0-9]{5}-of-[0-9]{5}\.gguf$`)

@@ -3,11 +3,13 @@ package engine
 import (
 	"bytes"
 	"encoding/binary"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
 
 func TestLoadErrors(t *testing.T) {
@@ -132,5 +134,30 @@ func TestFactors(t *testing.T) {
 	a.tensors[len(a.tensors)-2].Shape = []int64{2} // a "scale"
 	if _, err := Load(a, Options{}); err == nil || !strings.Contains(err.Error(), "scale\" has shape [2]") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestCheckFamily: what it says of a family is what Load says of its fixture.
+func TestCheckFamily(t *testing.T) {
+	for _, name := range fixtures.Families(t) {
+		f, err := gguf.Open(filepath.Join(fixtures.Family(t, name), "ref-bf16.gguf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		text, _ := f.Metadata().String(gguf.KeyArchitecture)
+		family, ok := arch.ByArch(text)
+		if !ok {
+			continue
+		}
+		_, loadErr := Load(f, Options{})
+		some, err := CheckFamily(family)
+		if err != nil && !some && loadErr == nil || err == nil && loadErr != nil {
+			t.Errorf("%s: CheckFamily says %v (only some: %v), Load says %v", name, err, some, loadErr)
+		}
+	}
+	unknown := arch.Family{Arch: "x", Block: arch.Block{Attn: 99, Rope: arch.RopeHalves}}
+	if some, err := CheckFamily(&unknown); err == nil || some {
+		t.Errorf("attention of kind 99: %v, some %v", err, some)
 	}
 }

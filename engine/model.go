@@ -213,6 +213,30 @@ func checkMechanisms(am *arch.Model) error {
 	return nil
 }
 
+// CheckFamily says what keeps the engine from running the models of a family,
+// nil if nothing does. With some true it is only those models that have it.
+func CheckFamily(f *arch.Family) (some bool, err error) {
+	am := &arch.Model{Family: f, Params: f.Defaults}
+	if err := checkMechanisms(am); err != nil {
+		return false, err
+	}
+	am.Params = f.Everything()
+	if err := checkMechanisms(am); err != nil {
+		return true, err
+	}
+	m := &Model{arch: am, layers: make([]layer, 1)}
+	for i := range f.Rules {
+		r, l := &f.Rules[i], 0
+		if r.Where == arch.Global {
+			l = -1
+		}
+		if r.Where != arch.MTPBlocks && m.slot(r.Name(l)) == nil {
+			return r.Optional || r.If != nil || r.In != nil, fmt.Errorf("%s: tensors of the role %s are not supported by the engine", f.Arch, r.Role)
+		}
+	}
+	return false, nil
+}
+
 // bind finds a field for every tensor of the family and a tensor for every
 // required field.
 func (m *Model) bind() error {

@@ -48,6 +48,7 @@ func newConvertCommand(a *app) *cobra.Command {
 		ck     convert.CheckpointOptions
 		types  string
 		out    string
+		ollama bool
 	)
 	c := &cobra.Command{
 		Use:   "convert CHECKPOINT [OUTPUT]",
@@ -56,9 +57,17 @@ func newConvertCommand(a *app) *cobra.Command {
 MXFP4, NVFP4, packed INT4, GPTQ or AWQ) to GGUF. Several types are made from one
 read of the input. MXFP4 and NVFP4 stay what they are in every type.
 
-OUTPUT is a file, a folder, or a name with {type} in it; without it the files
-are named after the model and go to the current folder. A file gets its name
-only when it is complete and on disk.
+OUTPUT is a file, a folder, or a name with {type} in it. Without a name the
+files are called NAME-SIZE-FINETUNE-VERSION-TYPE by the GGUF naming convention,
+split ones with -00001-of-0000N behind it; without a folder they go to the
+current one. A file gets its name only when it is complete and on disk.
+
+The general.* keys, such as name, license and base model, come from the model
+card (README.md), config.json and the name of the folder.
+
+--ollama puts a Modelfile beside the output, for "ollama create NAME -f
+Modelfile": the file, the texts that end an answer, and the license. The prompt
+format Ollama takes from the chat template in the file, if it knows it.
 
 ` + typesHelp(false),
 		Example: `  winnow convert DeepSeek-R1 --dry-run --type Q4_K_M
@@ -79,11 +88,12 @@ only when it is complete and on disk.
 			if recipeType != "" && !cmd.Flags().Changed("type") {
 				types = recipeType
 			}
-			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags, &recipe)
+			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags, &recipe, ollama)
 		},
 	}
 	c.Flags().StringVar(&types, "type", "Q8_0", "`TYPE`, or several separated by commas")
 	c.Flags().StringVarP(&out, "output", "o", "", "same as `OUTPUT`")
+	c.Flags().BoolVar(&ollama, "ollama", false, "write a Modelfile for Ollama beside the output")
 	c.RegisterFlagCompletionFunc("type", completeTypes)
 	checkpointFlags(c, &ck)
 	flags.add(c)
@@ -92,7 +102,7 @@ only when it is complete and on disk.
 	return c
 }
 
-func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.CheckpointOptions, flags *writeFlags, recipe *recipeFlags) error {
+func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.CheckpointOptions, flags *writeFlags, recipe *recipeFlags, ollama bool) error {
 	recipes, err := parseTypes(types)
 	if err != nil {
 		return err
@@ -126,7 +136,13 @@ func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.C
 		return planError(err)
 	}
 	plan.Notes = append(plan.Notes, recipe.warnings()...)
-	return a.carryOut(ctx, &conversion{plan, ck, ck.Inputs()}, flags)
+	var beside []modelfile
+	if ollama {
+		if beside, err = planModelfiles(plan, ck); err != nil {
+			return err
+		}
+	}
+	return a.carryOut(ctx, &conversion{plan, ck, ck.Inputs(), beside}, flags)
 }
 
 // planError marks errors of planning. Since no weight is read for it, what is
@@ -152,12 +168,20 @@ func (a *app) carryOut(ctx context.Context, c *conversion, flags *writeFlags) er
 			}
 		}
 	}
+	for _, m := range c.beside {
+		if err := checkOutput(m.path, c.inputs, flags.force); err != nil {
+			return err
+		}
+	}
 	for _, text := range fallbackTexts(c.plan) {
 		a.note("%s", wrap(text, "        "))
 	}
 	debug.SetMemoryLimit(int64(flags.maxMemory))
 	start := time.Now()
 	if err := a.execute(ctx, c, int64(flags.maxMemory), "converting"); err != nil {
+		return err
+	}
+	if err := a.writeModelfiles(c.beside); err != nil {
 		return err
 	}
 	return a.printResult(c.plan, time.Since(start))

@@ -94,7 +94,7 @@ func (a *app) demoConvert(ctx context.Context, source, dir string) (*convert.Pla
 	if err != nil {
 		return nil, err
 	}
-	return plan, a.execute(ctx, &conversion{plan, ck, ck.Inputs()}, 0, "converting")
+	return plan, a.execute(ctx, &conversion{plan: plan, data: ck, inputs: ck.Inputs()}, 0, "converting")
 }
 
 // demoScore measures the checkpoint itself and every file against it.

@@ -99,6 +99,8 @@ func hint(err error) string {
 	switch {
 	case errors.As(err, &h):
 		return h.Hint
+	case errors.Is(err, arch.ErrUnknownFamily):
+		return "winnow families lists what is supported"
 	case errors.Is(err, calib.ErrInvalid):
 		return "measure the importance matrix anew; --exclude-weights leaves out single entries"
 	case errors.Is(err, syscall.ENOSPC):

@@ -66,6 +66,7 @@ type conversion struct {
 	plan   *convert.Plan
 	data   convert.Data
 	inputs []string
+	beside []modelfile // written when the outputs are
 }
 
 // execute runs a conversion with progress. It adds to the plan's notes what

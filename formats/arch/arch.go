@@ -401,8 +401,8 @@ func (r *Rule) Stacked() bool { return len(r.HF) > 0 && strings.Contains(r.HF[0]
 // noSuffix is the suffix of rules for the few tensors without one.
 const noSuffix = "-"
 
-// name returns the rule's GGUF name in block l (-1 outside the blocks).
-func (r *Rule) name(l int) Name {
+// Name returns the rule's GGUF name in block l (-1 outside the blocks).
+func (r *Rule) Name(l int) Name {
 	s := cmp.Or(r.Suffix, "weight")
 	if s == noSuffix {
 		s = ""
@@ -433,7 +433,7 @@ func FromConfig(cfg *Config, withMTP bool) (*Model, error) {
 	}
 	f := byClass(class)
 	if f == nil {
-		return nil, configError("architectures names %q, which is not supported (supported: %s)", class, knownClasses())
+		return nil, fmt.Errorf("%w: architectures names %q, which is not supported%s", ErrUnknownFamily, class, nearestText(class, cfg.Text("model_type")))
 	}
 	cfg.values["class"] = class // for conditions on the class
 	m := &Model{Family: f, Params: f.Defaults, config: cfg}
@@ -925,7 +925,7 @@ func (m *Model) Tensors() []Tensor {
 		for i := range m.Family.Rules {
 			r := &m.Family.Rules[i]
 			if r.has(&m.Params, l) {
-				out = append(out, Tensor{Name: r.name(l), Rule: r, Shape: m.shape(r.Shape, l)})
+				out = append(out, Tensor{Name: r.Name(l), Rule: r, Shape: m.shape(r.Shape, l)})
 			}
 		}
 	}

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"sort"
+	"regexp"
 	"strings"
 
 	"github.com/winnow-moe/winnow/formats/strictjson"
@@ -16,6 +16,10 @@ import (
 // metadata: invalid, contradictory, or beyond what the family's description
 // covers.
 var ErrUnsupported = errors.New("unsupported model")
+
+// ErrUnknownFamily is wrapped by the refusal of a config.json whose class
+// belongs to no family. It matches ErrUnsupported too.
+var ErrUnknownFamily = fmt.Errorf("%w: config.json", ErrUnsupported)
 
 // Config is a checkpoint's config.json, with the parts that newer and older
 // library versions spell differently brought to one spelling: a text_config
@@ -178,12 +182,42 @@ func show(v any) string {
 	return string(b)
 }
 
-// knownClasses lists the supported classes for an error message.
-func knownClasses() string {
-	var names []string
-	for _, f := range All {
-		names = append(names, f.Classes...)
+// settingWord matches the names of settings in a formula such as
+// "num_attention_heads*head_dim".
+var settingWord = regexp.MustCompile(`[a-z][a-z0-9_]+`)
+
+// settingKeys are the keys of the settings that families name differently, by
+// the names that dimensions have for them. Where no setting has the first key
+// the next counts.
+var settingKeys = map[string][]string{
+	"n_routed_experts":      {KeyExpertCount},
+	"moe_intermediate_size": {KeyExpertFF, KeyFeedForward},
+	"n_shared_experts":      {KeyExpertShared},
+}
+
+// SettingName turns names of settings, as dimensions have them, to those that
+// this model's config.json uses: the expert count of one family is
+// n_routed_experts, of others num_experts or num_local_experts.
+func (m *Model) SettingName(formula string) string {
+	if m.config == nil {
+		return formula
 	}
-	sort.Strings(names)
-	return strings.Join(names, ", ")
+	return settingWord.ReplaceAllStringFunc(formula, func(name string) string {
+		if _, ok := m.config.lookup(name); ok {
+			return name
+		}
+		for _, key := range settingKeys[name] {
+			for _, s := range m.Family.Settings {
+				if s.Key != key {
+					continue
+				}
+				for _, path := range s.From {
+					if _, ok := m.config.lookup(path); ok {
+						return userName(path)
+					}
+				}
+			}
+		}
+		return name
+	})
 }

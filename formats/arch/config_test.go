@@ -40,7 +40,7 @@ var configErrors = []struct {
 	{changes{"architectures": "DeepseekV3ForCausalLM"}, []string{"architectures", "list"}},
 	{changes{"architectures": []string{}}, []string{"architectures", "list"}},
 	{changes{"architectures": []int{1}}, []string{"architectures[0] is 1"}},
-	{changes{"architectures": []string{"Frobnitz"}}, []string{`"Frobnitz"`, "DeepseekV3ForCausalLM", "LlamaForCausalLM"}},
+	{changes{"architectures": []string{"Frobnitz"}}, []string{`"Frobnitz"`, `nearest that is: "DeepseekV3ForCausalLM" (family deepseek2)`}},
 	{changes{"hidden_act": "gelu"}, []string{"hidden_act", `"gelu"`, "silu"}},
 	{changes{"attention_bias": true}, []string{"attention_bias", "true"}},
 	{changes{"moe_layer_freq": 2}, []string{"moe_layer_freq is 2"}},

@@ -275,46 +275,77 @@ func (ix *index) checkFolder(entries map[string]bool) error {
 	if len(ix.files) == 0 {
 		return errors.New("weight_map is empty")
 	}
-	missing, first := 0, ""
+	var missing []string
+	place := 0
 	for i, name := range ix.files {
-		if entries[name] {
-			continue
-		}
-		if missing++; missing == 1 {
-			first = fmt.Sprintf("shard %d of %d, %q", i+1, len(ix.files), name)
+		if !entries[name] {
+			missing = append(missing, name)
+			place = i + 1
 		}
 	}
 	switch {
-	case missing == 1:
-		return fmt.Errorf("%s, is missing: the download may be incomplete", first)
-	case missing > 1:
-		return fmt.Errorf("%d of %d shards are missing, first %s: the download may be incomplete", missing, len(ix.files), first)
+	case len(missing) == 1:
+		return fmt.Errorf("shard %d of %d, %q, is missing: the download may be incomplete", place, len(ix.files), missing[0])
+	case len(missing) > 1:
+		return fmt.Errorf("%d of %d shards are missing: %s: the download may be incomplete", len(missing), len(ix.files), NameList(missing))
 	case entries[singleName] && !slices.Contains(ix.files, singleName):
 		return fmt.Errorf("ambiguous: the folder has both %s and this index of %d other files: remove one of them", singleName, len(ix.files))
 	}
 	return nil
 }
 
+// NameList quotes the first ten names and counts the others.
+func NameList(names []string) string {
+	const most = 10
+	quoted := make([]string, min(len(names), most))
+	for i := range quoted {
+		quoted[i] = fmt.Sprintf("%.200q", names[i])
+	}
+	text := strings.Join(quoted, ", ")
+	if n := len(names) - most; n > 0 {
+		text += fmt.Sprintf(" and %d more", n)
+	}
+	return text
+}
+
 // checkTensors compares the index with the headers.
 func (ix *index) checkTensors(c *Checkpoint) error {
+	var unlisted []string
 	for _, t := range c.tensors {
 		shard, ok := ix.shard[t.Name]
 		if !ok {
-			return fmt.Errorf("tensor %q of shard %q is not listed in weight_map", t.Name, ix.files[t.Shard])
+			unlisted = append(unlisted, t.Name)
+			continue
 		}
 		if shard != t.Shard {
 			return fmt.Errorf("weight_map says that tensor %q is in %q, but it is in %q", t.Name, ix.files[shard], ix.files[t.Shard])
 		}
 	}
+	if len(unlisted) == 1 {
+		shard := c.tensors[c.byName[unlisted[0]]].Shard
+		return fmt.Errorf("tensor %.200q of shard %q is not listed in weight_map", unlisted[0], ix.files[shard])
+	}
+	if len(unlisted) > 1 {
+		return fmt.Errorf("%d tensors of the shards are not listed in weight_map: %s", len(unlisted), NameList(unlisted))
+	}
+	return ix.checkGhosts(c)
+}
+
+// checkGhosts looks for tensors that the index lists and no shard has.
+func (ix *index) checkGhosts(c *Checkpoint) error {
 	if len(ix.shard) == len(c.tensors) {
 		return nil
 	}
+	var ghosts []string
 	for _, name := range slices.Sorted(maps.Keys(ix.shard)) {
 		if _, ok := c.byName[name]; !ok {
-			return fmt.Errorf("weight_map says that tensor %.200q is in %q, but it is missing there", name, ix.files[ix.shard[name]])
+			ghosts = append(ghosts, name)
 		}
 	}
-	return nil
+	if len(ghosts) == 1 {
+		return fmt.Errorf("weight_map says that tensor %.200q is in %q, but it is missing there", ghosts[0], ix.files[ix.shard[ghosts[0]]])
+	}
+	return fmt.Errorf("weight_map lists %d tensors that are missing in their shards: %s", len(ghosts), NameList(ghosts))
 }
 
 // warnTotalSize compares the index's sum of sizes, if it has one, with the

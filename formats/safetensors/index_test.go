@@ -3,6 +3,7 @@ package safetensors
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -113,6 +114,14 @@ func write(t *testing.T, dir, name, text string) {
 
 func TestOpenRefuses(t *testing.T) {
 	tiny := string(file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1))
+	pair := string(file(`{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}`, 2))
+	shards := func(n int) string {
+		list := make([]string, n)
+		for i := range list {
+			list[i] = fmt.Sprintf(`"t%d":"%02d.safetensors"`, i, i)
+		}
+		return `{"weight_map":{` + strings.Join(list, ",") + "}}"
+	}
 	for _, c := range []struct {
 		name  string
 		files map[string]string
@@ -124,7 +133,13 @@ func TestOpenRefuses(t *testing.T) {
 		{"empty index", map[string]string{indexName: ""}, "text ends where an object is wanted"},
 		{"HTML as index", map[string]string{indexName: "<html>"}, "HTML"},
 		{"LFS pointer as index", map[string]string{indexName: "version https://git-lfs.github.com/spec/v1\n"}, "git lfs pull"},
-		{"two shards missing", map[string]string{indexName: `{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}`}, "2 of 2 shards"},
+		{"two shards missing", map[string]string{indexName: `{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}`}, `2 of 2 shards are missing: "1.safetensors", "2.safetensors"`},
+		{"twelve shards missing", map[string]string{indexName: shards(12)}, `12 of 12 shards are missing: "00.safetensors", "01.safetensors"`},
+		{"list cut", map[string]string{indexName: shards(12)}, `"09.safetensors" and 2 more`},
+		{"one shard missing", map[string]string{indexName: shards(3), "00.safetensors": tiny, "02.safetensors": tiny}, `shard 2 of 3, "01.safetensors", is missing`},
+		{"unlisted", map[string]string{indexName: `{"weight_map":{"x":"1.safetensors"}}`, "1.safetensors": pair}, `2 tensors of the shards are not listed in weight_map: "a", "b"`},
+		{"ghosts", map[string]string{indexName: `{"weight_map":{"a":"1.safetensors","y":"1.safetensors","z":"1.safetensors"}}`, "1.safetensors": tiny},
+			`weight_map lists 2 tensors that are missing in their shards: "y", "z"`},
 		{"subfolder", map[string]string{indexName: `{"weight_map":{"a":"x/1.safetensors"}}`}, "outside"},
 		{"NUL", map[string]string{indexName: `{"weight_map":{"a":"1\u0000.safetensors"}}`}, "outside"},
 		{"dots", map[string]string{indexName: `{"weight_map":{"a":".."}}`}, "outside"},
