@@ -376,11 +376,11 @@ func FuzzLoadSPM(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, raw []byte, text string) {
-		pieces, err := parseSPM(raw)
+		m, err := parseSPM(raw)
 		if err != nil {
 			return
 		}
-		v, err := (&folder{pieces: pieces}).load(Options{})
+		v, err := (&folder{spm: m}).load(Options{})
 		if err != nil {
 			return
 		}
