@@ -18,7 +18,7 @@ func (f *folder) fromCharBPE(opt Options) (*Vocab, error) {
 	if err != nil {
 		return nil, err
 	}
-	if form.squeeze || form.charsMap != nil || form.spaces.prefix {
+	if form.squeeze || form.charsMap != nil || form.prefix {
 		return nil, invalid("tokenizer.json: the normalizer changes more than spaces to U+2581, which tokenizer model %q cannot say", ModelCharBPE)
 	}
 	if err := t.checkUnknown(); err != nil {

@@ -538,7 +538,7 @@ func (f *folder) fromFallbackBPE(opt Options) (*Vocab, error) {
 	if id, ok := ids[t.unknown]; ok {
 		v.Types[id], v.Scores[id] = TypeUnknown, 0
 	}
-	if !form.spaces.prefix {
+	if !form.prefix {
 		v.SpacePrefix, v.prefixLast = new(bool), true
 	}
 	return v, nil

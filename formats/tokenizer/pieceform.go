@@ -10,10 +10,11 @@ import (
 // pieceForm is how a tokenizer.json whose vocabulary writes spaces as U+2581
 // treats text before its model does.
 type pieceForm struct {
-	norm     normalizer // what happens besides the spaces
-	spaces   spacing
-	squeeze  bool   // norm makes runs of spaces one
-	charsMap []byte // norm's character map, as a file keeps it
+	norm     normalizer
+	spaces   spacing // what the pre_tokenizer does
+	prefix   bool    // a space is put before the text, by either
+	squeeze  bool    // norm makes runs of spaces one
+	charsMap []byte  // norm's character map, as a file keeps it
 }
 
 // pieceForm recognises normalizer and pre_tokenizer by structure:
@@ -43,8 +44,10 @@ func (f *pieceForm) readNormalizer(o map[string]any) error {
 	pattern, _ := o["pattern"].(map[string]any)
 	switch {
 	case o["type"] == "Prepend" && o["prepend"] == "▁":
-		f.spaces.prefix = true
+		f.prefix = true
+		f.norm = append(f.norm, prepended)
 	case o["type"] == "Replace" && pattern["String"] == " " && o["content"] == "▁":
+		f.norm = append(f.norm, lined)
 	case o["type"] == "Replace" && pattern["Regex"] == " {2,}" && (o["content"] == " " || o["content"] == "▁"):
 		f.squeeze = true
 		f.norm = append(f.norm, collapsed)
@@ -57,6 +60,15 @@ func (f *pieceForm) readNormalizer(o map[string]any) error {
 	}
 	return nil
 }
+
+func prepended(s string) string {
+	if s == "" {
+		return s
+	}
+	return "▁" + s
+}
+
+func lined(s string) string { return strings.ReplaceAll(s, " ", "▁") }
 
 // collapsed makes every run of spaces one.
 func collapsed(s string) string {
@@ -104,6 +116,7 @@ func (f *pieceForm) readPreTokenizer(o map[string]any) error {
 	case o["type"] == "Metaspace" && (o["replacement"] == "▁" || o["replacement"] == nil):
 		scheme := o["prepend_scheme"]
 		f.spaces.prefix = scheme != "never" && (scheme != nil || o["add_prefix_space"] != false)
+		f.prefix = f.prefix || f.spaces.prefix
 		f.spaces.once = scheme == "first"
 		f.spaces.single = true
 		f.spaces.each = o["split"] != false

@@ -21,7 +21,7 @@ func (f *folder) fromUnigram(opt Options) (*Vocab, error) {
 		return nil, err
 	}
 	v := &Vocab{Model: ModelUnigram, Pre: "default", Tokens: s.texts, Scores: make([]float32, s.size), Types: make([]int32, s.size),
-		SpacePrefix: &form.spaces.prefix, Squeeze: &form.squeeze, CharsMap: form.charsMap}
+		SpacePrefix: &form.prefix, Squeeze: &form.squeeze, CharsMap: form.charsMap}
 	v.source = &source{norm: form.norm, spaces: form.spaces, added: added}
 	for i := range v.Tokens {
 		v.Types[i] = TypeNormal
