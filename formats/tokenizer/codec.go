@@ -140,7 +140,7 @@ func (t *Tokenizer) Encode(text string, opt EncodeOptions) []int32 {
 	t.raw.cut(text, opt.ParseSpecial, func(s string) {
 		t.late.cut(t.norm.apply(s), opt.ParseSpecial, plain, token)
 	}, token)
-	if eos, ok := t.vocab.ID("eos"); ok && opt.AddSpecial && t.vocab.adds("eos", t.vocab.Model == ModelUnigram) {
+	if eos, ok := t.vocab.ID("eos"); ok && opt.AddSpecial && t.vocab.AddEOS() {
 		ids = append(ids, eos)
 	}
 	return ids

@@ -404,8 +404,19 @@ func preByForm(form string) splitter {
 	return preTokenizers[i].steps
 }
 
+// checkPre refuses a pre-tokenizer where the vocabulary has none.
+func checkPre(opt Options) error {
+	if opt.Pre != "" && opt.Pre != "default" {
+		return invalid("pre-tokenizer %q does not fit: the vocabulary is SentencePiece's, which cuts nothing before merging", opt.Pre)
+	}
+	return nil
+}
+
 // fromPieces builds the vocabulary of a tokenizer.model.
 func (f *folder) fromPieces(opt Options) (*Vocab, error) {
+	if err := checkPre(opt); err != nil {
+		return nil, err
+	}
 	n := opt.VocabSize
 	if n == 0 {
 		n = len(f.spm.pieces)
@@ -439,7 +450,24 @@ func (f *folder) fromPieces(opt Options) (*Vocab, error) {
 	if on, ok := f.config["add_prefix_space"].(bool); ok {
 		v.SpacePrefix = &on
 	}
+	v.source = f.sourceOfPieces(len(v.Tokens), opt)
 	return v, nil
+}
+
+// sourceOfPieces is how a tokenizer.json beside the tokenizer.model of a BPE
+// vocabulary treats text, which transformers goes by; nil when there is none of
+// that kind.
+func (f *folder) sourceOfPieces(size int, opt Options) *source {
+	t := f.tokenizer
+	if t == nil || t.kind != "BPE" || !t.byteFallback {
+		return nil
+	}
+	form, err := t.pieceForm(opt)
+	if err != nil || form.squeeze || form.charsMap != nil {
+		return nil
+	}
+	behind := func(a addedToken) bool { return a.id >= int64(size) }
+	return &source{norm: form.norm, spaces: form.spaces, added: slices.DeleteFunc(slices.Clone(t.added), behind)}
 }
 
 // addedScore keeps added tokens from ever being merged.
@@ -497,6 +525,9 @@ func sortedKeys[T any](m map[string]T) []string {
 // of the merges, so that merging by score follows the same order.
 func (f *folder) fromFallbackBPE(opt Options) (*Vocab, error) {
 	t := f.tokenizer
+	if err := checkPre(opt); err != nil {
+		return nil, err
+	}
 	form, err := t.pieceForm(opt)
 	if err != nil {
 		return nil, err

@@ -15,26 +15,41 @@ type spacing struct {
 	each    bool // every one begins a word, also within a run
 }
 
-// pieceCutter cuts text into words for such vocabularies.
+// pieceCutter cuts text into words for such vocabularies. Words begin with
+// their spaces, and give the same tokens as the text in one go.
 type pieceCutter struct {
 	spacing
-	// whole says that a token has a space behind other text, so that texts
-	// must be encoded in one go. Otherwise words that begin with their spaces
-	// give the same tokens.
-	whole bool
+	// glued are the characters behind which a space does not begin a word,
+	// because a token holds them with the space: Gemma 3 has one, ">▁</".
+	glued map[rune]bool
 }
 
 func newPieceCutter(v *Vocab) pieceCutter {
-	c := pieceCutter{spacing: spacing{prefix: v.spacePrefix(), squeeze: v.squeezes()}}
+	c := pieceCutter{spacing{prefix: v.spacePrefix(), squeeze: v.squeezes()}, map[rune]bool{}}
 	if v.source != nil {
 		c.spacing = v.source.spaces
 	}
 	for id, text := range v.Tokens {
-		if v.typeOf(id) == TypeNormal {
-			c.whole = c.whole || strings.Contains(strings.TrimLeft(text, "▁"), "▁")
+		if kind := v.typeOf(id); kind != TypeUnused && kind != TypeByte {
+			cutSpaces(text, func(_ int, before rune) { c.glued[before] = true })
 		}
 	}
 	return c
+}
+
+// cutSpaces calls begin with the place of every run of spaces behind other
+// text, and the character before it.
+func cutSpaces(text string, begin func(i int, before rune)) {
+	for i := 0; ; {
+		i += len(text[i:]) - len(strings.TrimLeft(text[i:], "▁"))
+		next := strings.Index(text[i:], "▁")
+		if next < 0 {
+			return
+		}
+		i += next
+		before, _ := utf8.DecodeLastRuneInString(text[:i])
+		begin(i, before)
+	}
 }
 
 func (c *pieceCutter) cut(text string, first bool, word func(string)) {
@@ -45,21 +60,27 @@ func (c *pieceCutter) cut(text string, first bool, word func(string)) {
 		text = " " + text
 	}
 	text = strings.ReplaceAll(text, " ", "▁")
-	for c.each || !c.whole {
-		spaces := len(text) - len(strings.TrimLeft(text, "▁"))
-		if c.each && spaces > 0 {
-			spaces = len("▁")
+	start := 0
+	emit := func(end int) {
+		if end > start {
+			word(text[start:end])
+			start = end
 		}
-		next := strings.Index(text[spaces:], "▁")
-		if next < 0 {
-			break
+	}
+	if c.each {
+		for i, r := range text {
+			if r == '▁' {
+				emit(i)
+			}
 		}
-		word(text[:spaces+next])
-		text = text[spaces+next:]
+	} else {
+		cutSpaces(text, func(i int, before rune) {
+			if !c.glued[before] {
+				emit(i)
+			}
+		})
 	}
-	if text != "" {
-		word(text)
-	}
+	emit(len(text))
 }
 
 // squeezed leaves one space of every run and none at the ends.

@@ -5,6 +5,9 @@ import "fmt"
 // fromUnigram builds the vocabulary of a tokenizer.json with a Unigram model.
 func (f *folder) fromUnigram(opt Options) (*Vocab, error) {
 	t := f.tokenizer
+	if err := checkPre(opt); err != nil {
+		return nil, err
+	}
 	form, err := t.pieceForm(opt)
 	if err != nil {
 		return nil, err

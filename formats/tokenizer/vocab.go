@@ -131,6 +131,12 @@ func (v *Vocab) AddBOS() bool {
 	return ok && v.adds("bos", v.Model == ModelSPM || slices.Contains(bosByDefault, v.Pre))
 }
 
+// AddEOS reports whether encoding with special tokens ends with EOS.
+func (v *Vocab) AddEOS() bool {
+	_, ok := v.ID("eos")
+	return ok && v.adds("eos", v.Model == ModelUnigram)
+}
+
 func (v *Vocab) adds(kind string, absent bool) bool {
 	if on, set := v.flag(kind); set {
 		return on
