@@ -64,13 +64,16 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 	if c.Vocab, err = tokenizer.Load(dir, vocabOptions(c.Model, opt.Pre)); err != nil {
 		return nil, err
 	}
+	if c.Model.Family.TrimVocab {
+		c.Model.Params.Vocab = c.Vocab.Size()
+	}
 	if c.generation, err = readOptionalJSON(filepath.Join(dir, "generation_config.json")); err != nil {
 		return nil, err
 	}
 	if c.files, err = safetensors.Open(dir); err != nil {
 		return nil, err
 	}
-	c.Warnings = c.files.Warnings()
+	c.Warnings = append(c.files.Warnings(), c.Vocab.Warnings...)
 	c.inv = checkpointInventory(c.files)
 	if err = attachPackings(c.inv, quantized); err == nil {
 		err = loadFactors(context.Background(), c.inv, c)
@@ -143,7 +146,7 @@ func (c *Checkpoint) identify() (*identity, error) {
 
 // vocabOptions is what a tokenizer's files leave to the model family.
 func vocabOptions(m *arch.Model, pre string) tokenizer.Options {
-	opt := tokenizer.Options{Pre: pre, VocabSize: m.Params.Vocab, Prefer: m.Family.Pre}
+	opt := tokenizer.Options{Pre: pre, VocabSize: m.Params.Vocab, Prefer: m.Family.Pre, Model: m.Family.Tokenizer}
 	if m.Family.NoSpacePrefix {
 		opt.SpacePrefix = new(bool)
 	}

@@ -86,7 +86,7 @@ func TestTokenize(t *testing.T) {
 			t.Errorf("%s: %d windows beginning with %d and %d; want %d with %d", name, len(w), w[0][0], w[7][0], g.Chunks, bos)
 		}
 	}
-	v.Add = append(v.Add, tokenizer.AddFlag{Kind: "eos", Value: true})
+	v.Add = []tokenizer.AddFlag{{Kind: "eos", Value: true}}
 	if _, err := Tokenize(v, "text", 3, 0); err == nil || !strings.Contains(err.Error(), "EOS") {
 		t.Errorf("vocabulary with EOS: %v", err)
 	}

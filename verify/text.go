@@ -28,7 +28,7 @@ type Text struct {
 // tokens added and none recognised in the text, and cut; see Windows for ctx
 // and chunks. Vocabularies that add an EOS token are refused, as there.
 func Tokenize(v *tokenizer.Vocab, text string, ctx, chunks int) (*Text, error) {
-	if slices.Contains(v.Add, tokenizer.AddFlag{Kind: "eos", Value: true}) {
+	if v.AddEOS() {
 		return nil, fmt.Errorf("the vocabulary adds an EOS token to every text; perplexity is not defined for it")
 	}
 	t, err := v.Encoder()
@@ -37,7 +37,7 @@ func Tokenize(v *tokenizer.Vocab, text string, ctx, chunks int) (*Text, error) {
 	}
 	ids := t.Encode(strings.TrimSuffix(text, "\n"), tokenizer.EncodeOptions{AddSpecial: true})
 	bos, _ := v.BOS()
-	return NewText(v.Model+"/"+v.Pre, ids, ctx, chunks, bos, v.AddBOS())
+	return NewText(strings.TrimSuffix(v.Model+"/"+v.Pre, "/"), ids, ctx, chunks, bos, v.AddBOS())
 }
 
 // NewText cuts a tokenized text into windows of ctx tokens; see Windows.

@@ -55,6 +55,12 @@ type Family struct {
 	DropMTP bool
 	// NoSpacePrefix: the tokenizer puts no space before a text, which the file says.
 	NoSpacePrefix bool
+	// Tokenizer is the family's tokenizer model (tokenizer.ggml.model) where the
+	// files of a checkpoint allow several.
+	Tokenizer string
+	// TrimVocab: the vocabulary is what the tokenizer has, and rows of the
+	// embedding behind it are left out. Elsewhere the tokens are filled up.
+	TrimVocab bool
 	// Special gives roles to tokens by their text where a checkpoint does not.
 	Special []SpecialToken
 	// Pre lists the pre-tokenizer names the family uses where the structure

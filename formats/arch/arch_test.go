@@ -403,6 +403,17 @@ func TestConfigForms(t *testing.T) {
 	}
 }
 
+// TestGemma3Defaults: the published files of Gemma 3 leave most of text_config
+// to the defaults of the class (transformers configuration_gemma3.py).
+func TestGemma3Defaults(t *testing.T) {
+	m := mustLoad(t, []byte(`{"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"hidden_size": 2560,
+		"intermediate_size": 10240, "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}}`), false)
+	p := &m.Params
+	if p.Vocab != 262208 || p.Heads != 8 || p.KVHeads != 4 || p.HeadDim() != 256 || p.RopeFactor != 8 {
+		t.Errorf("%+v", p)
+	}
+}
+
 // TestConfigAccess covers the accessors other packages use.
 func TestConfigAccess(t *testing.T) {
 	cfg, err := ParseConfig([]byte(`{"a": {"b": "c"}, "t": true, "n": null}`))

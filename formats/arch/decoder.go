@@ -142,6 +142,14 @@ func globals(model, head string) []Rule {
 	}
 }
 
+// trimmed leaves out rows of the embedding that no token has.
+func trimmed(rules []Rule) []Rule {
+	for i := range rules {
+		rules[i].Trim = rules[i].Role == TokenEmbd || rules[i].Role == Output
+	}
+	return rules
+}
+
 // block makes a rule for a weight of every block.
 func block(role Role, hf string, where Where, shape ...Dim) Rule {
 	return Rule{Role: role, HF: []string{"model.layers.{l}." + hf}, Where: where, Shape: shape}

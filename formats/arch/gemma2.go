@@ -34,5 +34,5 @@ var gemma2 = Family{
 	Block:    Block{Attn: GQA, Rope: RopeHalves, Residual: Sandwich, Act: GEGLU, ScaleEmbedding: true},
 	Rules:    plusOne(slices.Concat(globals("model.", "lm_head.weight"), sandwichNorms(), denseNetwork(AllBlocks), attention())),
 	Drop:     []Drop{rotaryBuffers},
-	Tied:     true,
+	Tied:     true, NoSpacePrefix: true,
 }

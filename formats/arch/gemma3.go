@@ -9,7 +9,8 @@ var gemma3 = Family{
 	Arch:    "gemma3",
 	Classes: []string{"Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"},
 	Settings: slices.Concat(
-		after(with(baseSettings(kvHeads),
+		after(with(baseSettings(def(KeyHeadCountKV, 4, "num_key_value_heads")), // files leave out what the class defaults to
+			def(KeyHeadCount, 8, "num_attention_heads"),
 			def(KeyRopeBase, 1e6, "rope.full_attention.rope_theta", "rope.rope_theta"),
 			def(KeyContextLength, 131072, "max_position_embeddings")),
 			KeyRopeBase, def(KeyRopeBaseSWA, 10000.0, "rope.sliding_attention.rope_theta", "rope_local_base_freq")),
@@ -21,6 +22,7 @@ var gemma3 = Family{
 			def(KeySlidingWindow, 4096, "sliding_window"),
 			derivedRopeDim,
 			gemmaScale(62),
+			{Key: KeyVocabSize, Value: 262208.0, From: []string{"vocab_size"}, Silent: true},
 		}),
 	Asserts: asserts(geluAct("hidden_activation"), geluAct("hidden_act"),
 		Assert{"sliding_window_pattern", []any{6.0}, "readers of the file take it for granted"},

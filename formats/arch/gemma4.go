@@ -41,7 +41,7 @@ var gemma4 = Family{
 	Block: Block{Attn: GQA, Rope: RopeHalves, QKNorm: QKNormHeads, Residual: Sandwich, Act: GEGLU, ScaleEmbedding: true,
 		PlainScores: true, ValueNorm: true, RouteResidual: true, BesideDense: true},
 	Rules: slices.Concat(
-		[]Rule{proportionalFactors}, globals("model.", "lm_head.weight"),
+		[]Rule{proportionalFactors}, trimmed(globals("model.", "lm_head.weight")),
 		[]Rule{
 			block(ExpertDown, "experts.down_proj", MoEBlocks, dimExperts, dimEmbed, dimExpertFF),
 			block(ExpertGateUp, "experts.gate_up_proj", MoEBlocks, dimExperts, dimTwoExpertFF, dimEmbed),
@@ -56,7 +56,7 @@ var gemma4 = Family{
 		sandwichNorms(), denseNetwork(AllBlocks), gemma4Attention()),
 	Drop: []Drop{rotaryBuffers, {"model.vision_tower.*", visionTower}, {"model.embed_vision.*", visionTower},
 		{"model.audio_tower.*", "audio tower"}, {"model.embed_audio.*", "audio tower"}},
-	Tied: true, NoSpacePrefix: true,
+	Tied: true, NoSpacePrefix: true, Tokenizer: "gemma4", TrimVocab: true,
 }
 
 // gemma4Attention: blocks that share the keys and values of another have

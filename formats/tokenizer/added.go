@@ -11,36 +11,26 @@ import (
 // words: at every position the longest one, as the tokenizers library does.
 type matcher struct {
 	tokens []addedToken // sorted by text
-	first  [256]bool    // bytes that tokens begin with
+	texts  *prefixes
 }
 
 func newMatcher(tokens []addedToken) *matcher {
 	sort.SliceStable(tokens, func(i, j int) bool { return tokens[i].text < tokens[j].text })
-	m := &matcher{tokens: tokens}
-	for _, t := range tokens {
-		m.first[t.text[0]] = true
+	texts := make([]string, len(tokens))
+	for i := range tokens {
+		texts[i] = tokens[i].text
 	}
-	return m
+	return &matcher{tokens, newPrefixes(texts)}
 }
 
 // longest returns the longest token that s begins with at byte i; nil when
 // there is none. Without control, control tokens are left alone.
 func (m *matcher) longest(s string, i int, control bool) (best *addedToken) {
-	if !m.first[s[i]] {
-		return nil
-	}
-	lo, hi := 0, len(m.tokens) // tokens that agree with s in their first d bytes
-	for d := 0; i+d < len(s) && lo < hi; d++ {
-		c := s[i+d]
-		lo += sort.Search(hi-lo, func(k int) bool { return m.tokens[lo+k].text[d] >= c })
-		hi = lo + sort.Search(hi-lo, func(k int) bool { return m.tokens[lo+k].text[d] > c })
-		for lo < hi && len(m.tokens[lo].text) == d+1 {
-			if t := &m.tokens[lo]; (control || !t.special) && (!t.singleWord || alone(s, i, i+d+1)) {
-				best = t
-			}
-			lo++
+	m.texts.walk(s[i:], func(k int) {
+		if t := &m.tokens[k]; (control || !t.special) && (!t.singleWord || alone(s, i, i+len(t.text))) {
+			best = t
 		}
-	}
+	})
 	return best
 }
 

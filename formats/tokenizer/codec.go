@@ -3,7 +3,6 @@ package tokenizer
 import (
 	"slices"
 	"strings"
-	"unicode/utf8"
 )
 
 // Tokenizer turns text into token ids and back. It does not change after
@@ -14,6 +13,7 @@ type Tokenizer struct {
 	// raw and late find added tokens, before and after normalising.
 	raw, late *matcher
 	norm      normalizer
+	once      bool     // only the beginning of the text counts as a beginning
 	pieces    []string // by id: the bytes a token stands for
 }
 
@@ -37,20 +37,18 @@ type EncodeOptions struct {
 
 // Encoder prepares the vocabulary for use. A loaded Vocab encodes exactly as
 // its tokenizer.json does; one from a GGUF file encodes by its keys, which
-// know no normalizer.
+// know no normalizer but the character map of unigram vocabularies.
 func (v *Vocab) Encoder() (*Tokenizer, error) {
 	t := &Tokenizer{vocab: v}
 	var err error
-	if v.Model == ModelSPM {
-		t.words = newSPM(v)
-	} else if t.words, err = newBPE(v); err != nil {
+	if t.words, err = v.wordEncoder(); err != nil {
 		return nil, err
 	}
 	var raw, late []addedToken
 	for _, a := range v.addedTokens() {
 		// The matcher's special means: a control token, as GGUF types it.
 		kind := v.typeOf(int(a.id))
-		a.special = kind == TypeControl || kind == TypeUnknown
+		a.special = a.special || kind == TypeControl || kind == TypeUnknown
 		if !a.normalized {
 			raw = append(raw, a)
 			continue
@@ -60,11 +58,30 @@ func (v *Vocab) Encoder() (*Tokenizer, error) {
 		}
 	}
 	t.raw, t.late = newMatcher(raw), newMatcher(late)
-	if v.source != nil {
-		t.norm = v.source.norm
+	switch {
+	case v.source != nil:
+		t.norm, t.once = v.source.norm, v.source.spaces.once
+	case v.CharsMap != nil:
+		m, err := parseCharsMap(v.CharsMap)
+		if err != nil {
+			return nil, err
+		}
+		t.norm = normalizer{m.apply}
 	}
 	t.pieces = v.bytesOfTokens()
 	return t, nil
+}
+
+func (v *Vocab) wordEncoder() (wordEncoder, error) {
+	switch v.Model {
+	case ModelSPM:
+		return newSPM(v), nil
+	case ModelUnigram:
+		return newUnigram(v), nil
+	case ModelCharBPE:
+		return newCharBPE(v)
+	}
+	return newBPE(v)
 }
 
 // addedTokens returns the tokens that are found before the text is cut: what
@@ -81,6 +98,9 @@ func (v *Vocab) addedTokens() []addedToken {
 				added = append(added, addedToken{id: int64(id), text: text})
 			}
 		}
+	}
+	if v.Model == ModelCharBPE {
+		added = append(added, v.unmergedSpaces()...)
 	}
 	return added
 }
@@ -112,7 +132,7 @@ func (t *Tokenizer) Encode(text string, opt EncodeOptions) []int32 {
 		}
 	}
 	first := true
-	token := func(id int32) { ids, first = append(ids, id), true }
+	token := func(id int32) { ids, first = append(ids, id), !t.once }
 	plain := func(s string) {
 		t.words.cut(s, first, word)
 		first = false
@@ -120,7 +140,7 @@ func (t *Tokenizer) Encode(text string, opt EncodeOptions) []int32 {
 	t.raw.cut(text, opt.ParseSpecial, func(s string) {
 		t.late.cut(t.norm.apply(s), opt.ParseSpecial, plain, token)
 	}, token)
-	if eos, ok := t.vocab.ID("eos"); ok && opt.AddSpecial && t.vocab.adds("eos", false) {
+	if eos, ok := t.vocab.ID("eos"); ok && opt.AddSpecial && t.vocab.AddEOS() {
 		ids = append(ids, eos)
 	}
 	return ids
@@ -135,7 +155,7 @@ func (t *Tokenizer) Bytes(ids []int32) []byte {
 			out = append(out, t.pieces[id]...)
 		}
 	}
-	if t.vocab.Model == ModelSPM && t.vocab.spacePrefix() && len(out) > 0 && out[0] == ' ' {
+	if !t.vocab.bytewise() && t.vocab.spacePrefix() && len(out) > 0 && out[0] == ' ' {
 		out = out[1:]
 	}
 	return out
@@ -153,7 +173,7 @@ func (v *Vocab) bytesOfTokens() []string {
 		case kind == TypeUnused:
 		case kind == TypeControl || kind == TypeUnknown:
 			pieces[id] = text
-		case v.Model == ModelSPM:
+		case !v.bytewise():
 			pieces[id] = strings.ReplaceAll(text, "▁", " ")
 			if b, ok := byteOfToken(text); ok && kind == TypeByte {
 				pieces[id] = string([]byte{b})
@@ -167,7 +187,7 @@ func (v *Vocab) bytesOfTokens() []string {
 			}
 		}
 	}
-	if v.source != nil {
+	if v.source != nil && v.bytewise() {
 		for _, a := range v.source.added {
 			pieces[a.id] = a.text
 		}
@@ -185,6 +205,19 @@ type bpe struct {
 
 type merged struct{ rank, id int32 }
 
+// pairsOf is the look-up table of merges.
+func pairsOf(merges []string, ids map[string]int32) map[uint64]merged {
+	pairs := make(map[uint64]merged, len(merges))
+	for rank, m := range merges {
+		left, right, _ := splitMerge(m)
+		key := pairKey(ids[left], ids[right])
+		if _, twice := pairs[key]; !twice {
+			pairs[key] = merged{int32(rank), ids[left+right]}
+		}
+	}
+	return pairs
+}
+
 func pairKey(a, b int32) uint64 { return uint64(uint32(a))<<32 | uint64(uint32(b)) }
 
 func newBPE(v *Vocab) (*bpe, error) {
@@ -192,10 +225,11 @@ func newBPE(v *Vocab) (*bpe, error) {
 	if row == nil {
 		return nil, invalid("pre-tokenizer %q: encoding text with it is not supported", v.Pre)
 	}
-	if v.Merges == nil {
-		return nil, invalid("merges are missing: encoding by token rank (pre-tokenizer %q) is not supported", v.Pre)
+	merges := v.Merges
+	if merges == nil {
+		merges = v.mergesOfIDs()
 	}
-	b := &bpe{steps: row.steps, pairs: make(map[uint64]merged, len(v.Merges))}
+	b := &bpe{steps: row.steps}
 	takeWhole := slices.Contains(wholeWords, v.Pre)
 	if v.source != nil {
 		b.steps, takeWhole = v.source.steps, v.source.ignoreMerges
@@ -210,13 +244,7 @@ func newBPE(v *Vocab) (*bpe, error) {
 			b.bytes[i] = id
 		}
 	}
-	for rank, m := range v.Merges {
-		left, right, _ := splitMerge(m)
-		key := pairKey(ids[left], ids[right])
-		if _, twice := b.pairs[key]; !twice {
-			b.pairs[key] = merged{int32(rank), ids[left+right]}
-		}
-	}
+	b.pairs = pairsOf(merges, ids)
 	if takeWhole {
 		b.whole = make(map[string]int32, len(v.Tokens))
 		for id, text := range v.Tokens {
@@ -242,112 +270,10 @@ func (b *bpe) encode(ids []int32, word string, m *merger) []int32 {
 			m.add(i, i+1, id)
 		}
 	}
-	m.run(func(l, r *node) (float64, int32, bool) {
-		p, ok := b.pairs[pairKey(l.id, r.id)]
-		return float64(p.rank), p.id, ok
-	})
+	m.runPairs(b.pairs)
 	for i := range m.nodes {
 		if m.nodes[i].next != gone {
 			ids = append(ids, m.nodes[i].id)
-		}
-	}
-	return ids
-}
-
-// spm encodes words by merging characters in the order of token scores, with
-// bytes for characters that are no token.
-type spm struct {
-	ids     map[string]int32
-	scores  []float32
-	bytes   [256]int32
-	unknown int32
-	prefix  bool
-	// split says that no token has a space behind other text, so that words
-	// that begin with spaces can be encoded on their own.
-	split bool
-}
-
-func newSPM(v *Vocab) *spm {
-	s := &spm{ids: make(map[string]int32, len(v.Tokens)), scores: v.Scores, unknown: -1, prefix: v.spacePrefix(), split: true}
-	if id, ok := v.ID("unk"); ok {
-		s.unknown = id
-	}
-	for i := range s.bytes {
-		s.bytes[i] = s.unknown
-	}
-	for id, text := range v.Tokens {
-		switch v.typeOf(id) {
-		case TypeNormal, TypeUserDefined:
-			s.ids[text] = int32(id)
-			inner := strings.TrimLeft(text, "▁")
-			s.split = s.split && !strings.Contains(inner, "▁")
-		case TypeByte:
-			if b, ok := byteOfToken(text); ok {
-				s.bytes[b] = int32(id)
-			}
-		}
-	}
-	return s
-}
-
-func (s *spm) cut(text string, first bool, word func(string)) {
-	if first && s.prefix {
-		text = " " + text
-	}
-	text = strings.ReplaceAll(text, " ", "▁")
-	for s.split {
-		// A word is a run of spaces and what follows up to the next space.
-		spaces := len(text) - len(strings.TrimLeft(text, "▁"))
-		next := strings.Index(text[spaces:], "▁")
-		if next < 0 {
-			break
-		}
-		word(text[:spaces+next])
-		text = text[spaces+next:]
-	}
-	if text != "" {
-		word(text)
-	}
-}
-
-func (s *spm) encode(ids []int32, word string, m *merger) []int32 {
-	m.reset()
-	for i := 0; i < len(word); {
-		_, n := utf8.DecodeRuneInString(word[i:])
-		m.add(i, i+n, s.id(word[i:i+n]))
-		i += n
-	}
-	m.run(func(l, r *node) (float64, int32, bool) {
-		id, ok := s.ids[word[l.from:r.to]]
-		if !ok {
-			return 0, 0, false
-		}
-		return -float64(s.scores[id]), id, true
-	})
-	for _, n := range m.nodes {
-		switch {
-		case n.next == gone:
-		case n.id >= 0:
-			ids = append(ids, n.id)
-		default:
-			ids = s.fallback(ids, word[n.from:n.to])
-		}
-	}
-	return ids
-}
-
-func (s *spm) id(text string) int32 {
-	if id, ok := s.ids[text]; ok {
-		return id
-	}
-	return -1
-}
-
-// fallback appends the byte tokens of text, or unk where they are missing.
-func (s *spm) fallback(ids []int32, text string) []int32 {
-	for i := range len(text) {
-		if id := s.bytes[text[i]]; id >= 0 {
-			ids = append(ids, id)
 		}
 	}
 	return ids

@@ -1,7 +1,6 @@
 package tokenizer
 
 import (
-	"encoding/binary"
 	"slices"
 	"strings"
 
@@ -17,6 +16,7 @@ const (
 	KeyScores       = "tokenizer.ggml.scores"
 	KeyMerges       = "tokenizer.ggml.merges"
 	KeySpacePrefix  = "tokenizer.ggml.add_space_prefix"
+	KeySqueeze      = "tokenizer.ggml.remove_extra_whitespaces"
 	KeyCharsMap     = "tokenizer.ggml.precompiled_charsmap"
 	KeyChatTemplate = "tokenizer.chat_template"
 	// KeyChatTemplates lists the names of templates under KeyChatTemplate.NAME.
@@ -46,11 +46,13 @@ var addKeys = []struct{ kind, key string }{
 
 // WriteTo sets the keys in the order in which llama.cpp's converter writes them.
 func (v *Vocab) WriteTo(m *gguf.Metadata) {
-	if v.SpacePrefix != nil && !v.prefixLast {
+	if v.SpacePrefix != nil && !v.prefixLast && v.Model != ModelUnigram {
 		m.Set(KeySpacePrefix, *v.SpacePrefix)
 	}
 	m.Set(KeyModel, v.Model)
-	m.Set(KeyPre, v.Pre)
+	if v.Pre != "" {
+		m.Set(KeyPre, v.Pre)
+	}
 	m.Set(KeyTokens, v.Tokens)
 	if v.Scores != nil {
 		m.Set(KeyScores, v.Scores)
@@ -61,6 +63,9 @@ func (v *Vocab) WriteTo(m *gguf.Metadata) {
 	if v.Merges != nil {
 		m.Set(KeyMerges, v.Merges)
 	}
+	if v.Model == ModelUnigram {
+		v.writeSpaces(m)
+	}
 	for _, s := range v.Special {
 		m.Set(keyOf(specialKeys, s.Kind), uint32(s.ID))
 	}
@@ -70,6 +75,19 @@ func (v *Vocab) WriteTo(m *gguf.Metadata) {
 	v.writeTemplates(m)
 	if v.SpacePrefix != nil && v.prefixLast {
 		m.Set(KeySpacePrefix, *v.SpacePrefix)
+	}
+}
+
+// writeSpaces writes how a unigram vocabulary normalizes text.
+func (v *Vocab) writeSpaces(m *gguf.Metadata) {
+	if v.SpacePrefix != nil {
+		m.Set(KeySpacePrefix, *v.SpacePrefix)
+	}
+	if v.Squeeze != nil {
+		m.Set(KeySqueeze, *v.Squeeze)
+	}
+	if v.CharsMap != nil {
+		m.Set(KeyCharsMap, v.CharsMap)
 	}
 }
 
@@ -103,7 +121,7 @@ func (v *Vocab) writeTemplates(m *gguf.Metadata) {
 // NFC encodes text as it is when it comes from a file, as llama.cpp does.
 func FromMetadata(m *gguf.Metadata) (*Vocab, error) {
 	v := &Vocab{}
-	if err := checkCharsMap(m); err != nil {
+	if err := v.readCharsMap(m); err != nil {
 		return nil, err
 	}
 	if err := v.readModel(m); err != nil {
@@ -163,10 +181,12 @@ func (v *Vocab) readModel(m *gguf.Metadata) error {
 		return err
 	case !found:
 		return invalid("%s is missing", KeyModel)
-	case v.Model != ModelBPE && v.Model != ModelSPM:
-		return invalid("%s: tokenizer model %q is unknown or not supported (known: %q, %q)", KeyModel, v.Model, ModelBPE, ModelSPM)
+	case !slices.Contains(models, v.Model):
+		return invalid("%s: tokenizer model %q is unknown or not supported (known: %q)", KeyModel, v.Model, models)
 	}
-	v.Pre = "default"
+	if v.Model != ModelCharBPE {
+		v.Pre = "default"
+	}
 	if _, err := read(m, KeyPre, &v.Pre); err != nil {
 		return err
 	}
@@ -187,7 +207,7 @@ func (v *Vocab) readLists(m *gguf.Metadata) error {
 	if err == nil {
 		_, err = read(m, KeyTypes, &v.Types)
 	}
-	if err == nil && v.Model == ModelBPE {
+	if err == nil && (v.Model == ModelBPE || v.Model == ModelCharBPE) {
 		_, err = read(m, KeyMerges, &v.Merges)
 	}
 	return err
@@ -225,6 +245,12 @@ func (v *Vocab) readSpecial(m *gguf.Metadata) error {
 				return err
 			}
 		}
+		if key == KeySqueeze {
+			v.Squeeze = new(bool)
+			if _, err := read(m, key, v.Squeeze); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -244,29 +270,22 @@ func (v *Vocab) readTemplates(m *gguf.Metadata) error {
 	return nil
 }
 
-// checkCharsMap bounds the trie of a precompiled character map: four bytes of
-// length, then at least that many.
-func checkCharsMap(m *gguf.Metadata) error {
-	var raw []byte
+// readCharsMap reads a precompiled character map and checks its header.
+func (v *Vocab) readCharsMap(m *gguf.Metadata) error {
 	switch a, _ := m.Get(KeyCharsMap); a := a.(type) {
 	case nil:
 		return nil
 	case []uint8:
-		raw = a
+		v.CharsMap = a
 	case []int8:
 		for _, b := range a {
-			raw = append(raw, byte(b))
+			v.CharsMap = append(v.CharsMap, byte(b))
 		}
 	default:
 		return invalid("%s: type is not an array of bytes", KeyCharsMap)
 	}
-	if len(raw) < 4 {
-		return invalid("%s: %d bytes are too short for its header", KeyCharsMap, len(raw))
-	}
-	if n := uint64(binary.LittleEndian.Uint32(raw)); n+4 >= uint64(len(raw)) {
-		return invalid("%s: its trie of %d bytes does not fit into %d bytes", KeyCharsMap, n, len(raw))
-	}
-	return nil
+	_, err := parseCharsMap(v.CharsMap)
+	return err
 }
 
 func (v *Vocab) addEOG(id int32) {

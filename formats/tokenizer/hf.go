@@ -29,6 +29,9 @@ type Options struct {
 	// SpacePrefix sets add_space_prefix for families that fix it, such as
 	// Gemma; the key is then written last.
 	SpacePrefix *bool
+	// Model is the tokenizer model that the family's files have where a
+	// checkpoint allows several: ModelCharBPE for Gemma 4, or "".
+	Model string
 }
 
 // SpecialText names the token that plays a role; see SpecialID.
@@ -45,14 +48,16 @@ const (
 )
 
 // Load reads the tokenizer of a checkpoint folder: tokenizer.model if there is
-// one (SentencePiece), else tokenizer.json, together with
+// one (SentencePiece), else tokenizer.json, else tiktoken.model or a file
+// *.tiktoken, together with
 // tokenizer_config.json, added_tokens.json, special_tokens_map.json,
 // chat_template.jinja or .json, config.json (vocab_size, *_token_id) and
 // generation_config.json (eos list).
 //
-// The result is what llama.cpp's converter writes, but for one thing: an
+// The result is what llama.cpp's converter writes, but for two things: an
 // explicit add_bos_token of tokenizer_config.json wins over a post-processor
-// that says nothing about BOS.
+// that says nothing about BOS; and unigram vocabularies, which it knows for T5
+// only, are stored as such for every family.
 func Load(dir string, opt Options) (*Vocab, error) {
 	f, err := readFolder(dir)
 	if err != nil {
@@ -86,7 +91,8 @@ func (f *folder) load(opt Options) (*Vocab, error) {
 // files are nil.
 type folder struct {
 	tokenizer  *tokenizerJSON
-	pieces     []piece
+	spm        *spmFile
+	ranks      *tiktoken
 	added      map[string]any // added_tokens.json
 	config     map[string]any // tokenizer_config.json
 	model      map[string]any // config.json
@@ -109,12 +115,17 @@ func readFolder(dir string) (*folder, error) {
 		return nil, err
 	}
 	if raw != nil {
-		if f.pieces, err = parseSPM(raw); err != nil {
+		if f.spm, err = parseSPM(raw); err != nil {
 			return nil, err
 		}
 	}
-	if f.tokenizer == nil && f.pieces == nil {
-		return nil, invalid("no tokenizer in %q: neither tokenizer.json nor tokenizer.model", dir)
+	if f.tokenizer == nil && f.spm == nil {
+		if f.ranks, err = readTiktoken(dir); err != nil {
+			return nil, err
+		}
+	}
+	if f.tokenizer == nil && f.spm == nil && f.ranks == nil {
+		return nil, invalid("no tokenizer in %q: neither tokenizer.json nor tokenizer.model nor a tiktoken file", dir)
 	}
 	return f, f.readSmall(dir)
 }
@@ -242,11 +253,18 @@ func integer(v any) (int64, bool) {
 
 // vocab builds tokens, types, scores and merges.
 func (f *folder) vocab(opt Options) (*Vocab, error) {
+	chars := opt.Model == ModelCharBPE || opt.Pre == ModelCharBPE
 	switch t := f.tokenizer; {
-	case f.pieces != nil:
+	case f.ranks != nil:
+		return f.fromRanks(opt)
+	case f.spm != nil && (t == nil || !chars):
 		return f.fromPieces(opt)
+	case t.kind == "Unigram":
+		return f.fromUnigram(opt)
 	case t.kind != "BPE":
-		return nil, invalid("tokenizer.json: model type %q is unknown or not supported, only BPE is", t.kind)
+		return nil, invalid("tokenizer.json: model type %q is unknown or not supported, only BPE and Unigram are", t.kind)
+	case t.byteFallback && chars:
+		return f.fromCharBPE(opt)
 	case t.byteFallback:
 		return f.fromFallbackBPE(opt)
 	}
@@ -386,25 +404,36 @@ func preByForm(form string) splitter {
 	return preTokenizers[i].steps
 }
 
+// checkPre refuses a pre-tokenizer where the vocabulary has none.
+func checkPre(opt Options) error {
+	if opt.Pre != "" && opt.Pre != "default" {
+		return invalid("pre-tokenizer %q does not fit: the vocabulary is SentencePiece's, which cuts nothing before merging", opt.Pre)
+	}
+	return nil
+}
+
 // fromPieces builds the vocabulary of a tokenizer.model.
 func (f *folder) fromPieces(opt Options) (*Vocab, error) {
+	if err := checkPre(opt); err != nil {
+		return nil, err
+	}
 	n := opt.VocabSize
 	if n == 0 {
-		n = len(f.pieces)
+		n = len(f.spm.pieces)
 	}
-	if len(f.pieces) > n {
-		return nil, invalid("tokenizer.model: %d pieces are more than vocab_size %d", len(f.pieces), n)
+	if len(f.spm.pieces) > n {
+		return nil, invalid("tokenizer.model: %d pieces are more than vocab_size %d", len(f.spm.pieces), n)
 	}
-	if n > 2*len(f.pieces)+maxPadding {
-		return nil, invalid("config.json: vocab_size %d is far larger than the %d pieces of tokenizer.model", n, len(f.pieces))
+	if n > 2*len(f.spm.pieces)+maxPadding {
+		return nil, invalid("config.json: vocab_size %d is far larger than the %d pieces of tokenizer.model", n, len(f.spm.pieces))
 	}
 	v := &Vocab{Model: ModelSPM, Pre: "default", Tokens: make([]string, n), Scores: make([]float32, n), Types: make([]int32, n)}
 	for i := range v.Tokens {
-		if i >= len(f.pieces) {
+		if i >= len(f.spm.pieces) {
 			v.Tokens[i], v.Scores[i], v.Types[i] = fmt.Sprintf("[PAD%d]", i), -10000, TypeUnused
 			continue
 		}
-		p := f.pieces[i]
+		p := f.spm.pieces[i]
 		if p.kind == TypeUserDefined { // the converter knows these from the other files only
 			p.kind = TypeNormal
 		}
@@ -413,21 +442,48 @@ func (f *folder) fromPieces(opt Options) (*Vocab, error) {
 	if err := f.overrideSPM(v); err != nil {
 		return nil, err
 	}
+	if f.spm.unigram {
+		v.Model, v.CharsMap = ModelUnigram, f.spm.charsMap
+		v.SpacePrefix, v.Squeeze = &f.spm.prefix, &f.spm.squeeze
+		return v, nil
+	}
 	if on, ok := f.config["add_prefix_space"].(bool); ok {
 		v.SpacePrefix = &on
 	}
+	v.source = f.sourceOfPieces(len(v.Tokens), opt)
 	return v, nil
+}
+
+// sourceOfPieces is how a tokenizer.json beside the tokenizer.model of a BPE
+// vocabulary treats text, which transformers goes by; nil when there is none of
+// that kind.
+func (f *folder) sourceOfPieces(size int, opt Options) *source {
+	t := f.tokenizer
+	if t == nil || t.kind != "BPE" || !t.byteFallback {
+		return nil
+	}
+	form, err := t.pieceForm(opt)
+	if err != nil || form.squeeze || form.charsMap != nil {
+		return nil
+	}
+	behind := func(a addedToken) bool { return a.id >= int64(size) }
+	return &source{norm: form.norm, spaces: form.spaces, added: slices.DeleteFunc(slices.Clone(t.added), behind)}
 }
 
 // addedScore keeps added tokens from ever being merged.
 const addedScore = -1000
 
 // overrideSPM lets added_tokens.json and tokenizer_config.json name tokens.
+// Tokens behind the vocabulary have no row in the embedding and are left out,
+// such as the image token that Gemma 3's models without vision still list.
 func (f *folder) overrideSPM(v *Vocab) error {
 	for _, text := range sortedKeys(f.added) {
 		id, ok := integer(f.added[text])
-		if !ok || id < 0 || id >= int64(len(v.Tokens)) {
-			return invalid("added_tokens.json: added token %.60q has id %v, outside the vocabulary (vocab_size) of %d tokens", text, f.added[text], len(v.Tokens))
+		if !ok || id < 0 || text == "" {
+			return invalid("added_tokens.json: added token %.60q has id %v, want an integer of 0 or more and a text", text, f.added[text])
+		}
+		if v.leavesOut(id, text, "added_tokens.json") {
+			continue
 		}
 		v.Tokens[id], v.Scores[id], v.Types[id] = text, addedScore, TypeUserDefined
 	}
@@ -436,13 +492,23 @@ func (f *folder) overrideSPM(v *Vocab) error {
 		return err
 	}
 	for _, a := range decoder {
-		if a.id >= int64(len(v.Tokens)) {
-			return invalid("tokenizer_config.json: added token %.60q has id %d, outside the vocabulary (vocab_size) of %d tokens", a.text, a.id, len(v.Tokens))
+		if v.leavesOut(a.id, a.text, "tokenizer_config.json") {
+			continue
 		}
 		v.Tokens[a.id], v.Types[a.id] = a.stored()
 		v.Scores[a.id] = addedScore
 	}
 	return nil
+}
+
+// leavesOut reports whether an added token lies behind the vocabulary, and
+// says so in a warning.
+func (v *Vocab) leavesOut(id int64, text, file string) bool {
+	if id < int64(len(v.Tokens)) {
+		return false
+	}
+	v.Warnings = append(v.Warnings, fmt.Sprintf("%s: the token %.60q is left out: it has id %d, and the model's vocabulary (vocab_size) has %d tokens", file, text, id, len(v.Tokens)))
+	return true
 }
 
 func sortedKeys[T any](m map[string]T) []string {
@@ -459,6 +525,16 @@ func sortedKeys[T any](m map[string]T) []string {
 // of the merges, so that merging by score follows the same order.
 func (f *folder) fromFallbackBPE(opt Options) (*Vocab, error) {
 	t := f.tokenizer
+	if err := checkPre(opt); err != nil {
+		return nil, err
+	}
+	form, err := t.pieceForm(opt)
+	if err != nil {
+		return nil, err
+	}
+	if form.squeeze || form.charsMap != nil {
+		return nil, invalid("tokenizer.json: the normalizer collapses spaces or has a character map, which the GGUF form of a BPE vocabulary cannot say")
+	}
 	if err := t.checkUnknown(); err != nil {
 		return nil, err
 	}
@@ -471,6 +547,7 @@ func (f *folder) fromFallbackBPE(opt Options) (*Vocab, error) {
 		return nil, err
 	}
 	v := &Vocab{Model: ModelSPM, Pre: "default", Tokens: s.texts, Scores: make([]float32, s.size), Types: make([]int32, s.size)}
+	v.source = &source{norm: form.norm, spaces: form.spaces, added: added}
 	ids := make(map[string]int, s.size)
 	for i, text := range v.Tokens {
 		v.Types[i] = TypeNormal
@@ -492,7 +569,7 @@ func (f *folder) fromFallbackBPE(opt Options) (*Vocab, error) {
 	if id, ok := ids[t.unknown]; ok {
 		v.Types[id], v.Scores[id] = TypeUnknown, 0
 	}
-	if !t.prependsSpace() {
+	if !form.prefix {
 		v.SpacePrefix, v.prefixLast = new(bool), true
 	}
 	return v, nil

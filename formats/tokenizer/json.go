@@ -25,6 +25,8 @@ type tokenizerJSON struct {
 	normalizer   any
 	preTok       any
 	post         any
+	scored       []piece // model.vocab of a Unigram model
+	unknownID    int64   // its model.unk_id, or -1
 }
 
 // entry is one token of model.vocab.
@@ -83,8 +85,12 @@ func parseTokenizerJSON(raw []byte) (*tokenizerJSON, error) {
 	if t.added, err = addedOf(top["added_tokens"]); err != nil {
 		return nil, err
 	}
-	if t.kind != "BPE" { // other models keep their vocabulary in other forms
-		return t, nil
+	switch t.kind {
+	case "BPE":
+	case "Unigram":
+		return t, t.readUnigram(model)
+	default:
+		return t, nil // refused by name later
 	}
 	if t.vocab, err = entriesOf(model["vocab"]); err != nil {
 		return nil, err
@@ -277,65 +283,60 @@ func (t *tokenizerJSON) checkUnknown() error {
 	return nil
 }
 
-// prependsSpace reports whether a SentencePiece-like tokenizer.json puts a
-// space before the text.
-func (t *tokenizerJSON) prependsSpace() bool {
-	return findType(t.normalizer, "normalizers", func(o map[string]any) bool { return o["type"] == "Prepend" }) ||
-		findType(t.preTok, "pretokenizers", func(o map[string]any) bool {
-			return o["type"] == "Metaspace" && o["prepend_scheme"] != "never" && o["add_prefix_space"] != false
-		})
-}
-
-// findType looks through an object and the objects of its Sequence lists.
-func findType(v any, list string, match func(map[string]any) bool) bool {
-	o, ok := v.(map[string]any)
-	if !ok {
-		return false
-	}
-	if match(o) {
-		return true
-	}
-	parts, _ := o[list].([]any)
-	return slices.ContainsFunc(parts, func(p any) bool { return findType(p, list, match) })
-}
-
-// normalizer is the chain of Unicode normal forms that text goes through.
-type normalizer []norm.Form
+// normalizer is the chain of functions that text goes through.
+type normalizer []func(string) string
 
 func (n normalizer) apply(s string) string {
-	for _, form := range n {
-		s = form.String(s)
+	for _, f := range n {
+		s = f(s)
 	}
 	return s
 }
 
-// normalizerOf reads the normalizer of a byte-level tokenizer.json.
-func normalizerOf(v any) (normalizer, error) {
-	o, ok := v.(map[string]any)
-	if !ok {
-		return nil, nil
-	}
-	kind, _ := o["type"].(string)
+// unicodeForm returns the normalizer of a type such as "NFC".
+func unicodeForm(kind any) (f func(string) string, ok bool) {
 	switch kind {
 	case "NFC":
-		return normalizer{norm.NFC}, nil
+		return norm.NFC.String, true
 	case "NFD":
-		return normalizer{norm.NFD}, nil
+		return norm.NFD.String, true
 	case "NFKC":
-		return normalizer{norm.NFKC}, nil
+		return norm.NFKC.String, true
 	case "NFKD":
-		return normalizer{norm.NFKD}, nil
-	case "Sequence":
-		parts, _ := o["normalizers"].([]any)
-		var all normalizer
-		for _, p := range parts {
-			n, err := normalizerOf(p)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, n...)
-		}
-		return all, nil
+		return norm.NFKD.String, true
 	}
-	return nil, invalid("tokenizer.json: normalizer type %q is not supported for byte-level BPE", kind)
+	return nil, false
+}
+
+// normalizerOf reads the normalizer of a byte-level tokenizer.json.
+func normalizerOf(v any) (normalizer, error) {
+	var all normalizer
+	err := eachPart(v, "normalizers", func(o map[string]any) error {
+		f, ok := unicodeForm(o["type"])
+		if !ok {
+			return invalid("tokenizer.json: normalizer type %q is not supported for byte-level BPE", o["type"])
+		}
+		all = append(all, f)
+		return nil
+	})
+	return all, err
+}
+
+// eachPart calls fn for an object, or for the parts of a Sequence in order.
+// Sequences hold their parts under the name list.
+func eachPart(v any, list string, fn func(o map[string]any) error) error {
+	o, ok := v.(map[string]any)
+	if !ok {
+		return nil
+	}
+	if o["type"] != "Sequence" {
+		return fn(o)
+	}
+	parts, _ := o[list].([]any)
+	for _, p := range parts {
+		if err := eachPart(p, list, fn); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -71,6 +71,17 @@ func (m *merger) run(pair func(a, b *node) (priority float64, id int32, ok bool)
 	}
 }
 
+// runPairs merges by a table of pairs of tokens.
+func (m *merger) runPairs(pairs map[uint64]merged) {
+	m.run(func(a, b *node) (float64, int32, bool) {
+		if a.id < 0 || b.id < 0 {
+			return 0, 0, false
+		}
+		p, ok := pairs[pairKey(a.id, b.id)]
+		return float64(p.rank), p.id, ok
+	})
+}
+
 func (m *merger) push(c candidate) {
 	m.heap = append(m.heap, c)
 	h := m.heap

@@ -78,9 +78,13 @@ func (f *folder) roles(v *Vocab, opt Options) error {
 	if err := v.defaults(opt.Special); err != nil {
 		return err
 	}
+	if v.Model == ModelCharBPE {
+		r.setFlag("bos", true, false)
+	}
 	for _, fl := range r.flags {
 		v.Add = append(v.Add, fl.AddFlag)
 	}
+	v.completeUnigram()
 	if opt.SpacePrefix != nil {
 		v.SpacePrefix, v.prefixLast = opt.SpacePrefix, true
 	}

@@ -15,38 +15,57 @@ type piece struct {
 
 // Field numbers of sentencepiece_model.proto.
 const (
-	fieldPieces   = 1
-	fieldTrainer  = 2
-	pieceText     = 1
-	pieceScore    = 2
-	pieceKind     = 3
-	trainerModel  = 3
-	wireVarint    = 0
-	wireFixed64   = 1
-	wireBytes     = 2
-	wireFixed32   = 5
-	modelTypeBPE  = 2
-	modelTypeName = "UNIGRAM, BPE, WORD and CHAR are 1, 2, 3 and 4"
+	fieldPieces      = 1
+	fieldTrainer     = 2
+	fieldNormalizer  = 3
+	pieceText        = 1
+	pieceScore       = 2
+	pieceKind        = 3
+	trainerModel     = 3
+	normalizerMap    = 2
+	normalizerPrefix = 3
+	normalizerExtra  = 4
+	wireVarint       = 0
+	wireFixed64      = 1
+	wireBytes        = 2
+	wireFixed32      = 5
+	modelTypeUnigram = 1
+	modelTypeBPE     = 2
+	modelTypeName    = "UNIGRAM, BPE, WORD and CHAR are 1, 2, 3 and 4"
 )
+
+// spmFile is what is used of a tokenizer.model file. How text is normalized
+// counts for unigram models only, because GGUF has no keys for it in others.
+type spmFile struct {
+	pieces   []piece
+	unigram  bool
+	charsMap []byte
+	prefix   bool // add_dummy_prefix
+	squeeze  bool // remove_extra_whitespaces
+}
 
 // parseSPM reads a tokenizer.model file: a ModelProto message of SentencePiece
 // (github.com/google/sentencepiece, src/sentencepiece_model.proto).
-func parseSPM(data []byte) ([]piece, error) {
+func parseSPM(data []byte) (*spmFile, error) {
 	if bytes.HasPrefix(data, []byte("version https://git-lfs")) {
 		return nil, invalid("tokenizer.model is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
 	}
-	var pieces []piece
-	model := uint64(modelTypeBPE)
+	m := &spmFile{prefix: true, squeeze: true} // as the message's defaults
+	model := uint64(modelTypeUnigram)
+	trainer := false
 	err := eachField(data, func(f field) (err error) {
 		switch {
 		case f.number == fieldPieces && f.wire == wireBytes:
-			if len(pieces) >= maxTokens {
+			if len(m.pieces) >= maxTokens {
 				return invalid("tokenizer.model: more than %d pieces", maxTokens)
 			}
 			var p piece
 			p, err = parsePiece(f.bytes)
-			pieces = append(pieces, p)
+			m.pieces = append(m.pieces, p)
+		case f.number == fieldNormalizer && f.wire == wireBytes:
+			err = m.parseNormalizer(f.bytes)
 		case f.number == fieldTrainer && f.wire == wireBytes:
+			trainer = true
 			err = eachField(f.bytes, func(f field) error {
 				if f.number == trainerModel && f.wire == wireVarint {
 					model = f.value
@@ -59,12 +78,31 @@ func parseSPM(data []byte) ([]piece, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case len(pieces) == 0:
+	case len(m.pieces) == 0:
 		return nil, invalid("tokenizer.model holds no sentencepiece pieces")
-	case model != modelTypeBPE:
-		return nil, invalid("tokenizer.model: sentencepiece model type %d is not supported, only BPE (%s)", model, modelTypeName)
+	case trainer && model != modelTypeBPE && model != modelTypeUnigram:
+		return nil, invalid("tokenizer.model: sentencepiece model type %d is not supported, only unigram and BPE (%s)", model, modelTypeName)
 	}
-	return pieces, checkPieces(pieces)
+	m.unigram = trainer && model == modelTypeUnigram
+	return m, checkPieces(m.pieces)
+}
+
+func (m *spmFile) parseNormalizer(data []byte) error {
+	err := eachField(data, func(f field) error {
+		switch {
+		case f.number == normalizerMap && f.wire == wireBytes && len(f.bytes) > 0:
+			m.charsMap = f.bytes
+		case f.number == normalizerPrefix && f.wire == wireVarint:
+			m.prefix = f.value != 0
+		case f.number == normalizerExtra && f.wire == wireVarint:
+			m.squeeze = f.value != 0
+		}
+		return nil
+	})
+	if err == nil && m.charsMap != nil {
+		_, err = parseCharsMap(m.charsMap)
+	}
+	return err
 }
 
 // checkPieces applies the rules of the SentencePiece library: exactly one

@@ -18,9 +18,13 @@ func invalid(format string, args ...any) error {
 
 // The tokenizer models, as tokenizer.ggml.model names them.
 const (
-	ModelBPE = "gpt2"  // byte-level BPE with merges
-	ModelSPM = "llama" // SentencePiece BPE with scores and byte fallback
+	ModelBPE     = "gpt2"   // byte-level BPE with merges
+	ModelSPM     = "llama"  // SentencePiece BPE: scores, byte fallback
+	ModelCharBPE = "gemma4" // BPE over characters with merges, byte fallback
+	ModelUnigram = "t5"     // SentencePiece unigram: scores, byte fallback
 )
+
+var models = []string{ModelBPE, ModelSPM, ModelCharBPE, ModelUnigram}
 
 // Token types, as tokenizer.ggml.token_type holds them (llama.h enum
 // llama_token_type). Zero, undefined, is accepted when reading.
@@ -36,24 +40,28 @@ const (
 // Vocab is everything that a GGUF file says about a tokenizer. Slices must
 // not be changed once an Encoder exists.
 type Vocab struct {
-	Model string // ModelBPE or ModelSPM
-	Pre   string // name of the pre-tokenizer; "default" for ModelSPM
+	Model string // ModelBPE, ModelSPM, ModelCharBPE or ModelUnigram
+	Pre   string // name of the pre-tokenizer; "default" where ModelBPE is not, "" for ModelCharBPE
 
 	Tokens []string  // by id; byte-level tokens in the byte alphabet, others literally
 	Types  []int32   // by id; nil in files that have none, which means TypeNormal
-	Scores []float32 // by id, ModelSPM only
-	Merges []string  // "left right" by rank, ModelBPE only
+	Scores []float32 // by id; not for ModelBPE, without meaning for ModelCharBPE
+	Merges []string  // "left right" by rank; ModelBPE and ModelCharBPE
 
 	Special     []SpecialID // in file order
 	Add         []AddFlag   // in file order
 	Templates   []Template  // chat templates
 	SpacePrefix *bool       // add_space_prefix, when the file has the key
+	Squeeze     *bool       // remove_extra_whitespaces, when the file has the key
+	CharsMap    []byte      // precompiled_charsmap of ModelUnigram, or nil
 	// prefixLast says that add_space_prefix is written behind everything else.
 	prefixLast bool
 
 	// EOG lists the ids that end a generation: generation_config.json's eos
 	// list, and eos, eot and eom. GGUF keeps only the latter.
 	EOG []int32
+	// Warnings are oddities of a checkpoint's files that lose nothing a model uses.
+	Warnings []string
 
 	source *source
 }
@@ -61,9 +69,10 @@ type Vocab struct {
 // source is what a checkpoint knows of its tokenizer and GGUF has no key for.
 // It makes a loaded Vocab encode exactly as its tokenizer.json does.
 type source struct {
-	steps        splitter // nil: by Pre
+	steps        splitter // ModelBPE
 	ignoreMerges bool
 	norm         normalizer
+	spaces       spacing // the other models
 	added        []addedToken
 }
 
@@ -88,16 +97,27 @@ type Template struct {
 // Size returns the number of tokens.
 func (v *Vocab) Size() int { return len(v.Tokens) }
 
-// ID returns the token that plays a role such as "eos". Files of ModelSPM
-// without the key mean 0, 1 and 2 for unk, bos and eos.
+// defaultRoles are the roles that files without the keys mean (llama.cpp's
+// llama-vocab.cpp), by id.
+var defaultRoles = map[string][]string{ModelSPM: {"unk", "bos", "eos"}, ModelUnigram: {"pad", "eos", "unk"}}
+
+// ID returns the token that plays a role such as "eos".
 func (v *Vocab) ID(kind string) (int32, bool) {
+	if id, ok := v.special(kind); ok {
+		return id, true
+	}
+	if i := slices.Index(defaultRoles[v.Model], kind); i >= 0 && i < len(v.Tokens) {
+		return int32(i), true
+	}
+	return 0, false
+}
+
+// special returns the token that the file says plays a role.
+func (v *Vocab) special(kind string) (int32, bool) {
 	for _, s := range v.Special {
 		if s.Kind == kind {
 			return s.ID, true
 		}
-	}
-	if i := slices.Index([]string{"unk", "bos", "eos"}, kind); i >= 0 && v.Model == ModelSPM && i < len(v.Tokens) {
-		return int32(i), true
 	}
 	return 0, false
 }
@@ -111,13 +131,27 @@ func (v *Vocab) AddBOS() bool {
 	return ok && v.adds("bos", v.Model == ModelSPM || slices.Contains(bosByDefault, v.Pre))
 }
 
+// AddEOS reports whether encoding with special tokens ends with EOS.
+func (v *Vocab) AddEOS() bool {
+	_, ok := v.ID("eos")
+	return ok && v.adds("eos", v.Model == ModelUnigram)
+}
+
 func (v *Vocab) adds(kind string, absent bool) bool {
-	for _, a := range v.Add {
-		if a.Kind == kind {
-			return a.Value
-		}
+	if on, set := v.flag(kind); set {
+		return on
 	}
 	return absent
+}
+
+// flag returns what the file says of adding a token.
+func (v *Vocab) flag(kind string) (on, set bool) {
+	for _, a := range v.Add {
+		if a.Kind == kind {
+			return a.Value, true
+		}
+	}
+	return false, false
 }
 
 func (v *Vocab) spacePrefix() bool {
@@ -126,6 +160,12 @@ func (v *Vocab) spacePrefix() bool {
 	}
 	return v.Model == ModelSPM
 }
+
+func (v *Vocab) squeezes() bool { return v.Squeeze != nil && *v.Squeeze }
+
+// bytewise reports whether tokens are spelled in the byte alphabet; in the
+// other models they are text with U+2581 for spaces, or <0xHH>.
+func (v *Vocab) bytewise() bool { return v.Model == ModelBPE }
 
 // typeOf returns the type of token id.
 func (v *Vocab) typeOf(id int) int32 {
@@ -152,7 +192,7 @@ func (v *Vocab) check() error {
 		return invalid("token_type: length mismatch: %d entries for %d tokens", len(v.Types), n)
 	case v.Scores != nil && len(v.Scores) != n:
 		return invalid("scores: length mismatch: %d entries for %d tokens", len(v.Scores), n)
-	case v.Model == ModelSPM && v.Scores == nil:
+	case (v.Model == ModelSPM || v.Model == ModelUnigram) && v.Scores == nil:
 		return invalid("scores are missing, which tokenizer model %q needs", v.Model)
 	}
 	for i, s := range v.Scores {
@@ -193,7 +233,7 @@ func (v *Vocab) index() (map[string]int32, error) {
 
 func (v *Vocab) checkMerges(ids map[string]int32) error {
 	// Kimi K2's vocabulary is merged by rank alone and may come without merges.
-	if v.Model == ModelBPE && v.Merges == nil && v.Pre != "kimi-k2" {
+	if (v.Model == ModelBPE || v.Model == ModelCharBPE) && v.Merges == nil && v.Pre != "kimi-k2" {
 		return invalid("merges are missing, which tokenizer model %q needs", v.Model)
 	}
 	for i, m := range v.Merges {
