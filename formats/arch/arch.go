@@ -561,16 +561,32 @@ func (m *Model) applyMTP(cfg *Config, keep bool) error {
 	return nil
 }
 
-// WriteMetadata appends the model's hyper-parameters to md in the order of
+// WriteEarlyMetadata appends the hyper-parameters that come right behind
+// general.architecture.
+func (m *Model) WriteEarlyMetadata(md *gguf.Metadata) {
+	for _, k := range m.keys {
+		if m.Family.early(k) {
+			md.Set(m.Family.Arch+"."+k, m.Params.value(k))
+		}
+	}
+}
+
+// WriteMetadata appends the model's other hyper-parameters to md in the order of
 // llama.cpp's converter, with fileType as general.file_type.
 func (m *Model) WriteMetadata(md *gguf.Metadata, fileType uint32) {
 	for _, k := range m.keys {
-		if k == keyFileType {
+		switch {
+		case k == keyFileType:
 			md.Set(gguf.KeyFileType, fileType)
-			continue
+		case !m.Family.early(k):
+			md.Set(m.Family.Arch+"."+k, m.Params.value(k))
 		}
-		md.Set(m.Family.Arch+"."+k, m.Params.value(k))
 	}
+}
+
+// early reports whether a setting of the family has the key and is Early.
+func (f *Family) early(key string) bool {
+	return slices.ContainsFunc(f.Settings, func(s Setting) bool { return s.Key == key && s.Early })
 }
 
 // FromMetadata reads the model that GGUF metadata describes.
