@@ -65,6 +65,12 @@ func headSettings() []Setting {
 	return []Setting{opt(KeyKeyLength, "head_dim"), opt(KeyValueLength, "head_dim"), {Key: keyFileType}}
 }
 
+// headSettingsOf are headSettings of families whose configuration class has a
+// head_dim in any case.
+func headSettingsOf(size int) []Setting {
+	return []Setting{def(KeyKeyLength, size, "head_dim"), def(KeyValueLength, size, "head_dim"), {Key: keyFileType}}
+}
+
 // kvHeads is attention.head_count_kv as most families have it.
 var kvHeads = Setting{Key: KeyHeadCountKV, From: []string{"num_key_value_heads", "num_attention_heads"}}
 
@@ -203,6 +209,9 @@ func denseNetwork(where Where) []Rule {
 		block(FFNUp, "mlp.up_proj.weight", where, dimFF, dimEmbed),
 	}
 }
+
+// fusedGateUp is a network's gate and up projection in one tensor, which stays one.
+var fusedGateUp = block(FFNUp, "mlp.gate_up_proj.weight", AllBlocks, Dim{"2*intermediate_size", func(p *Params) int { return 2 * p.FF }}, dimEmbed)
 
 // experts are routed experts stored one by one, with a router. names are those
 // of down, gate and up in the order in which they are written.

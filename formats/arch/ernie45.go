@@ -13,10 +13,9 @@ import "slices"
 // moe_num_shared_experts · moe_intermediate_size, as in HF's code.
 var (
 	ernie45 = Family{
-		Arch:    "ernie4_5",
-		Classes: []string{"Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"},
-		Settings: slices.Concat(ernieSettings(), with(headSettings(), def(KeyKeyLength, 128, "head_dim"), def(KeyValueLength, 128, "head_dim")),
-			[]Setting{derivedRopeDim}),
+		Arch:     "ernie4_5",
+		Classes:  []string{"Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"},
+		Settings: slices.Concat(ernieSettings(), headSettingsOf(128), []Setting{derivedRopeDim}),
 		Asserts:  ernieAsserts,
 		Defaults: Params{RopeBase: 10000},
 		Block:    Block{Attn: GQA, Rope: RopeAdjacent},

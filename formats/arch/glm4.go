@@ -9,7 +9,7 @@ import "slices"
 var glm4 = Family{
 	Arch:     "glm4",
 	Classes:  []string{"Glm4ForCausalLM"},
-	Settings: slices.Concat(baseSettings(kvHeads), with(headSettings(), def(KeyKeyLength, 128, "head_dim"), def(KeyValueLength, 128, "head_dim")), []Setting{partialRopeDim(0.5)}),
+	Settings: slices.Concat(baseSettings(kvHeads), headSettingsOf(128), []Setting{partialRopeDim(0.5)}),
 	Asserts:  asserts(Assert{"attention_bias", []any{true}, "queries, keys and values have biases"}),
 	Defaults: Params{RopeBase: 10000},
 	Block:    Block{Attn: GQA, Rope: RopeAdjacent, Residual: Sandwich},

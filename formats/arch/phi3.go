@@ -169,10 +169,4 @@ func longropeList(role Role, path string) Rule {
 	}}
 }
 
-// fusedGateUp is a network's gate and up projection in one tensor, which stays one.
-var fusedGateUp = block(FFNUp, "mlp.gate_up_proj.weight", AllBlocks, dimTwoFF, dimEmbed)
-
-var (
-	dimTwoFF    = Dim{"2*intermediate_size", func(p *Params) int { return 2 * p.FF }}
-	dimQKVWidth = Dim{"(num_attention_heads+2*num_key_value_heads)*head_dim", func(p *Params) int { return (p.Heads + 2*p.KVHeads) * p.HeadDim() }}
-)
+var dimQKVWidth = Dim{"(num_attention_heads+2*num_key_value_heads)*head_dim", func(p *Params) int { return (p.Heads + 2*p.KVHeads) * p.HeadDim() }}
