@@ -133,6 +133,8 @@ func readFile(t testing.TB, path string) []byte {
 var differences = map[string]map[string]string{
 	"mistral_swa": {"llama.attention.sliding_window": "llama.cpp has no sliding window for this architecture"},
 	"gpt_oss":     {"gpt-oss.rope.scaling.yarn_exact": "llama.cpp always rounds the ends of YaRN's ramp"},
+	"llama4_maverick": {"llama4.attention.no_qk_norm": "llama.cpp leaves the norms out where there are 128 experts"},
+	"phimoe":          {"phimoe.rope.scaling.attn_factor": "llama.cpp computes it from the contexts, HF takes it from short_mscale and long_mscale"},
 	"llama4_smallchunk": {
 		"llama4.attention.chunk_size":         "llama.cpp takes 8192 for granted",
 		"llama4.attention.temperature_length": "llama.cpp takes 8192 for granted",

@@ -36,6 +36,7 @@ var sampling = []struct {
 func (c *Checkpoint) metadata(fileType uint32) *gguf.Metadata {
 	md := &gguf.Metadata{}
 	md.Set(gguf.KeyArchitecture, c.Model.Family.Arch)
+	c.Model.WriteEarlyMetadata(md)
 	md.Set(gguf.KeyGeneralType, "model")
 	for _, s := range sampling {
 		if v, ok := samplingValue(c.generation, s.from, s.kind); ok {

@@ -36,6 +36,7 @@ func (p *pass) gqa(ctx context.Context, l *layer) error {
 	if err != nil {
 		return err
 	}
+	queries, _, _ := l.projections(par.Heads*wide, par.KVHeads*d)
 	att := p.buffers.att.matrix(p.x.Rows, par.Heads*dv)
 	step := p.headGroup(per*wide+d+2*dv, par.KVHeads)
 	if pr.qWhole != nil || p.m.Params().SharedKV > 0 {
@@ -45,7 +46,7 @@ func (p *pass) gqa(ctx context.Context, l *layer) error {
 		n := min(step, par.KVHeads-h)
 		// q [tokens, n·per·wide]: queries, and gates after each head's
 		q := p.buffers.q.matrix(p.x.Rows, n*per*wide)
-		if err := p.project(ctx, projection{l.q, h * per * wide, q}); err != nil {
+		if err := p.project(ctx, queries.to(h*per*wide, q)); err != nil {
 			return err
 		}
 		kv, err := p.keysValues(ctx, l, pr, h, n)
@@ -87,6 +88,20 @@ type projection struct {
 	affine
 	first int
 	dst   kernel.Matrix
+}
+
+// to returns the projection of rows from the given one of its part on.
+func (j projection) to(row int, dst kernel.Matrix) projection {
+	return projection{j.affine, j.first + row, dst}
+}
+
+// projections are those of queries, keys and values, of which q and k have so
+// many rows: three tensors, or one.
+func (l *layer) projections(qRows, kRows int) (q, k, v projection) {
+	if l.qkv.w == nil {
+		return projection{affine: l.q}, projection{affine: l.k}, projection{affine: l.v}
+	}
+	return projection{affine: l.qkv}, projection{affine: l.qkv, first: qRows}, projection{affine: l.qkv, first: qRows + kRows}
 }
 
 func (p *pass) project(ctx context.Context, list ...projection) error {
@@ -206,14 +221,15 @@ func (p *pass) keysValues(ctx context.Context, l *layer, pr *preparation, h, n i
 	dv := cmp.Or(par.ValueLen, d)
 	// k [tokens, n·d], v [tokens, n·dv]
 	k, v := p.buffers.k.matrix(p.x.Rows, n*d), p.buffers.v.matrix(p.x.Rows, n*dv)
-	list := []projection{{l.k, h * d, k}}
-	if l.v.w != nil {
-		list = append(list, projection{l.v, h * dv, v})
+	_, keys, values := l.projections(par.Heads*d, par.KVHeads*d)
+	list := []projection{keys.to(h*d, k)}
+	if values.w != nil {
+		list = append(list, values.to(h*dv, v))
 	}
 	if err := p.project(ctx, list...); err != nil {
 		return keysValues{}, err
 	}
-	if l.v.w == nil {
+	if values.w == nil {
 		copy(v.Data, k.Data)
 	}
 	// vt [n·dv, tokens]

@@ -121,6 +121,8 @@ var noReference = map[string]string{
 	"deepseek_v3_fp8":   "BF16 does not hold the products of FP8 weights and block scales",
 	"mistral_swa":       "the file does not say that there is a sliding window",
 	"llama4_smallchunk": "the file does not say how long a chunk is",
+	"llama4_maverick":   "the file does not say that queries and keys are not normed",
+	"phimoe":            "the file has another factor on the rotary embedding",
 	"gpt_oss":           "the file does not say that the ends of YaRN's ramp are not rounded",
 }
 

@@ -132,6 +132,27 @@ func TestRouter(t *testing.T) {
 	}
 }
 
+// Choices and weights computed by transformers 5.23 (sparsemixer outside
+// training, jitter 0.01): logits near the best, below zero, and around it.
+func TestSparseMixer(t *testing.T) {
+	tests := []struct {
+		logits  []float32
+		experts []int32
+		weights []float32
+	}{
+		{[]float32{1, 0.99, 0.985, -1, 0.5}, []int32{0, 1}, []float32{0.336116165, 0.501249969}},
+		{[]float32{-0.505, -0.5, -0.6, -2, -0.509}, []int32{1, 0}, []float32{0.334890246, 0.500999987}},
+		{[]float32{0.02, 0, -0.01, 0.0199, -3}, []int32{0, 3}, []float32{0.500025034, 1}},
+	}
+	for _, tc := range tests {
+		experts, weights := make([]int32, 2), make([]float32, 2)
+		sparseMixer(slices.Clone(tc.logits), experts, weights)
+		if !slices.Equal(experts, tc.experts) || maxDiff(t, weights, tc.weights) > 1e-6 {
+			t.Errorf("%v: experts %v with %v, want %v with %v", tc.logits, experts, weights, tc.experts, tc.weights)
+		}
+	}
+}
+
 func TestTop(t *testing.T) {
 	tests := []struct {
 		values []float32

@@ -76,6 +76,7 @@ type layer struct {
 
 	// Attention.
 	q, k, v, attnOutput  affine
+	qkv                  affine // q, k and v in one tensor
 	qNorm, kNorm         *tensor
 	sinks                *tensor
 	qA, qANorm, qB       *tensor
@@ -113,7 +114,7 @@ func (l *layer) slots() map[arch.Role]affineSlots {
 	slots := map[arch.Role]affineSlots{
 		arch.AttnNorm: pair(&l.attnNorm), arch.FFNNorm: pair(&l.ffnNorm),
 		arch.PostAttnNorm: pair(&l.postAttn), arch.PostFFNNorm: pair(&l.postFFN),
-		arch.AttnQ: pair(&l.q), arch.AttnK: pair(&l.k), arch.AttnV: pair(&l.v), arch.AttnOutput: pair(&l.attnOutput),
+		arch.AttnQ: pair(&l.q), arch.AttnK: pair(&l.k), arch.AttnV: pair(&l.v), arch.AttnQKV: pair(&l.qkv), arch.AttnOutput: pair(&l.attnOutput),
 		arch.AttnQNorm: weight(&l.qNorm), arch.AttnKNorm: weight(&l.kNorm), arch.AttnSinks: weight(&l.sinks),
 		arch.AttnQA: weight(&l.qA), arch.AttnQANorm: weight(&l.qANorm), arch.AttnQB: weight(&l.qB),
 		arch.AttnKVA: weight(&l.kvA), arch.AttnKVANorm: weight(&l.kvANorm), arch.AttnKB: weight(&l.kB), arch.AttnVB: weight(&l.vB),
@@ -201,8 +202,8 @@ func checkMechanisms(am *arch.Model) error {
 		return fmt.Errorf("%s: sparse attention is supported by the engine for latent attention only", name)
 	case p.PerLayerEmbed > 0:
 		return fmt.Errorf("%s: embeddings per block are not supported by the engine", name)
-	case b.SparseMixer:
-		return fmt.Errorf("%s: the sparse mixer is not supported by the engine", name)
+	case b.SparseMixer && p.ExpertsUsed != 2:
+		return fmt.Errorf("%s: %s is %d; the sparse mixer chooses 2 experts", name, arch.KeyExpertUsed, p.ExpertsUsed)
 	case p.Experts == 0:
 		return nil
 	case p.Gating < arch.GatingSoftmax || p.Gating > arch.GatingSelected:

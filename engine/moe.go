@@ -317,8 +317,12 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 	err = p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {
 		r := newRouter(par, bias)
 		r.sum = p.m.arch.Family.Block.ExpertSum
+		choose := r.choose
+		if p.m.arch.Family.Block.SparseMixer {
+			choose = sparseMixer
+		}
 		for i := first; i < first+n; i++ {
-			r.choose(logits.Row(i), chosen[i*used:][:used], weight[i*used:][:used])
+			choose(logits.Row(i), chosen[i*used:][:used], weight[i*used:][:used])
 		}
 		return nil
 	})
@@ -469,6 +473,30 @@ func (r *router) choose(scores []float32, chosen []int32, weight []float32) {
 	}
 	for i := range weight {
 		weight[i] = float32(float64(weight[i]) * factor)
+	}
+}
+
+// mixerThreshold is twice the jitter of the sparse mixer.
+const mixerThreshold = 2 * 0.01
+
+// sparseMixer picks experts by their router logits, which it overwrites: the
+// best, then the best of the others, each weighted by its share in a softmax
+// over those left whose logits are near its own, relative to the larger
+// magnitude (Liu et al. 2024, "GRIN"; HF modeling_phimoe.py, sparsemixer,
+// outside training).
+func sparseMixer(logits []float32, chosen []int32, weight []float32) {
+	near := make([]float32, len(logits))
+	for i := range chosen {
+		top(chosen[i:i+1], logits)
+		best := logits[chosen[i]]
+		for e, v := range logits {
+			near[e] = v
+			if (best-v)/max(best, v, -v) > mixerThreshold {
+				near[e] = float32(math.Inf(-1))
+			}
+		}
+		weight[i] = float32(float64(1) / kernel.Softmax(near, 1, kernel.NoSink))
+		logits[chosen[i]] = float32(math.Inf(-1))
 	}
 }
 

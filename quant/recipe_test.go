@@ -413,9 +413,9 @@ func TestAssignIgnoresSliceOrder(t *testing.T) {
 func TestAssignConverter(t *testing.T) {
 	// All packed families but gpt_oss, whose packed experts are passed on.
 	families := []string{
-		"deepseek_v2_lite", "deepseek_v3", "deepseek_v32", "deepseek_v3_fp8", "gemma2", "gemma3", "gemma4_moe", "glm4_moe", "gpt_oss_bf16",
-		"granitemoe", "hunyuan_v1_moe", "llama", "llama4_scout", "llama4_smallchunk", "minimax_m2", "mistral", "mistral_swa", "mixtral",
-		"olmo2", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "starcoder2",
+		"cohere2", "deepseek_v2_lite", "deepseek_v3", "deepseek_v32", "deepseek_v3_fp8", "dots1", "ernie4_5", "ernie4_5_moe", "gemma2", "gemma3", "gemma4_moe", "glm4", "glm4_moe", "gpt_oss_bf16",
+		"granite", "granitemoe", "granitemoe_shared", "hunyuan_v1_moe", "llama", "llama4_maverick", "llama4_scout", "llama4_smallchunk", "minimax_m2", "mistral", "mistral_swa", "mixtral",
+		"olmo2", "olmoe", "phi3", "phi3_long", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe", "qwen3_moe", "qwen3_next", "smollm3", "stablelm", "stablelm_parallel", "starcoder2",
 	}
 	for _, family := range families {
 		f, err := gguf.Open(filepath.Join(fixtures.Family(t, family), "ref-bf16.gguf"))

@@ -22,6 +22,7 @@ var All = []*Family{
 	&deepseek2, &llama, &qwen2, &qwen2moe, &qwen3, &qwen3moe, &gemma2, &gemma3, &gemma4, &olmo2, &starcoder2,
 	&glm4moe, &granite, &granitemoe, &minimaxm2, &hunyuanmoe, &gptoss, &llama4,
 	&qwen3next, &qwen35moe, &deepseek32, &kimilinear,
+	&phi3, &phimoe, &smollm3, &glm4, &stablelm, &cohere2, &olmoe, &ernie45, &ernie45moe, &dots1,
 }
 
 // Family describes one model family.
@@ -615,16 +616,32 @@ func (m *Model) applyMTP(cfg *Config, s *Setting, keep bool) error {
 	return nil
 }
 
-// WriteMetadata appends the model's hyper-parameters to md in the order of
+// WriteEarlyMetadata appends the hyper-parameters that come right behind
+// general.architecture.
+func (m *Model) WriteEarlyMetadata(md *gguf.Metadata) {
+	for _, k := range m.keys {
+		if m.Family.early(k) {
+			md.Set(m.Family.Arch+"."+k, m.Params.value(k))
+		}
+	}
+}
+
+// WriteMetadata appends the model's other hyper-parameters to md in the order of
 // llama.cpp's converter, with fileType as general.file_type.
 func (m *Model) WriteMetadata(md *gguf.Metadata, fileType uint32) {
 	for _, k := range m.keys {
-		if k == keyFileType {
+		switch {
+		case k == keyFileType:
 			md.Set(gguf.KeyFileType, fileType)
-			continue
+		case !m.Family.early(k):
+			md.Set(m.Family.Arch+"."+k, m.Params.value(k))
 		}
-		md.Set(m.Family.Arch+"."+k, m.Params.value(k))
 	}
+}
+
+// early reports whether a setting of the family has the key and is Early.
+func (f *Family) early(key string) bool {
+	return slices.ContainsFunc(f.Settings, func(s Setting) bool { return s.Key == key && s.Early })
 }
 
 // FromMetadata reads the model that GGUF metadata describes.

@@ -170,6 +170,24 @@ func (c *Config) number(path string) (float64, bool, error) {
 	return f, true, nil
 }
 
+// numbers returns a setting that is a list of numbers.
+func (c *Config) numbers(path string) ([]float32, error) {
+	list, ok := c.list(path)
+	if !ok {
+		return nil, configError("%s is missing or not a list", userName(path))
+	}
+	out := make([]float32, len(list))
+	for i, v := range list {
+		n, isNum := v.(json.Number)
+		f, err := n.Float64()
+		if !isNum || err != nil || !(math.Abs(f) <= math.MaxFloat32) {
+			return nil, configError("%s holds %s, wanted numbers", userName(path), show(v))
+		}
+		out[i] = float32(f)
+	}
+	return out, nil
+}
+
 // show renders a JSON value briefly for an error message.
 func show(v any) string {
 	b, err := json.Marshal(v)

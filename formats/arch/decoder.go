@@ -65,6 +65,12 @@ func headSettings() []Setting {
 	return []Setting{opt(KeyKeyLength, "head_dim"), opt(KeyValueLength, "head_dim"), {Key: keyFileType}}
 }
 
+// headSettingsOf are headSettings of families whose configuration class has a
+// head_dim in any case.
+func headSettingsOf(size int) []Setting {
+	return []Setting{def(KeyKeyLength, size, "head_dim"), def(KeyValueLength, size, "head_dim"), {Key: keyFileType}}
+}
+
 // kvHeads is attention.head_count_kv as most families have it.
 var kvHeads = Setting{Key: KeyHeadCountKV, From: []string{"num_key_value_heads", "num_attention_heads"}}
 
@@ -212,6 +218,9 @@ func denseNetwork(where Where) []Rule {
 	}
 }
 
+// fusedGateUp is a network's gate and up projection in one tensor, which stays one.
+var fusedGateUp = block(FFNUp, "mlp.gate_up_proj.weight", AllBlocks, Dim{"2*intermediate_size", func(p *Params) int { return 2 * p.FF }}, dimEmbed)
+
 // experts are routed experts stored one by one, with a router. names are those
 // of down, gate and up in the order in which they are written.
 func experts(prefix, router string, names ...string) []Rule {
@@ -310,6 +319,47 @@ func slidingUnlessEvery(n int) func(*Params) {
 			p.Sliding[l] = (l+1)%n != 0
 		}
 	}
+}
+
+// noRopeEvery takes the rotary embedding from every n-th block.
+func noRopeEvery(n int) func(*Params) {
+	return func(p *Params) {
+		p.NoRope = make([]bool, p.Layers)
+		for l := n - 1; l < p.Layers; l += n {
+			p.NoRope[l] = true
+		}
+	}
+}
+
+// noRopeLayers refuses a no_rope_layers that takes the rotary embedding from
+// other blocks than every n-th. It has a 0 for blocks without.
+func noRopeLayers(n int) Setting {
+	return Setting{Key: KeyRopeDim, Silent: true, Optional: true, Compute: func(cfg *Config, _ *Params) (any, error) {
+		list, _ := cfg.list("no_rope_layers")
+		numbers, err := convertList("no_rope_layers", list)
+		rotated, _ := numbers.([]int)
+		for l, r := range rotated {
+			if (r == 0) != ((l+1)%n == 0) {
+				return nil, configError("no_rope_layers is %s; readers of the file expect 0 for every block number %d and no other", show(list), n)
+			}
+		}
+		return nil, err
+	}}
+}
+
+// headDimDerived refuses a head_dim that is not hidden/heads, where neither
+// HF's code nor the converter heeds it.
+var headDimDerived = Setting{Key: KeyRopeDim, Silent: true, Optional: true, Compute: func(cfg *Config, p *Params) (any, error) {
+	f, ok, err := cfg.number("head_dim")
+	if err == nil && ok && f*float64(p.Heads) != float64(p.Embed) {
+		err = configError("head_dim is %g, not hidden_size/num_attention_heads (%d/%d)", f, p.Embed, p.Heads)
+	}
+	return nil, err
+}}
+
+// withoutScaling leaves out the settings of a scaled rotary embedding.
+func withoutScaling(settings []Setting) []Setting {
+	return without(settings, KeyRopeScaling, KeyRopeFactor, KeyRopeOrigContext, KeyYarnExtFactor, KeyYarnAttnFactor, KeyYarnBetaFast, KeyYarnBetaSlow)
 }
 
 // rotaryBuffers are computed tables that old checkpoints stored as tensors.

@@ -30,6 +30,7 @@ func bounded(t *testing.T, n int, f func()) {
 // stable checks that an accepted model survives its metadata.
 func stable(t *testing.T, m *Model, md *gguf.Metadata) {
 	m.Tensors()
+	m.WriteEarlyMetadata(md)
 	m.WriteMetadata(md, 0)
 	md.Set("tokenizer.ggml.tokens", make([]string, min(m.Params.Vocab, 1<<16)))
 	back, err := FromMetadata(md)

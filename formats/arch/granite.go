@@ -11,7 +11,7 @@ var (
 	granite = Family{
 		Arch:     "granite",
 		Classes:  []string{"GraniteForCausalLM"},
-		Settings: slices.Concat(baseSettings(kvHeads), headSettings(), graniteSettings()),
+		Settings: slices.Concat(baseSettings(kvHeads), graniteSettings()),
 		Asserts:  baseAsserts,
 		Defaults: Params{RopeBase: 10000},
 		Block:    Block{Attn: GQA, Rope: RopeAdjacent},
@@ -25,7 +25,7 @@ var (
 		Arch:    "granitemoe",
 		Classes: []string{"GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"},
 		Settings: slices.Concat(baseSettings(kvHeads, Setting{Key: KeyExpertGating, Value: int(GatingSelected), Silent: true}),
-			headSettings(), graniteSettings(), []Setting{
+			graniteSettings(), []Setting{
 				{Key: KeySharedFF, From: []string{"shared_intermediate_size"}, Optional: true, OmitZero: true},
 			}),
 		Asserts:  baseAsserts,
@@ -49,8 +49,10 @@ var (
 
 func graniteSettings() []Setting {
 	return []Setting{
+		{Key: keyFileType},
 		req(KeyVocabSize, "vocab_size"),
-		{Key: KeyRopeDim, From: []string{"head_dim"}, Derive: (*Params).HeadDim},
+		{Key: KeyRopeDim, Derive: (*Params).HeadDim},
+		headDimDerived,
 		{Key: KeyAttnScale, From: []string{"attention_multiplier"}, Optional: true, OmitZero: true},
 		{Key: KeyEmbeddingScale, From: []string{"embedding_multiplier"}, Optional: true, OmitZero: true},
 		{Key: KeyResidualScale, From: []string{"residual_multiplier"}, Optional: true, OmitZero: true},

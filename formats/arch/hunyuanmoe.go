@@ -13,10 +13,10 @@ var hunyuanmoe = Family{
 	Arch:    "hunyuan-moe",
 	Classes: []string{"HunYuanMoEV1ForCausalLM"},
 	Settings: slices.Concat(
-		without(with(baseSettings(kvHeads, softmaxRouter),
+		withoutScaling(without(with(baseSettings(kvHeads, softmaxRouter),
 			Setting{Key: KeyContextLength, Value: hunyuanContext},
 			Setting{Key: KeyRopeBase, Compute: hunyuanBase},
-		), KeyRopeScaling, KeyRopeFactor, KeyRopeOrigContext, KeyYarnExtFactor, KeyYarnAttnFactor, KeyYarnBetaFast, KeyYarnBetaSlow, KeyExpertUsed),
+		), KeyExpertUsed)),
 		headSettings(),
 		[]Setting{
 			req(KeySharedFF, "intermediate_size"),

@@ -27,15 +27,12 @@ var llama4 = Family{
 			{Key: KeyTempLength, Compute: llama4Temperature, Omit: llama4Length},
 			{Key: KeyTempScale, From: []string{"attn_scale"}, Value: llama4Scale, Omit: llama4Scale},
 			{Key: KeyNoQKNorm, Compute: llama4NoQKNorm},
+			noRopeLayers(4),
 		}),
 	Asserts:  baseAsserts,
 	Defaults: Params{RopeBase: 10000, Gating: GatingSigmoid, ChunkSize: llama4Length, TempLength: llama4Length, TempScale: llama4Scale},
-	Complete: []func(*Params){func(p *Params) {
+	Complete: []func(*Params){noRopeEvery(4), func(p *Params) {
 		p.SharedFF = p.ExpertFF
-		p.NoRope = make([]bool, p.Layers)
-		for l := 3; l < p.Layers; l += 4 {
-			p.NoRope[l] = true
-		}
 		p.NoQKNorm = p.NoQKNorm || p.Experts == llama4Unnormed
 	}},
 	Block: Block{Attn: GQA, Rope: RopeAdjacent, QKNorm: QKNormUnit, WeightInput: true},

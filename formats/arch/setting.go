@@ -35,6 +35,9 @@ type Setting struct {
 	When *Condition
 	// Silent settings are derived by readers as they are here: not written.
 	Silent bool
+	// Early settings are written right behind general.architecture: llama.cpp's
+	// converter sets their keys while it goes through the tensors.
+	Early bool
 	// OmitZero leaves false, 0 and "" out of the metadata, Omit this value: what
 	// readers of the file take for granted. A family's Defaults have it.
 	OmitZero bool
