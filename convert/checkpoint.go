@@ -261,7 +261,7 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 		GQA: c.Model.Params.Heads / c.Model.Params.KVHeads,
 	}
 	for _, o := range req.Outputs {
-		choices, err := o.Recipe.Assign(facts, infos, req.recipeOptions())
+		choices, err := assign(o.Recipe, facts, infos, req.recipeOptions())
 		if err != nil {
 			return nil, err
 		}
@@ -273,6 +273,17 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 	}
 	p.noteSearch(req.Quant.Search)
 	return p, p.noteOverrides(req.Quant.TensorTypes)
+}
+
+// assign chooses the types of a file made from a checkpoint: without
+// quantization those of llama.cpp's converter, else what llama-quantize makes
+// of its F32 file.
+func assign(r *quant.Recipe, facts quant.ModelFacts, infos []gguf.TensorInfo, opt quant.Options) ([]quant.Choice, error) {
+	demands := opt.LeaveOutput || opt.OutputType != nil || opt.TokenEmbdType != nil
+	if r.KeepsTypes || r.Default.Quantized() || demands {
+		return r.Assign(facts, infos, opt)
+	}
+	return r.AssignConverter(infos, opt.NoFallback)
 }
 
 // addOutput completes the plan of one file.

@@ -54,6 +54,7 @@ type Model struct {
 	output  affine  // [vocab, embed]; embd where the two are tied
 	// Factors on the wavelengths of the rotary embedding, [rotated/2].
 	ropeFreqs, ropeLong, ropeShort *tensor
+	perLayer                       perLayer
 	layers                         []layer
 	workers                        sync.Pool // of *worker
 	budget                         int       // see groupFloats
@@ -93,6 +94,8 @@ type layer struct {
 	postFFN1, postFFN2, preFFN2 *tensor
 	outputScale                 *tensor
 
+	perLayerGate, perLayerProj, perLayerPostNorm *tensor // of the block's own embedding
+
 	indices []int // all of the above, in the model's directory
 }
 
@@ -121,6 +124,7 @@ func (l *layer) slots() map[arch.Role]affineSlots {
 		arch.RouterShared: weight(&l.routeShared),
 		arch.PostFFNNorm1: weight(&l.postFFN1), arch.PostFFNNorm2: weight(&l.postFFN2), arch.PreFFNNorm2: weight(&l.preFFN2),
 		arch.LayerOutputScale: weight(&l.outputScale),
+		arch.PerLayerGate:     weight(&l.perLayerGate), arch.PerLayerProj: weight(&l.perLayerProj), arch.PerLayerPostNorm: weight(&l.perLayerPostNorm),
 	}
 }
 
@@ -193,8 +197,6 @@ func checkMechanisms(am *arch.Model) error {
 		return fmt.Errorf("%s: recurrent blocks of kind %d are not supported by the engine", name, b.Delta)
 	case p.IndexerTopK > 0:
 		return fmt.Errorf("%s: sparse attention is not supported by the engine", name)
-	case p.PerLayerEmbed > 0:
-		return fmt.Errorf("%s: embeddings per block are not supported by the engine", name)
 	case b.SparseMixer:
 		return fmt.Errorf("%s: the sparse mixer is not supported by the engine", name)
 	case p.Experts == 0:
@@ -265,7 +267,8 @@ func (m *Model) slot(n arch.Name) **tensor {
 	}
 	return map[arch.Role]affineSlots{
 		arch.TokenEmbd: {weight: &m.embd}, arch.OutputNorm: {weight: &m.outNorm.w, bias: &m.outNorm.b},
-		arch.Output:    {weight: &m.output.w, bias: &m.output.b},
+		arch.Output:            {weight: &m.output.w, bias: &m.output.b},
+		arch.PerLayerTokenEmbd: {weight: &m.perLayer.tokenEmbd}, arch.PerLayerModelProj: {weight: &m.perLayer.modelProj}, arch.PerLayerProjNorm: {weight: &m.perLayer.projNorm},
 		arch.RopeFreqs: {weight: &m.ropeFreqs}, arch.RopeFactorsLong: {weight: &m.ropeLong}, arch.RopeFactorsShort: {weight: &m.ropeShort},
 	}[n.Role].of(n.Suffix)
 }

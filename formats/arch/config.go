@@ -166,6 +166,15 @@ func (c *Config) number(path string) (float64, bool, error) {
 	return f, true, nil
 }
 
+// numberOr returns a numeric setting, or another number where it is absent.
+func (c *Config) numberOr(path string, other float64) (float64, error) {
+	f, ok, err := c.number(path)
+	if !ok {
+		f = other
+	}
+	return f, err
+}
+
 // show renders a JSON value briefly for an error message.
 func show(v any) string {
 	b, err := json.Marshal(v)
