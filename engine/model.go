@@ -227,8 +227,8 @@ func (m *Model) bind() error {
 			return fmt.Errorf("tensor %q is missing", name)
 		}
 		delete(byName, name)
-		if want.Name.Layer >= len(m.layers) {
-			continue // multi-token prediction is not part of the pass
+		if !m.inPass(want.Name) {
+			continue
 		}
 		if err := m.bindOne(&want, i); err != nil {
 			return err
@@ -243,6 +243,16 @@ func (m *Model) bind() error {
 		m.output.w = m.embd
 	}
 	return nil
+}
+
+// inPass reports whether the pass uses a tensor: those of multi-token prediction
+// and the keys and values of blocks that share another's are not.
+func (m *Model) inPass(n arch.Name) bool {
+	switch n.Role {
+	case arch.AttnK, arch.AttnV, arch.AttnKNorm:
+		return n.Layer < len(m.layers) && m.arch.Params.SharesKV(n.Layer) == n.Layer
+	}
+	return n.Layer < len(m.layers)
 }
 
 func (m *Model) bindOne(want *arch.Tensor, i int) error {
