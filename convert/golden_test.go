@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -174,6 +175,36 @@ func TestLlamaQuantizeOracle(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 			sameFiles(t, quantizeTo(t, f32, false, kind)[0], theirs)
+		}
+	}
+}
+
+// TestTrainedEqualsLlamaQuantize compares what checkpoints become straight away
+// with the tensors that llama-quantize makes of the F32 files of llama.cpp's
+// converter (testdata/trained.json; trained.py there).
+func TestTrainedEqualsLlamaQuantize(t *testing.T) {
+	if testing.Short() {
+		t.Skip("searches scales for 13 million weights, which takes long under the race detector")
+	}
+	var golden map[string]map[string][][]string // checkpoint, type: name, type, hash
+	must(t, json.Unmarshal(readFile(t, filepath.Join("testdata", "trained.json")), &golden))
+	for name, kinds := range golden {
+		types := slices.Sorted(maps.Keys(kinds))
+		dir := filepath.Join(fixtures.Dir(t, "packs/"+name), name)
+		for i, path := range convertTo(t, dir, RunOptions{}, types...) {
+			f := openGGUF(t, path)
+			got := map[string]string{}
+			for j, info := range f.Tensors() {
+				got[info.Name] = info.Type.String() + " " + hash(allRows(t, f, j))
+			}
+			for _, want := range kinds[types[i]] {
+				if got[want[0]] != want[1]+" "+want[2] {
+					t.Errorf("%s, %s: tensor %q is %s, llama-quantize makes %s", name, types[i], want[0], got[want[0]], want[1:])
+				}
+			}
+			if len(got) != len(kinds[types[i]]) || len(got) < 40 {
+				t.Errorf("%s, %s: %d tensors, want %d", name, types[i], len(got), len(kinds[types[i]]))
+			}
 		}
 	}
 }

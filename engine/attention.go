@@ -39,8 +39,8 @@ func (p *pass) gqa(ctx context.Context, l *layer) error {
 	queries, _, _ := l.projections(par.Heads*wide, par.KVHeads*d)
 	att := p.buffers.att.matrix(p.x.Rows, par.Heads*dv)
 	step := p.headGroup(per*wide+d+2*dv, par.KVHeads)
-	if pr.qWhole != nil || p.m.Params().SharedKV > 0 {
-		step = par.KVHeads // norms over all heads, or keys kept for later blocks
+	if all := p.m.Params(); pr.qWhole != nil || all.LendsKV(l.number) || all.SharesKV(l.number) != l.number {
+		step = par.KVHeads // norms over all heads, or keys of several blocks
 	}
 	for h := 0; h < par.KVHeads; h += step {
 		n := min(step, par.KVHeads-h)
@@ -254,7 +254,7 @@ func (p *pass) keysValues(ctx context.Context, l *layer, pr *preparation, h, n i
 		return keysValues{}, err
 	}
 	kv := keysValues{k, vt}
-	if p.m.Params().SharedKV > 0 {
+	if p.m.Params().LendsKV(l.number) {
 		kv = keysValues{kernel.NewMatrix(slices.Clone(k.Data), k.Rows, k.Cols), kernel.NewMatrix(slices.Clone(vt.Data), vt.Rows, vt.Cols)}
 		p.shared[l.number] = kv
 	}

@@ -12,7 +12,7 @@ import (
 // recurrent holds the tensors of a block with a delta net, but for those that
 // attention has too.
 type recurrent struct {
-	qkv, gate, out            *tensor
+	gate, out                 *tensor
 	ba, alpha, beta           *tensor // what forgetting and learning rates are made from
 	fA, fB, gA, gB            *tensor // forgetting rates and gates, by two matrices each
 	conv, convQ, convK, convV *tensor
@@ -23,7 +23,7 @@ type recurrent struct {
 func (r *recurrent) slots() map[arch.Role]affineSlots {
 	weight := func(t **tensor) affineSlots { return affineSlots{weight: t} }
 	return map[arch.Role]affineSlots{
-		arch.AttnQKV: weight(&r.qkv), arch.AttnGate: weight(&r.gate), arch.SSMOut: weight(&r.out),
+		arch.AttnGate: weight(&r.gate), arch.SSMOut: weight(&r.out),
 		arch.SSMBA: weight(&r.ba), arch.SSMAlpha: weight(&r.alpha), arch.SSMBeta: weight(&r.beta),
 		arch.SSMConv1D: weight(&r.conv), arch.SSMA: weight(&r.a), arch.SSMDt: {bias: &r.dtBias}, arch.SSMNorm: weight(&r.norm),
 		arch.SSMFA: weight(&r.fA), arch.SSMFB: weight(&r.fB), arch.SSMGA: weight(&r.gA), arch.SSMGB: weight(&r.gB),
@@ -210,8 +210,8 @@ func (p *pass) deltaGroup(ctx context.Context, l *layer, d *delta, first, n int)
 			product{w: r.gB, first: at, rows: rows, x: d.low.Columns(d.dk, d.dk), dst: g.z})
 	}
 	products := []product{
-		{w: l.recurrent.qkv, first: first * d.dk, rows: n * d.dk, x: p.in, dst: g.q},
-		{w: l.recurrent.qkv, first: keys + first*d.dk, rows: n * d.dk, x: p.in, dst: g.k},
+		{w: l.qkv.w, first: first * d.dk, rows: n * d.dk, x: p.in, dst: g.q},
+		{w: l.qkv.w, first: keys + first*d.dk, rows: n * d.dk, x: p.in, dst: g.k},
 	}
 	runs, heads := 1, n*d.perKey // runs of value heads that follow each other
 	if d.kind == arch.DeltaTiled {
@@ -220,7 +220,7 @@ func (p *pass) deltaGroup(ctx context.Context, l *layer, d *delta, first, n int)
 	for i := range runs {
 		from, size := d.valueHead(first, i)*d.dv, heads*d.dv
 		products = append(products,
-			product{w: l.recurrent.qkv, first: 2*keys + from, rows: size, x: p.in, dst: g.v.Columns(i*size, size)},
+			product{w: l.qkv.w, first: 2*keys + from, rows: size, x: p.in, dst: g.v.Columns(i*size, size)},
 			product{w: l.recurrent.gate, first: from, rows: size, x: p.in, dst: g.z.Columns(i*size, size)})
 	}
 	return g, p.m.multiply(ctx, products...)

@@ -90,6 +90,7 @@ type pass struct {
 	layerRope    []*ropeTable       // of every sequence, in the block at hand
 	shared       map[int]keysValues // of blocks whose keys and values later ones use
 	chosen       []int32            // keys, see index
+	perLayer     perLayerPart       // embeddings of the block at hand and some after it
 	buffers      buffers
 	done, blocks int // progress over all batches
 }
@@ -99,7 +100,7 @@ type keysValues struct{ k, vt kernel.Matrix }
 
 // buffers are the activations within a block, kept from block to block.
 type buffers struct {
-	norm, latent, qLatent, q, k, v, z, alpha, vt, att, kB, hidden, logits, branch, beside buffer
+	norm, latent, qLatent, q, k, v, z, alpha, vt, att, kB, hidden, logits, branch, beside, perLayer buffer
 }
 
 type buffer struct{ data []float32 }
@@ -123,7 +124,7 @@ func (p *pass) start(h *Hidden, ids [][]int32, seqs []span) {
 	}
 	p.x = h.rows.Slice(seqs[0].first, len(p.ids))
 	p.norm = p.buffers.norm.matrix(p.x.Rows, p.x.Cols)
-	p.ropes, p.shared = map[ropeKey]*ropeTable{}, map[int]keysValues{}
+	p.ropes, p.shared, p.perLayer = map[ropeKey]*ropeTable{}, map[int]keysValues{}, perLayerPart{}
 }
 
 // run is the forward pass.
@@ -133,7 +134,7 @@ func (p *pass) run(ctx context.Context) error {
 		return err
 	}
 	// x [tokens, embed] = rows of the embedding
-	if err := p.embed(ctx); err != nil {
+	if err := p.embed(ctx, p.x); err != nil {
 		return err
 	}
 	for i := range p.m.layers {
@@ -175,6 +176,9 @@ func (p *pass) block(ctx context.Context, l *layer) error {
 		}
 	}
 	if err := p.branch(ctx, postFFN, func() error { return p.feedForward(ctx, l) }); err != nil {
+		return err
+	}
+	if err := p.perLayerInput(ctx, l); err != nil {
 		return err
 	}
 	return p.scaleOutput(ctx, l)
@@ -246,7 +250,7 @@ func scaleBy(x []float32, f float32) {
 }
 
 // embed looks up the rows of the token embedding.
-func (p *pass) embed(ctx context.Context) error {
+func (p *pass) embed(ctx context.Context, dst kernel.Matrix) error {
 	m, scale := p.m, p.m.Params().EmbeddingScale
 	if m.arch.Family.Block.ScaleEmbedding {
 		scale = float32(math.Sqrt(float64(p.x.Cols)))
@@ -260,9 +264,9 @@ func (p *pass) embed(ctx context.Context) error {
 			if !finite(row) {
 				return fmt.Errorf("tensor %q, row %d is not finite", m.embd.info.Name, p.ids[i])
 			}
-			copy(p.x.Row(i), row.Data)
+			copy(dst.Row(i), row.Data)
 			if scale != 0 {
-				scaleBy(p.x.Row(i), scale)
+				scaleBy(dst.Row(i), scale)
 			}
 		}
 		return nil

@@ -34,7 +34,7 @@ func someSeqs(vocab int, lengths ...int) [][]int32 {
 // size, grouping of heads and experts, and company of other sequences. One
 // sequence is longer than a block of queries and a span of the kernel.
 func TestInvariance(t *testing.T) {
-	for _, family := range []string{"deepseek_v3", "deepseek_v2_lite", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear"} {
+	for _, family := range []string{"deepseek_v3", "deepseek_v2_lite", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e"} {
 		path := filepath.Join(fixtures.Family(t, family), "ref-bf16.gguf")
 		seqs := someSeqs(500, 48, 1, 0, 310, 17, 64, 65)
 		one := openModel(t, path, Options{Threads: 1})
@@ -176,14 +176,14 @@ func poison(name string) func(*gguf.TensorInfo, int64, int64, []byte) ([]byte, e
 
 // TestNotFinite poisons one tensor after the other: the error names it.
 func TestNotFinite(t *testing.T) {
-	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear"} {
+	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e"} {
 		a := alter(t, family)
 		m := a.load(t, Options{})
 		seqs := someSeqs(500, 120)
 		seqs[0][3] = 0
 		for i := range a.tensors {
 			name := a.tensors[i].Name
-			if arch.ParseName(name).Layer >= m.Params().Trunk() {
+			if !m.inPass(arch.ParseName(name)) {
 				continue
 			}
 			a.rows = poison(name)
@@ -248,13 +248,13 @@ func TestForwardErrors(t *testing.T) {
 // TestReadErrors fails the reading of one tensor after the other.
 func TestReadErrors(t *testing.T) {
 	broken := errors.New("disk on fire")
-	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear"} {
+	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e"} {
 		a := alter(t, family)
 		m := a.load(t, Options{})
 		seqs := someSeqs(500, 120)
 		for i := range a.tensors {
 			name := a.tensors[i].Name
-			if arch.ParseName(name).Layer >= m.Params().Trunk() {
+			if !m.inPass(arch.ParseName(name)) {
 				continue
 			}
 			a.rows = func(info *gguf.TensorInfo, _, _ int64, data []byte) ([]byte, error) {

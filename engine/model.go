@@ -55,6 +55,7 @@ type Model struct {
 	output  affine  // [vocab, embed]; embd where the two are tied
 	// Factors on the wavelengths of the rotary embedding, [rotated/2].
 	ropeFreqs, ropeLong, ropeShort *tensor
+	perLayer                       perLayer
 	layers                         []layer
 	workers                        sync.Pool // of *worker
 	budget                         int       // see groupFloats
@@ -97,6 +98,8 @@ type layer struct {
 	postFFN1, postFFN2, preFFN2 *tensor
 	outputScale                 *tensor
 
+	perLayerGate, perLayerProj, perLayerPostNorm *tensor // of the block's own embedding
+
 	indices []int // all of the above, in the model's directory
 }
 
@@ -125,6 +128,7 @@ func (l *layer) slots() map[arch.Role]affineSlots {
 		arch.RouterShared: weight(&l.routeShared),
 		arch.PostFFNNorm1: weight(&l.postFFN1), arch.PostFFNNorm2: weight(&l.postFFN2), arch.PreFFNNorm2: weight(&l.preFFN2),
 		arch.LayerOutputScale: weight(&l.outputScale),
+		arch.PerLayerGate:     weight(&l.perLayerGate), arch.PerLayerProj: weight(&l.perLayerProj), arch.PerLayerPostNorm: weight(&l.perLayerPostNorm),
 	}
 	maps.Copy(slots, l.indexer.slots())
 	maps.Copy(slots, l.recurrent.slots())
@@ -200,9 +204,7 @@ func checkMechanisms(am *arch.Model) error {
 		return fmt.Errorf("%s: recurrent blocks of kind %d are not supported by the engine", name, b.Delta)
 	case p.IndexerTopK > 0 && b.Attn != arch.MLA:
 		return fmt.Errorf("%s: sparse attention is supported by the engine for latent attention only", name)
-	case p.PerLayerEmbed > 0:
-		return fmt.Errorf("%s: embeddings per block are not supported by the engine", name)
-	case b.SparseMixer && p.ExpertsUsed != 2:
+	case b.SparseMixer && p.Experts > 0 && p.ExpertsUsed != 2:
 		return fmt.Errorf("%s: %s is %d; the sparse mixer chooses 2 experts", name, arch.KeyExpertUsed, p.ExpertsUsed)
 	case p.Experts == 0:
 		return nil
@@ -257,9 +259,9 @@ func (m *Model) bind() error {
 			return fmt.Errorf("tensor %q is missing", name)
 		}
 		delete(byName, name)
-		if want.Name.Layer >= len(m.layers) {
+		if !m.inPass(want.Name) {
 			weights[name] = nil
-			continue // multi-token prediction is not part of the pass
+			continue
 		}
 		t, err := m.bindOne(&want, i)
 		if err != nil {
@@ -283,6 +285,16 @@ func (m *Model) bind() error {
 		m.output.w = m.embd
 	}
 	return nil
+}
+
+// inPass reports whether the pass uses a tensor: those of multi-token prediction
+// and the keys and values of blocks that share another's are not.
+func (m *Model) inPass(n arch.Name) bool {
+	switch n.Role {
+	case arch.AttnK, arch.AttnV, arch.AttnKNorm:
+		return n.Layer < len(m.layers) && m.arch.Params.SharesKV(n.Layer) == n.Layer
+	}
+	return n.Layer < len(m.layers)
 }
 
 func (m *Model) bindOne(want *arch.Tensor, i int) (*tensor, error) {
@@ -321,7 +333,8 @@ func (m *Model) slot(n arch.Name) **tensor {
 	}
 	return map[arch.Role]affineSlots{
 		arch.TokenEmbd: {weight: &m.embd}, arch.OutputNorm: {weight: &m.outNorm.w, bias: &m.outNorm.b},
-		arch.Output:    {weight: &m.output.w, bias: &m.output.b},
+		arch.Output:            {weight: &m.output.w, bias: &m.output.b},
+		arch.PerLayerTokenEmbd: {weight: &m.perLayer.tokenEmbd}, arch.PerLayerModelProj: {weight: &m.perLayer.modelProj}, arch.PerLayerProjNorm: {weight: &m.perLayer.projNorm},
 		arch.RopeFreqs: {weight: &m.ropeFreqs}, arch.RopeFactorsLong: {weight: &m.ropeLong}, arch.RopeFactorsShort: {weight: &m.ropeShort},
 	}[n.Role].of(n.Suffix)
 }

@@ -573,8 +573,8 @@ func (m *Model) apply(cfg *Config, s *Setting) error {
 	if err := s.store(&m.Params, v); err != nil {
 		return err
 	}
-	if m.Params.Layers > MaxLayers { // before lists of that length are made
-		return configError("%s is %d, wanted 1 to %d", userName(s.From[0]), m.Params.Layers, MaxLayers)
+	if err := m.boundLayers(configError); err != nil {
+		return err
 	}
 	if !s.Silent && !s.omits(v) && !slices.Contains(m.keys, s.Key) {
 		m.keys = append(m.keys, s.Key)
@@ -713,6 +713,9 @@ func (m *Model) readKey(md *gguf.Metadata, s *Setting) error {
 	if err != nil {
 		return err
 	}
+	if err := m.boundLayers(formatError); err != nil {
+		return err
+	}
 	if has {
 		if !slices.Contains(m.keys, s.Key) {
 			m.keys = append(m.keys, s.Key)
@@ -745,6 +748,14 @@ const (
 	maxExperts = 1 << 14
 	maxWidth   = 1 << 24
 )
+
+// boundLayers bounds the number of blocks before lists of that length are made.
+func (m *Model) boundLayers(errf func(string, ...any) error) error {
+	if n := m.Params.Layers; n > MaxLayers {
+		return errf("num_hidden_layers (block_count) is %d, wanted 1 to %d", n, MaxLayers)
+	}
+	return nil
+}
 
 // check refuses contradictory hyper-parameters. errf makes the error: the
 // same facts come from config.json or from metadata keys.
@@ -811,6 +822,12 @@ func (m *Model) checkBlocks(errf func(string, ...any) error) error {
 		if n != 0 && n != p.Layers {
 			return errf("%s has %d entries, the model has %d blocks", name, n, p.Layers)
 		}
+	}
+	if p.SharedKV > 0 && !p.lendersExist() {
+		return errf("num_kv_shared_layers (attention.shared_kv_layers) is %d of %d blocks; every kind of attention needs a block before them to share with", p.SharedKV, p.Trunk())
+	}
+	if p.PerLayerEmbed > maxWidth {
+		return errf("hidden_size_per_layer_input (embedding_length_per_layer_input) is %d, wanted 0 to %d", p.PerLayerEmbed, maxWidth)
 	}
 	for l := range p.Layers {
 		b := p.At(l)

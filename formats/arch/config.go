@@ -188,6 +188,15 @@ func (c *Config) numbers(path string) ([]float32, error) {
 	return out, nil
 }
 
+// numberOr returns a numeric setting, or another number where it is absent.
+func (c *Config) numberOr(path string, other float64) (float64, error) {
+	f, ok, err := c.number(path)
+	if !ok {
+		f = other
+	}
+	return f, err
+}
+
 // show renders a JSON value briefly for an error message.
 func show(v any) string {
 	b, err := json.Marshal(v)

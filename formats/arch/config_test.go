@@ -107,7 +107,6 @@ var llamaErrors = []struct {
 	words  []string
 }{
 	{changes{"rope_scaling": changes{"rope_type": "frobnitz"}}, []string{"rope_scaling.rope_type", "frobnitz"}},
-	{changes{"rope_scaling": changes{"rope_type": "llama3", "factor": 8, "low_freq_factor": 1}}, nil},
 	{changes{"rope_scaling": nil, "num_key_value_heads": 3}, []string{"num_key_value_heads", "is 3", "num_attention_heads"}},
 	{changes{"rope_scaling": nil, "num_key_value_heads": 8}, []string{"num_key_value_heads"}},
 	{changes{"rope_scaling": nil, "head_dim": nil, "num_attention_heads": 6}, []string{"num_attention_heads", "6", "hidden_size"}},
@@ -204,7 +203,6 @@ func TestMetadataErrors(t *testing.T) {
 		{"deepseek2.rope.scaling.type", "longrope", []string{"longrope"}},
 		{"deepseek2.rope.scaling.type", true, []string{"rope.scaling.type"}},
 		{"deepseek2.rope.freq_base", "x", []string{"rope.freq_base"}},
-		{"deepseek2.vocab_size", nil, []string{"vocab_size"}},
 		{"deepseek2.nextn_predict_layers", uint32(3), []string{"num_nextn_predict_layers", "3"}},
 		{"deepseek2.nextn_predict_layers", "x", []string{"nextn_predict_layers"}},
 	} {

@@ -11,7 +11,7 @@ func TestNearest(t *testing.T) {
 		"Qwen3VLMoeForConditionalGeneration":      "Qwen3MoeForCausalLM",
 		"Qwen2_5_VLForConditionalGeneration":      "Qwen2ForCausalLM",
 		"Gemma3nForConditionalGeneration":         "Gemma3ForCausalLM",
-		"GlmForCausalLM":                          "Glm4MoeForCausalLM",
+		"GlmForCausalLM":                          "Glm4ForCausalLM",
 		"DeepseekV4ForCausalLM":                   "DeepseekV2ForCausalLM",
 		"Llama5ForCausalLM":                       "LlamaForCausalLM",
 		"MistralNemoForCausalLM":                  "MistralForCausalLM",

@@ -153,6 +153,26 @@ func (p *Params) SharesKV(l int) int {
 	return l
 }
 
+// LendsKV reports whether later blocks use the keys and values of block l.
+func (p *Params) LendsKV(l int) bool {
+	for o := p.Trunk() - p.SharedKV; o < p.Trunk(); o++ {
+		if o > l && p.SharesKV(o) == l {
+			return true
+		}
+	}
+	return false
+}
+
+// lendersExist reports whether all blocks that share have one to share with.
+func (p *Params) lendersExist() bool {
+	for l := p.Trunk() - p.SharedKV; l < p.Trunk(); l++ {
+		if l < 1 || p.SharesKV(l) == l {
+			return false
+		}
+	}
+	return true
+}
+
 // Hyper-parameter keys, without the "<architecture>." prefix.
 const (
 	KeyBlockCount      = "block_count"
