@@ -3,6 +3,7 @@ package convert
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/formats/tokenizer"
 	"github.com/winnow-moe/winnow/quant"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
@@ -126,6 +128,84 @@ func readFile(t testing.TB, path string) []byte {
 	b, err := os.ReadFile(path)
 	must(t, err)
 	return b
+}
+
+// appendRows puts rows of zeros behind a tensor of a safetensors file.
+func appendRows(t *testing.T, path, tensor string, rows int64) {
+	t.Helper()
+	raw := readFile(t, path)
+	n := binary.LittleEndian.Uint64(raw)
+	header, data := raw[8:8+n], raw[8+n:]
+	type info struct {
+		DType   string   `json:"dtype"`
+		Shape   []int64  `json:"shape"`
+		Offsets [2]int64 `json:"data_offsets"`
+	}
+	var metadata json.RawMessage
+	tensors := map[string]*info{}
+	var all map[string]json.RawMessage
+	must(t, json.Unmarshal(header, &all))
+	for name, v := range all {
+		if name == "__metadata__" {
+			metadata = v
+			continue
+		}
+		tensors[name] = &info{}
+		must(t, json.Unmarshal(v, tensors[name]))
+	}
+	grown := tensors[tensor]
+	end, more := grown.Offsets[1], rows*(grown.Offsets[1]-grown.Offsets[0])/grown.Shape[0]
+	for _, x := range tensors {
+		if x.Offsets[0] >= end {
+			x.Offsets[0] += more
+			x.Offsets[1] += more
+		}
+	}
+	grown.Shape[0] += rows
+	grown.Offsets[1] += more
+	out := map[string]any{}
+	for name, x := range tensors {
+		out[name] = x
+	}
+	if metadata != nil {
+		out["__metadata__"] = metadata
+	}
+	header, err := json.Marshal(out)
+	must(t, err)
+	file := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
+	file = append(file, header...)
+	file = append(file, data[:end]...)
+	file = append(file, make([]byte, more)...)
+	must(t, os.WriteFile(path, append(file, data[end:]...), 0o666))
+}
+
+// TestTrimVocab: rows of Gemma 4's embedding that no token has are left out.
+func TestTrimVocab(t *testing.T) {
+	dir := fixtures.Family(t, "gemma4_moe")
+	var cfg map[string]any
+	must(t, json.Unmarshal(readFile(t, filepath.Join(dir, "config.json")), &cfg))
+	text := cfg["text_config"].(map[string]any)
+	text["vocab_size"] = 544
+	longer := copyFixture(t, dir, map[string]any{"text_config": text})
+	appendRows(t, filepath.Join(longer, "model.safetensors"), "model.language_model.embed_tokens.weight", 32)
+	sameFiles(t, convertTo(t, longer, RunOptions{}, "BF16")[0], filepath.Join(dir, "ref-bf16.gguf"))
+
+	text["vocab_size"] = 500
+	if _, err := OpenCheckpoint(copyFixture(t, dir, map[string]any{"text_config": text}), CheckpointOptions{}); !errors.Is(err, tokenizer.ErrInvalid) {
+		t.Errorf("more tokens than rows: %v", err)
+	}
+}
+
+// TestLeftOutTokens: a token behind the vocabulary is named in a warning, such
+// as Gemma 3's image token in models without vision.
+func TestLeftOutTokens(t *testing.T) {
+	dir := copyFixture(t, fixtures.Family(t, "gemma3"), nil)
+	must(t, os.WriteFile(filepath.Join(dir, "added_tokens.json"), []byte(`{"<image_soft_token>": 262144}`), 0o666))
+	ck := openCheckpoint(t, dir, CheckpointOptions{})
+	if len(ck.Warnings) != 1 || !strings.Contains(ck.Warnings[0], "<image_soft_token>") {
+		t.Errorf("warnings %q", ck.Warnings)
+	}
+	sameFiles(t, convertTo(t, dir, RunOptions{}, "BF16")[0], filepath.Join(dir, "ref-bf16.gguf"))
 }
 
 // differences are keys of a fixture's file that llama.cpp's converter writes

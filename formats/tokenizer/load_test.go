@@ -357,16 +357,21 @@ func FuzzLoadJSON(f *testing.F) {
 	}
 	raw, _ := json.Marshal(small())
 	f.Add(raw, "ab a")
+	f.Add([]byte(`{"added_tokens":[{"id":0,"content":"<s>"}],"pre_tokenizer":{"type":"Metaspace"},"model":{"type":"Unigram","unk_id":0,"byte_fallback":true,`+
+		`"vocab":[["<s>",0],["a",-2.5],["▁a",-1],["<0x41>",0]]}}`), "a A")
+	f.Add([]byte(`{"normalizer":{"type":"Replace","pattern":{"String":" "},"content":"▁"},"model":{"type":"BPE","unk_token":"u","byte_fallback":true,`+
+		`"vocab":{"u":0,"a":1,"▁":2,"▁a":3,"\n\n":4,"<0x41>":5},"merges":["▁ a"]}}`), "a\n\n A")
 	f.Fuzz(func(t *testing.T, raw []byte, text string) {
-		tok, err := parseTokenizerJSON(raw)
-		if err != nil {
-			return
+		for _, model := range []string{"", ModelCharBPE} {
+			tok, err := parseTokenizerJSON(raw)
+			if err != nil {
+				return
+			}
+			v, err := (&folder{tokenizer: tok}).load(Options{VocabSize: 70, Model: model})
+			if err == nil {
+				exercise(t, v, text)
+			}
 		}
-		v, err := (&folder{tokenizer: tok}).load(Options{VocabSize: 70})
-		if err != nil {
-			return
-		}
-		exercise(t, v, text)
 	})
 }
 

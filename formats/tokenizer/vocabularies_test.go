@@ -117,6 +117,11 @@ func TestRanks(t *testing.T) {
 				IDs  []int32
 			}
 			readJSON(t, filepath.Join(dir, "goldens.json"), &cases)
+			var merges []string // by llama.cpp's conversion/qwen.py
+			readJSON(t, filepath.Join(dir, "merges.json"), &merges)
+			if d := cmp.Diff(merges, v.Merges); d != "" {
+				t.Errorf("merges (-llama.cpp +winnow):\n%s", d)
+			}
 			back := roundTrip(t, v)
 			loaded, stored := encoder(t, v), encoder(t, back)
 			back.Merges = nil // as some conversions of Kimi K2 leave them out

@@ -9,12 +9,15 @@ checkpoint without weights; goldens.json holds texts and their ids:
 
   unigram       SentencePiece unigram with byte fallback, as Llama normalizes;
                 ids of the sentencepiece library and of tokenizers
+                metaspace.json: ids of tokenizers with other pre_tokenizers
   unigram_nfkc  SentencePiece unigram as T5 has it: character map, spaces
                 collapsed, unk; ids of both libraries
   kimi, hy      byte strings by rank in tiktoken's form; ids by the rank rule,
                 written here from its definition (take a word whole if it is a
                 token, else merge the neighbours whose joint rank is lowest)
-                and by tokenizers' BPE with the merges of training
+                and by tokenizers' BPE with the merges of training. merges.json
+                is what QwenModel.bpe of llama.cpp's conversion/qwen.py makes
+                of the ranks, where it leaves two parts
 """
 import base64, json, os, sys
 import sentencepiece as spm
@@ -67,6 +70,18 @@ def unigram(folder, t5):
         if c["hf"] != c["sp"]: print(folder, "libraries differ:", repr(c["text"][:60]))
     write(folder, "goldens.json", cases)
 
+def metaspace(folder):
+    """The same vocabulary with the space put and cut by Metaspace."""
+    doc = json.load(open(os.path.join(out, folder, "tokenizer.json")))
+    rows = []
+    for scheme in ("first", "always", "never"):
+        for cut in (True, False):
+            doc["normalizer"] = None
+            doc["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": cut}
+            t = Tokenizer.from_str(json.dumps(doc))
+            rows.append({"pre_tokenizer": doc["pre_tokenizer"], "cases": [{"text": s, "ids": t.encode(s, add_special_tokens=False).ids} for s in TEXTS[:17] + ["a<sep>b <sep> c", "<s> x", "<s>y"]]})
+    write(folder, "metaspace.json", rows)
+
 def by_rank(ranks, word):
     if word in ranks: return [ranks[word]]
     parts = [bytes([b]) for b in word]
@@ -111,6 +126,7 @@ def tiktoken(folder, file, pattern, size, vocab_size, decoder, config, model):
 
 unigram("unigram", False)
 unigram("unigram_nfkc", True)
+metaspace("unigram")
 tiktoken("kimi", "tiktoken.model", KIMI, 900, lambda n: n + 256, {0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>", 4: "<|im_user|>"},
     {"bos_token": "[BOS]", "eos_token": "[EOS]"}, {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "kimi_k2"})
 tiktoken("hy", "hy.tiktoken", HY, 800, lambda n: n + 210, {}, {}, {"architectures": ["HunYuanMoEV1ForCausalLM"], "model_type": "hunyuan_v1_moe", "bos_token_id": 1})
