@@ -17,6 +17,7 @@ const batchLen = kernel.Groups / 2
 // workspace is the memory of a row being encoded.
 type workspace struct {
 	lanes     kernel.Lanes
+	scratch   kernel.Scratch
 	affines   [batchLen]affineSuper
 	symmetric [batchLen]symmetricSuper
 	threeBit  [batchLen]superQ3K
@@ -139,6 +140,21 @@ func (w *workspace) chunks(k *kernel.Set, x, q []float32, group int,
 	}
 }
 
+// blocks loads the blocks of 32 of a row, with their weights if not nil, 32 at
+// a time, and calls encode for each such stretch of the row.
+func (w *workspace) blocks(k *kernel.Set, src, weights []float32, encode func(x, q []float32)) {
+	const n = kernel.Groups * blockLen
+	for len(src) > 0 {
+		x, q := src[:min(n, len(src))], weights
+		if q != nil {
+			q, weights = weights[:len(x)], weights[len(x):]
+		}
+		w.load(k, x, q, blockLen)
+		encode(x, q)
+		src = src[len(x):]
+	}
+}
+
 // weigh turns the loaded importance into weights.
 func (w *workspace) weigh(k *kernel.Set, first, group int) {
 	for lane := range kernel.Groups {
@@ -194,19 +210,24 @@ func (t *affineType) searchBatch(w *workspace, k *kernel.Set, x, q []float32) {
 
 // variances sets sigma for the super-blocks of x.
 func (w *workspace) variances(k *kernel.Set, x []float32, spread float32) {
-	blocks := len(x) / superLen
-	for b := 0; b < blocks; {
-		if blocks < 8 {
-			w.sigma[b] = spread * sumSquares(x[b*superLen:][:superLen]) / superLen
-			b++
+	w.sumSquares(k, w.sigma[:], x, superLen)
+	for b := range len(x) / superLen {
+		w.sigma[b] = spread * w.sigma[b] / superLen
+	}
+}
+
+// sumSquares sets sums to those of the stretches of x of this length.
+func (w *workspace) sumSquares(k *kernel.Set, sums, x []float32, length int) {
+	n := len(x) / length
+	for i := 0; i < n; {
+		if n < len(w.squares) {
+			sums[i] = sumSquares(x[i*length:][:length])
+			i++
 			continue
 		}
-		b = min(b, blocks-8)
-		k.SumSquares(&w.squares, &x[b*superLen], superLen)
-		for i, s := range w.squares {
-			w.sigma[b+i] = spread * s / superLen
-		}
-		b += 8
+		i = min(i, n-len(w.squares))
+		k.SumSquares(&w.squares, &x[i*length], length)
+		i += copy(sums[i:], w.squares[:])
 	}
 }
 

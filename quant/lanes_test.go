@@ -25,7 +25,7 @@ func use(tb testing.TB, isa string) {
 }
 
 // kernelTypes are the types whose encoders use kernels.
-var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K}
+var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K, gguf.IQ4NL, gguf.IQ4XS}
 
 // sameAsPortable encodes a row as every type with kernels, with all of them.
 func sameAsPortable(t *testing.T, what string, x, w []float32) {
@@ -152,6 +152,12 @@ func TestKernelsDoTheWork(t *testing.T) {
 		w.chunks(k, x, nil, 16, func(int) uint32 { return k.FitThreeBit(&w.lanes) }, func(_, _, _ int) {})
 		if w.odd != [batchLen]bool{} {
 			t.Errorf("%s, Q3_K: left to the portable code: %v", k.Name, w.odd)
+		}
+		for _, weights := range [][]float32{nil, q} {
+			w.chunks(k, x, weights, blockLen, func(int) uint32 { return k.FitIQ4(&w.lanes, &w.scratch) }, func(_, _, _ int) {})
+			if w.odd != [batchLen]bool{} {
+				t.Errorf("%s, IQ4_XS: left to the portable code: %v", k.Name, w.odd)
+			}
 		}
 	}
 }

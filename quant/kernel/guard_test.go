@@ -29,7 +29,11 @@ func TestGuards(t *testing.T) {
 				"FitAffine":         func(l *Lanes) { s.FitAffine(l, group, 15, &top[0], len(top)) },
 				"FitAffineAbsolute": func(l *Lanes) { s.FitAffineAbsolute(l, group, 15, &top[0], len(top)) },
 				"FitPositive":       func(l *Lanes) { s.FitPositive(l, group/2, 63, &top[0], len(top)) },
+				"FitIQ4":            func(l *Lanes) { guardFitIQ4(t, s, l) },
 			} {
+				if what == "FitIQ4" && group != 32 {
+					continue
+				}
 				var g guarded
 				fill(&g)
 				want := g
@@ -46,6 +50,7 @@ func TestGuards(t *testing.T) {
 			guardCodes(t, s, group)
 			guardTranspose(t, s, group)
 			guardLosses(t, s, group)
+			guardTableLosses(t, s, group)
 		}
 	}
 }
@@ -162,6 +167,44 @@ func guardLosses(t *testing.T, s *Set, group int) {
 				if v != want {
 					t.Fatalf("%s GridLosses, %d units, %d offsets: number %d is %v, want %v", s.Name, units, offsets, i-16, v, want)
 				}
+			}
+		}
+	}
+}
+
+// guardFitIQ4 checks the memory around the scratch.
+func guardFitIQ4(t *testing.T, s *Set, l *Lanes) {
+	var m [3]Scratch
+	s.FitIQ4(l, &m[1])
+	if m[0] != (Scratch{}) || m[2] != (Scratch{}) {
+		t.Errorf("%s FitIQ4: memory around its scratch changes", s.Name)
+	}
+}
+
+// guardTableLosses checks the memory around the losses of up to 3 times 16
+// scales, and each loss of a group whose elements are 1 or 2 from a value.
+func guardTableLosses(t *testing.T, s *Set, group int) {
+	x, w := make([]float32, group+1), make([]float32, group+1)
+	var want float32
+	for i := range x {
+		x[i], w[i] = [...]float32{-128, -125, 2, 115}[i%4], 1
+		if i > 0 {
+			want += [...]float32{1, 4, 1, 4}[i%4]
+		}
+	}
+	for units := 1; units <= 3; units++ {
+		inv, square, out := make([]float32, 16*units), make([]float32, 16*units), make([]float32, 16*units+32)
+		for i := range inv {
+			inv[i], square[i] = 1, float32(i+1)
+		}
+		s.TableLosses(&out[16], &x[1], &w[1], group, &inv[0], &square[0], units)
+		for i, v := range out {
+			loss := float32(0)
+			if k := i - 16; k >= 0 && k < 16*units {
+				loss = want * square[k]
+			}
+			if v != loss {
+				t.Fatalf("%s TableLosses, %d units: number %d is %v, want %v", s.Name, units, i-16, v, loss)
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 )
 
+//go:generate go -C _asm run . -kernels iq4 -out ../iq4_amd64.s -stubs ../iq4_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
@@ -39,6 +40,9 @@ const (
 	RowBase  = 69
 	RowCodes = 94 // of FitPositive
 )
+
+// Scratch is memory for what FitIQ4 keeps: vectors of one number per lane.
+type Scratch = [176][16]float32
 
 // Set is the kernels of one instruction set. All arrays are read and written in
 // full as stated; pointers to single numbers are those of slices long enough.
@@ -77,6 +81,12 @@ type Set struct {
 	// for the elements of each group g; MultiplyCodes rounds
 	// scale[g]·(x−offset[g]). Groups have a multiple of 16 elements.
 	DivideCodes, MultiplyCodes func(dst *uint8, x, offset, scale *float32, groups, group int, lo, hi int32)
+	// FitIQ4 is quant.fitIQ4 for groups of 32: from X and W to Scale. Its result
+	// is like that of FitSymmetric.
+	FitIQ4 func(l *Lanes, s *Scratch) uint32
+	// CodesIQ4 is quant.packIQ4 for groups of 32: the codes of the values nearest
+	// to inv[g]·x of group g, in 16 bytes at dst[g·stride].
+	CodesIQ4 func(dst *uint8, stride int, x, inv *float32, groups int)
 	// Nearest3 returns the place of the first of n codes, of eight digits with
 	// two bits each, that has the least Σ terms[i][digit i], in the order of i.
 	// It is −1 if no sum is below the largest float; NaN is not. Up to 16 codes
@@ -86,6 +96,9 @@ type Set struct {
 	// elements for 16·units scales, given by inverse and square, and all offsets.
 	// out gets 16 numbers for each 16 scales and offset, offsets running faster.
 	GridLosses func(out, x, w *float32, length int, inv, square *float32, units int, offset *float32, offsets int, lo, hi float32)
+	// TableLosses is quant.tableLosses, the same for the values of IQ4 types and
+	// without offsets.
+	TableLosses func(out, x, w *float32, length int, inv, square *float32, units int)
 }
 
 var active atomic.Pointer[Set]

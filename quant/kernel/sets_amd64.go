@@ -21,8 +21,9 @@ func available() []*Set {
 			FitSymmetric: fitSymmetricAVX512, FitThreeBit: fitThreeBitAVX512,
 			FitPositive: fitPositiveAVX512,
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
+			FitIQ4: fitIQ4AVX512, CodesIQ4: codesIQ4AVX512,
 			Nearest3:   nearest3AVX512,
-			GridLosses: gridLossesAVX512,
+			GridLosses: gridLossesAVX512, TableLosses: tableLossesAVX512,
 		})
 	}
 	return append(s, &Set{
@@ -33,7 +34,8 @@ func available() []*Set {
 		FitSymmetric: fitSymmetricAVX2, FitThreeBit: fitThreeBitAVX2,
 		FitPositive: fitPositiveAVX2,
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
+		FitIQ4: fitIQ4AVX2, CodesIQ4: codesIQ4AVX2,
 		Nearest3:   nearest3AVX2,
-		GridLosses: gridLossesAVX2,
+		GridLosses: gridLossesAVX2, TableLosses: tableLossesAVX2,
 	})
 }
