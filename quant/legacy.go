@@ -102,54 +102,30 @@ func encodeQ5_1(dst []byte, src, weights []float32) {
 
 // encodeSymmetric encodes Q4_0 (n 8) and Q5_0 (n 16).
 func encodeSymmetric(dst []byte, src, weights []float32, size int, n int32) {
-	sigma2 := meanSquare(src, weights)
+	if weights != nil {
+		symmetricByWeight(dst, src, weights, size, n)
+		return
+	}
 	var codes [blockLen]uint8
-	var w [blockLen]float32
 	for ; len(src) >= blockLen; dst, src = dst[size:], src[blockLen:] {
-		x := (*[blockLen]float32)(src)
-		if weights == nil {
-			putHalf(dst, roundSymmetric(&codes, x, n))
-		} else {
-			importance(w[:], weights, x[:], sigma2)
-			fit := fitSymmetric(x[:], w[:], float32(n))
-			fit.codes(codes[:], x[:], n)
-			putHalf(dst, fit.scale)
-			weights = weights[blockLen:]
-		}
+		putHalf(dst, roundSymmetric(&codes, (*[blockLen]float32)(src), n))
 		packLegacy(dst[2:size], &codes)
 	}
 }
 
 // encodeAffine encodes Q4_1 (n 15) and Q5_1 (n 31).
 func encodeAffine(dst []byte, src, weights []float32, size int, n int32) {
-	sigma2 := meanSquare(src, weights)
-	grid := affineGrid{n: float32(n), first: -0.9, delta: 0.05, steps: 36}
+	if weights != nil {
+		affineByWeight(dst, src, weights, size, n)
+		return
+	}
 	var codes [blockLen]uint8
-	var w [blockLen]float32
 	for ; len(src) >= blockLen; dst, src = dst[size:], src[blockLen:] {
-		x := (*[blockLen]float32)(src)
-		if weights == nil {
-			d, m := roundAffine(&codes, x, n)
-			putHalf(dst, d)
-			putHalf(dst[2:], m)
-		} else {
-			importance(w[:], weights, x[:], sigma2)
-			fit := grid.fit(x[:], w[:])
-			fit.codes(codes[:], x[:], n)
-			putHalf(dst, fit.scale)
-			putHalf(dst[2:], -fit.min)
-			weights = weights[blockLen:]
-		}
+		d, m := roundAffine(&codes, (*[blockLen]float32)(src), n)
+		putHalf(dst, d)
+		putHalf(dst[2:], m)
 		packLegacy(dst[4:size], &codes)
 	}
-}
-
-// meanSquare returns the variance that importance needs: that of the row.
-func meanSquare(row, weights []float32) float32 {
-	if weights == nil {
-		return 0
-	}
-	return sumSquares(row) / float32(len(row))
 }
 
 // roundSymmetric rounds to the grid that puts the largest magnitude at code 0
