@@ -157,8 +157,8 @@ func encodeLanesIQ4NL(k *kernel.Set, dst []byte, src, weights []float32) {
 			k.SquareWeights(&w.lanes, blockLen)
 		}
 		odd, blocks := k.FitIQ4(&w.lanes, &w.scratch), len(x)/blockLen
-		var inv [kernel.Groups]float32
-		for b := range blocks {
+		inv := w.lanes[kernel.RowInv][:blocks]
+		for b := range inv {
 			inv[b] = inverse(w.lanes[kernel.RowScale][b])
 		}
 		k.CodesIQ4(&dst[2], sizeIQ4NL, &x[0], &inv[0], blocks)
@@ -195,9 +195,9 @@ func encodeBlockIQ4XS(dst []byte, x, weights []float32) {
 		}
 		scales[g] = fitIQ4((*[blockLen]float32)(x[32*g:]), q, sigma2)
 	}
-	inv := spreadScalesIQ4XS(dst, &scales)
-	for g, t := range inv {
-		packIQ4((*[16]byte)(dst[8+16*g:]), (*[blockLen]float32)(x[32*g:]), t)
+	spreadScalesIQ4XS(dst, &scales)
+	for g, inv := range scales {
+		packIQ4((*[16]byte)(dst[8+16*g:]), (*[blockLen]float32)(x[32*g:]), inv)
 	}
 }
 
@@ -205,7 +205,6 @@ func encodeBlockIQ4XS(dst []byte, x, weights []float32) {
 func encodeLanesIQ4XS(k *kernel.Set, dst []byte, src, weights []float32) {
 	w := workspaces.Get().(*workspace)
 	defer workspaces.Put(w)
-	var scales [batchLen][8]float32
 	w.batches(dst, src, weights, sizeIQ4XS, func(x, q []float32) {
 		if q != nil {
 			w.variances(k, x, 2)
@@ -217,21 +216,21 @@ func encodeLanesIQ4XS(k *kernel.Set, dst []byte, src, weights []float32) {
 				k.SquareWeights(&w.lanes, 32)
 			}
 			return k.FitIQ4(&w.lanes, &w.scratch)
-		}, func(b, g, lane int) { scales[b][g] = w.lanes[kernel.RowScale][lane] })
+		}, func(b, g, lane int) { w.uneven[b][g] = w.lanes[kernel.RowScale][lane] })
 	}, func(b int, dst []byte, x, q []float32) {
 		if w.odd[b] {
 			encodeBlockIQ4XS(dst, x, q)
 			return
 		}
-		inv := spreadScalesIQ4XS(dst, &scales[b])
-		k.CodesIQ4(&dst[8], 16, &x[0], &inv[0], len(inv))
+		spreadScalesIQ4XS(dst, &w.uneven[b])
+		k.CodesIQ4(&dst[8], 16, &x[0], &w.uneven[b][0], 8)
 	})
 }
 
 // spreadScalesIQ4XS gives the scale of largest magnitude the code −32 and the
-// others their share. It returns the inverses of the scales that follow, which
-// the codes are those for: their factor is not rounded to half.
-func spreadScalesIQ4XS(dst []byte, scales *[8]float32) (inv [8]float32) {
+// others their share. It turns the scales into the inverse ones that the codes
+// of the elements are for; in these the factor is not rounded to half.
+func spreadScalesIQ4XS(dst []byte, scales *[8]float32) {
 	var top float32
 	for _, scale := range scales {
 		if abs32(scale) > abs32(top) {
@@ -245,10 +244,9 @@ func spreadScalesIQ4XS(dst []byte, scales *[8]float32) (inv [8]float32) {
 	for g, scale := range scales {
 		ls := nearestIn(share*scale, -32, 31)
 		codes[g] = uint8(ls + 32)
-		inv[g] = inverse(d * float32(ls))
+		scales[g] = inverse(d * float32(ls))
 	}
 	packScalesIQ4XS(dst, &codes)
-	return inv
 }
 
 // packIQ4 stores the codes nearest to inv·x.

@@ -21,9 +21,11 @@ type workspace struct {
 	affines   [batchLen]affineSuper
 	symmetric [batchLen]symmetricSuper
 	threeBit  [batchLen]superQ3K
-	odd       [batchLen]bool    // super-blocks left to the portable code
-	sigma     [batchLen]float32 // σ² of their importance
-	tops      [40]float32       // codes at which candidates put the largest value
+	uneven    [batchLen][8]float32   // scales of IQ4_XS
+	odd       [batchLen]bool         // super-blocks left to the portable code
+	sigma     [batchLen]float32      // σ² of their importance
+	tops      [40]float32            // codes at which candidates put the largest value
+	none      [kernel.Groups]float32 // zeros
 	squares   [8]float32
 	pad       [2][kernel.Groups * 32]float32
 	codes     [kernel.Groups * 32]uint8

@@ -29,9 +29,8 @@ func symmetricByWeight(dst []byte, src, weights []float32, size int, n int32) {
 	w.blocks(k, src, weights, func(x, q []float32) {
 		w.weighBlocks(k, sigma2)
 		odd := w.fitSymmetric(k, blockLen, float32(n))
-		var none [kernel.Groups]float32
 		scale, inv := &w.lanes[kernel.RowScale], &w.lanes[kernel.RowInv]
-		k.MultiplyCodes(&w.codes[0], &x[0], &none[0], &inv[0], len(x)/blockLen, blockLen, -n, n-1)
+		k.MultiplyCodes(&w.codes[0], &x[0], &w.none[0], &inv[0], len(x)/blockLen, blockLen, -n, n-1)
 		for b := range len(x) / blockLen {
 			out, codes := dst[:size:size], (*[blockLen]uint8)(w.codes[blockLen*b:])
 			dst = dst[size:]

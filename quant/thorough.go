@@ -259,6 +259,8 @@ func (r *refiner) solve(s *superBlock, scales, mins int) (sum float64) {
 // measure sets out to the losses of a group.
 func (r *refiner) measure(out, x, w, inv, square, offset []float32) {
 	switch {
+	case r.uneven() && r.kernel != nil:
+		r.kernel.TableLosses(&out[0], &x[0], &w[0], len(x), &inv[0], &square[0], len(inv)/unitLen)
 	case r.uneven():
 		tableLosses(out, x, w, inv, square)
 	case r.kernel != nil:
