@@ -97,13 +97,15 @@ type refiner struct {
 	x, w   []float32
 	before superBlock // what the default search found
 	best   superBlock
-	least  float64 // its loss
+	least  float64    // its loss
+	fitted superBlock // the same with other factors
 
 	// The grids under the factors at hand: 1/scale and scale² by ls−first, and
 	// offsets by lm.
 	inv, square [256]float32
 	offset      [64]float32
 	losses      [256]float32
+	sums        [8]float64
 	values      [superLen]float32
 	packed      [sizeQ6K]byte // the largest
 }
@@ -153,35 +155,57 @@ func (r *refiner) block(dst []byte, x, q []float32) {
 	}
 }
 
-// store writes the best super-block found, with its factors fitted once more,
-// if its error is below the given one.
+// store writes the best super-block found, with its factors fitted once more
+// or, if that does not help, as it is, if its error is below the given one.
 func (r *refiner) store(dst []byte, below float64) {
-	b := r.packed[:r.size]
-	for round := range 2 {
-		if round > 0 {
-			r.refit(&r.best)
-		}
-		r.setGrids(&r.best)
-		r.setCodes(&r.best)
-		r.write(b, &r.best)
-		if loss := r.error(b); loss < below {
-			below = loss
-			copy(dst, b)
-		}
+	r.setCodes(&r.best)
+	r.fitted = r.best
+	r.refit(&r.fitted)
+	r.setCodes(&r.fitted)
+	loss := r.replace(dst, &r.fitted, below)
+	if loss < below {
+		below = loss
 	}
+	if !(loss < r.least) {
+		r.replace(dst, &r.best, below)
+	}
+}
+
+// replace writes s to dst if its error, which it returns, is below the given one.
+func (r *refiner) replace(dst []byte, s *superBlock, below float64) float64 {
+	b := r.packed[:r.size]
+	r.write(b, s)
+	loss := r.error(b)
+	if loss < below {
+		copy(dst, b)
+	}
+	return loss
 }
 
 // error returns Σw·(x−y)² of an encoded super-block.
 func (r *refiner) error(b []byte) float64 {
 	r.decode(r.values[:], b)
-	x, w := (*[superLen]float32)(r.x), (*[superLen]float32)(r.w)
-	var even, odd float64
-	for i := 0; i < superLen; i += 2 {
-		e, f := float64(x[i])-float64(r.values[i]), float64(x[i+1])-float64(r.values[i+1])
-		even += float64(float64(w[i]) * float64(e*e))
-		odd += float64(float64(w[i+1]) * float64(f*f))
+	if r.kernel != nil {
+		r.kernel.SquaredErrors(&r.sums, &r.x[0], &r.values[0], &r.w[0], superLen)
+	} else {
+		squaredErrors(&r.sums, r.x, r.values[:], r.w)
 	}
-	return even + odd
+	var sum float64
+	for _, v := range r.sums {
+		sum += v
+	}
+	return sum
+}
+
+// squaredErrors sets the sums to those of w·(x−y)² over every eighth element,
+// from each of the first eight on.
+func squaredErrors(sums *[8]float64, x, y, w []float32) {
+	clear(sums[:])
+	y, w = y[:len(x)], w[:len(x)]
+	for i, v := range x {
+		e := float64(v) - float64(y[i])
+		sums[i%8] += float64(float64(w[i]) * float64(e*e))
+	}
 }
 
 // rescale changes the factor d so that the scale of largest magnitude grows by
@@ -320,18 +344,26 @@ func tableLosses(out, x, w, inv, square []float32) {
 
 // setCodes sets all codes to those of the grids.
 func (r *refiner) setCodes(s *superBlock) {
-	for g := range superLen / r.group {
-		inv, off := r.inv[s.ls[g]], r.offset[s.lm[g]]
-		x, codes := r.x[g*r.group:][:r.group], s.codes[g*r.group:][:r.group]
-		if r.uneven() {
-			for i, v := range x {
-				codes[i] = codeIQ4(float32(inv * (v + off)))
-			}
-			continue
+	groups := superLen / r.group
+	inv, base := r.inv[:groups], r.offset[:groups]
+	for g := range inv {
+		inv[g], base[g] = 0, -(s.dmin * float32(s.lm[g]))
+		if v := s.d * float32(r.first+int(s.ls[g])); abs32(v) >= smallestNormal {
+			inv[g] = 1 / v
 		}
+	}
+	if r.kernel != nil && !r.uneven() {
+		r.kernel.MultiplyCodes(&s.codes[0], &r.x[0], &base[0], &inv[0], groups, r.group, int32(r.lo), int32(r.hi))
+		return
+	}
+	for g := range inv {
+		x, codes := r.x[g*r.group:][:r.group], s.codes[g*r.group:][:r.group]
 		for i, v := range x {
-			level := max(r.lo, min(r.hi, float32(inv*(v+off)))) + roundMagic - roundMagic
-			codes[i] = uint8(int32(level - r.lo))
+			if v = inv[g] * (v - base[g]); r.uneven() {
+				codes[i] = codeIQ4(v)
+			} else {
+				codes[i] = uint8(nearestIn(v, int32(r.lo), int32(r.hi)) - int32(r.lo))
+			}
 		}
 	}
 }

@@ -99,6 +99,8 @@ type Set struct {
 	// TableLosses is quant.tableLosses, the same for the values of IQ4 types and
 	// without offsets.
 	TableLosses func(out, x, w *float32, length int, inv, square *float32, units int)
+	// SquaredErrors is quant.squaredErrors for a multiple of 8 elements.
+	SquaredErrors func(sums *[8]float64, x, y, w *float32, length int)
 }
 
 var active atomic.Pointer[Set]

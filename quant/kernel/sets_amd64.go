@@ -23,7 +23,7 @@ func available() []*Set {
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
 			FitIQ4: fitIQ4AVX512, CodesIQ4: codesIQ4AVX512,
 			Nearest3:   nearest3AVX512,
-			GridLosses: gridLossesAVX512, TableLosses: tableLossesAVX512,
+			GridLosses: gridLossesAVX512, TableLosses: tableLossesAVX512, SquaredErrors: squaredErrorsAVX512,
 		})
 	}
 	return append(s, &Set{
@@ -36,6 +36,6 @@ func available() []*Set {
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
 		FitIQ4: fitIQ4AVX2, CodesIQ4: codesIQ4AVX2,
 		Nearest3:   nearest3AVX2,
-		GridLosses: gridLossesAVX2, TableLosses: tableLossesAVX2,
+		GridLosses: gridLossesAVX2, TableLosses: tableLossesAVX2, SquaredErrors: squaredErrorsAVX2,
 	})
 }
