@@ -84,7 +84,7 @@ func scaleIQ4XS(b []byte, g int) uint8 {
 }
 
 var refineIQ4XS = refinement{
-	size: sizeIQ4XS, group: 32, first: -32, scales: 64, mins: 1, wide: 64, wideMins: 1, starts: 1, passes: 1,
+	size: sizeIQ4XS, group: 32, first: -32, scales: 64, mins: 1, mirrored: true, wide: 16, wideMins: 1, starts: 2, plainStarts: 2, passes: 1,
 	read: func(s *superBlock, b []byte) {
 		s.d = half(b)
 		for g := range 8 {

@@ -68,8 +68,11 @@ type refinement struct {
 	// wide and wideMins say how many scales, a multiple of unitLen, and minimums
 	// around those of the default search are tried first.
 	wide, wideMins int
-	starts         int // how many larger and how many smaller factors d are tried
-	passes         int // how often groups are solved for each
+	mirrored       bool // and as many scales of the other sign
+	// starts says how many larger and how many smaller factors d are tried with
+	// importance, plainStarts without.
+	starts, plainStarts int
+	passes              int // how often groups are solved for each
 	// read and write convert all but the codes, and all.
 	read   func(s *superBlock, b []byte)
 	write  func(b []byte, s *superBlock)
@@ -95,10 +98,10 @@ type refiner struct {
 	*refinement
 	kernel *kernel.Set
 	x, w   []float32
-	before superBlock // what the default search found
+	solved superBlock // with the factors of the default search
+	trial  superBlock
 	best   superBlock
-	least  float64    // its loss
-	fitted superBlock // the same with other factors
+	least  float64 // its loss
 
 	// The grids under the factors at hand: 1/scale and scale² by ls−first, and
 	// offsets by lm.
@@ -131,22 +134,23 @@ var flat = func() (w [superLen]float32) {
 // block lowers the error of a super-block, or leaves it alone.
 func (r *refiner) block(dst []byte, x, q []float32) {
 	r.x, r.w = x, q
+	starts := r.starts
 	if q == nil {
-		r.w = flat[:]
+		r.w, starts = flat[:], r.plainStarts
 	}
 	before := r.error(dst)
 	if !(before > 0 && before <= math.MaxFloat32) {
 		return
 	}
 	r.least = math.Inf(1)
-	r.read(&r.before, dst)
-	loss := r.solve(&r.before, r.wide, r.wideMins)
-	r.descend(r.before, loss)
-	for k := 1; k <= r.starts; k++ {
+	r.read(&r.trial, dst)
+	loss := r.solve(r.wide, r.wideMins, r.mirrored)
+	r.solved = r.trial
+	r.descend(loss)
+	for k := 1; k <= starts; k++ {
 		for _, step := range [...]int{-k, k} {
-			if s := r.before; r.rescale(&s, step) {
-				loss := r.solve(&s, unitLen, min(r.mins, narrowMins))
-				r.descend(s, loss)
+			if r.trial = r.solved; r.rescale(&r.trial, step) {
+				r.descend(r.solve(unitLen, min(r.mins, narrowMins), false))
 			}
 		}
 	}
@@ -159,10 +163,10 @@ func (r *refiner) block(dst []byte, x, q []float32) {
 // or, if that does not help, as it is, if its error is below the given one.
 func (r *refiner) store(dst []byte, below float64) {
 	r.setCodes(&r.best)
-	r.fitted = r.best
-	r.refit(&r.fitted)
-	r.setCodes(&r.fitted)
-	loss := r.replace(dst, &r.fitted, below)
+	r.trial = r.best
+	r.refit(&r.trial)
+	r.setCodes(&r.trial)
+	loss := r.replace(dst, &r.trial, below)
 	if loss < below {
 		below = loss
 	}
@@ -228,20 +232,20 @@ func (r *refiner) rescale(s *superBlock, step int) bool {
 	return true
 }
 
-// descend improves a solved super-block of the given loss while that helps.
-func (r *refiner) descend(s superBlock, loss float64) {
+// descend improves a solved trial of the given loss while that helps.
+func (r *refiner) descend(loss float64) {
 	for pass := 1; ; pass++ {
 		if loss < r.least {
-			r.best, r.least = s, loss
+			r.best, r.least = r.trial, loss
 		} else if pass > 1 {
 			return
 		}
 		if pass == r.passes {
 			return
 		}
-		r.setCodes(&s)
-		r.refit(&s)
-		loss = r.solve(&s, unitLen, min(r.mins, narrowMins))
+		r.setCodes(&r.trial)
+		r.refit(&r.trial)
+		loss = r.solve(unitLen, min(r.mins, narrowMins), false)
 	}
 }
 
@@ -262,18 +266,31 @@ func (r *refiner) setGrids(s *superBlock) {
 	}
 }
 
-// solve sets the scale and minimum of every group to the best of the given
-// numbers around those at hand, and returns the loss.
-func (r *refiner) solve(s *superBlock, scales, mins int) (sum float64) {
+// solve sets the scale and minimum of every group of the trial to the best of
+// the given numbers around those at hand, and returns the loss. If mirrored, as
+// many scales around that of the other sign are tried, too.
+func (r *refiner) solve(scales, mins int, mirrored bool) (sum float64) {
+	s := &r.trial
 	r.setGrids(s)
-	losses := r.losses[:scales*mins]
+	windows := 1
+	if mirrored {
+		windows = 2
+	}
+	losses := r.losses[:windows*scales*mins]
+	var first [2]int
 	for g := range superLen / r.group {
 		x, w := r.x[g*r.group:][:r.group], r.w[g*r.group:][:r.group]
-		first := max(0, min(r.scales-scales, int(s.ls[g])-scales/2))
 		low := max(0, min(r.mins-mins, int(s.lm[g])-mins/2))
-		r.measure(losses, x, w, r.inv[first:][:scales], r.square[first:][:scales], r.offset[low:][:mins])
+		around := int(s.ls[g])
+		for i := range windows {
+			first[i] = max(0, min(r.scales-scales, around-scales/2))
+			r.measure(losses[i*scales*mins:][:scales*mins], x, w, r.inv[first[i]:][:scales], r.square[first[i]:][:scales], r.offset[low:][:mins])
+			around = -2*r.first - around
+		}
 		at, loss := least(losses)
-		s.ls[g] = uint8(first + at/(unitLen*mins)*unitLen + at%unitLen)
+		start := first[at/(scales*mins)]
+		at %= scales * mins
+		s.ls[g] = uint8(start + at/(unitLen*mins)*unitLen + at%unitLen)
 		s.lm[g] = uint8(low + at/unitLen%mins)
 		sum += float64(loss)
 	}

@@ -51,6 +51,7 @@ func TestGuards(t *testing.T) {
 			guardTranspose(t, s, group)
 			guardLosses(t, s, group)
 			guardTableLosses(t, s, group)
+			guardErrors(t, s, group)
 		}
 	}
 }
@@ -207,5 +208,22 @@ func guardTableLosses(t *testing.T, s *Set, group int) {
 				t.Fatalf("%s TableLosses, %d units: number %d is %v, want %v", s.Name, units, i-16, v, loss)
 			}
 		}
+	}
+}
+
+// guardErrors checks the memory around sums of few and many elements.
+func guardErrors(t *testing.T, s *Set, length int) {
+	x, y, w := make([]float32, length+1), make([]float32, length+1), make([]float32, length+1)
+	for i := range x {
+		x[i], y[i], w[i] = float32(i), 1, 2
+	}
+	var sums [3][8]float64
+	s.SquaredErrors(&sums[1], &x[1], &y[1], &w[1], length)
+	var want [3][8]float64
+	for i := range length {
+		want[1][i%8] += float64(2 * i * i)
+	}
+	if sums != want {
+		t.Fatalf("%s SquaredErrors of %d: %v, want %v", s.Name, length, sums, want)
 	}
 }
