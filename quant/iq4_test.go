@@ -1,10 +1,13 @@
 package quant
 
 import (
+	"bytes"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
 
+	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant/kernel"
 )
 
@@ -98,6 +101,29 @@ func TestFitIQ4(t *testing.T) {
 				want := fitIQ4((*[blockLen]float32)(x[blockLen*g:]), q[blockLen*g:], 50)
 				if math.Float32bits(got) != math.Float32bits(want) {
 					t.Fatalf("%s, round %d, group %d: scale %v, want %v", k.Name, round, g, got, want)
+				}
+			}
+		}
+	}
+}
+
+// TestKernelsBlocksOf32 compares kernels with the portable code on rows that
+// are not whole super-blocks.
+func TestKernelsBlocksOf32(t *testing.T) {
+	r := rand.New(rand.NewPCG(6, 6))
+	for _, blocks := range []int{1, 2, 7, 9, 31, 33, 41, 65} {
+		x, w := gauss(blocks * blockLen)
+		clear(x[:r.IntN(blockLen)+1])
+		x[r.IntN(len(x))] = bitsFloat(r, false)
+		for _, typ := range []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.IQ4NL} {
+			for _, weights := range [][]float32{nil, w} {
+				use(t, "portable")
+				want := encodeBy(t, DefaultSearch, typ, x, weights)
+				for _, k := range kernel.Sets() {
+					use(t, k.Name)
+					if got := encodeBy(t, DefaultSearch, typ, x, weights); !bytes.Equal(got, want) {
+						compareBlocks(t, fmt.Sprintf("%s %s, %d blocks", typ, k.Name, blocks), typ, got, want)
+					}
 				}
 			}
 		}
