@@ -159,6 +159,16 @@ func TestKernelsDoTheWork(t *testing.T) {
 				t.Errorf("%s, IQ4_XS: left to the portable code: %v", k.Name, w.odd)
 			}
 		}
+		w.blocks(k, x, q, func(_, _ []float32) {
+			w.weighBlocks(k, 1)
+			if odd := w.fitSymmetric(k, blockLen, 8); odd != 0 {
+				t.Errorf("%s, Q4_0: left to the portable code: %b", k.Name, odd)
+			}
+			grid := affineGrid{n: 15, first: -0.9, delta: 0.05, steps: 36}
+			if odd := w.fitAffine(k, &grid, blockLen); odd != 0 {
+				t.Errorf("%s, Q4_1: left to the portable code: %b", k.Name, odd)
+			}
+		})
 	}
 }
 
