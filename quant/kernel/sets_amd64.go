@@ -21,6 +21,9 @@ func available() []*Set {
 			FitSymmetric: fitSymmetricAVX512, FitThreeBit: fitThreeBitAVX512,
 			FitPositive: fitPositiveAVX512,
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
+			Magnitudes: magnitudesAVX2,
+			FitCells3:  fitCells3AVX512, FitCells8: fitCells8AVX512,
+			RoundCells3: roundCells3AVX512, RoundCells8: roundCells8AVX512,
 			Nearest3:   nearest3AVX512,
 			GridLosses: gridLossesAVX512,
 		})
@@ -33,6 +36,9 @@ func available() []*Set {
 		FitSymmetric: fitSymmetricAVX2, FitThreeBit: fitThreeBitAVX2,
 		FitPositive: fitPositiveAVX2,
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
+		Magnitudes: magnitudesAVX2,
+		FitCells3:  fitCells3AVX2, FitCells8: fitCells8AVX2,
+		RoundCells3: roundCells3AVX2, RoundCells8: roundCells8AVX2,
 		Nearest3:   nearest3AVX2,
 		GridLosses: gridLossesAVX2,
 	})
