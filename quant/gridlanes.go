@@ -26,6 +26,7 @@ func newPackedCells(c *gridCells, levels int) *packedCells {
 		}
 		p.codes[key] = e
 	}
+	p.records = make([]uint32, 0, 2*len(c.lists))
 	for _, code := range c.lists {
 		p.records = kernel.AppendRecord(p.records, code, levels)
 	}
@@ -43,9 +44,9 @@ type gridWorkspace struct {
 	signs      [gridChunk][32]uint8
 	groupTops  [gridChunk][3][16]uint32
 	fits       [batchLen][superLen / 16]gridFit
+	codes      [8]uint16 // of the group at hand
 	workspace
-	steps    [48]float32 // codes at which candidates put the largest magnitude
-	portable int         // groups left to the portable code
+	steps [48]float32 // codes at which candidates put the largest magnitude
 }
 
 var gridWorkspaces = sync.Pool{New: func() any { return new(gridWorkspace) }}
@@ -132,7 +133,6 @@ func (t *gridType) fitLanes(w *gridWorkspace, k *kernel.Set, x, q []float32, fir
 	if done {
 		return ok
 	}
-	w.portable++
 	start := (first+b)*superLen + g*t.group
 	if q != nil {
 		q = q[start:][:t.group]
@@ -166,59 +166,61 @@ func (t *gridType) fitOrdinary(w *gridWorkspace, k *kernel.Set, f *gridFit, b, g
 	if !(w.steps[0]/base > 1.0/gridRange && w.steps[count-1]/base*reach < 1<<20) {
 		return false, false
 	}
-	codes, scale, done := t.searchLanes(w, k, &w.magnitudes[b], g*t.group, scale, base, reach)
+	scale, done = t.searchLanes(w, k, &w.magnitudes[b], g*t.group, scale, base, reach)
 	if !done || scale != scale {
 		return false, done
 	}
 	var signs [4]uint8
 	copy(signs[:t.group/8], w.signs[b][g*t.group/8:])
-	f.set(t, &codes, scale, signs)
+	f.set(t, &w.codes, scale, signs)
 	return true, true
 }
 
-// searchLanes is gridGroup.search for the group that starts at an element of m.
-// It reports whether the best scale was in the range of the kernels.
+// searchLanes is gridGroup.search for the group that starts at an element of m:
+// it sets the codes and returns the scale. It reports whether that was in the
+// range of the kernels.
 func (t *gridType) searchLanes(w *gridWorkspace, k *kernel.Set, m *kernel.Magnitudes, start int,
-	scale, base, reach float32) (codes [8]uint16, _ float32, done bool) {
+	scale, base, reach float32) (_ float32, done bool) {
 	fit, round := k.FitCells3, k.RoundCells3
 	if t.levels == 8 {
 		fit, round = k.FitCells8, k.RoundCells8
 	}
-	x, cells, count := &m[kernel.MagX][start], t.grid.packed(), t.count()
-	fit(&w.candidates, x, &cells.codes[0], &cells.records[0], count, &w.steps[0], 2*t.steps+1, base)
-	best, at := w.best(scale, 2*t.steps+1)
-	again := t.again.none()
-	if at >= 0 {
-		off := uint8(0)
-		for i := range count {
-			c := w.candidates[kernel.CandCodes+i][at]
-			codes[i] = uint16(c)
-			off |= uint8(c/kernel.OffGrid) << i
-		}
-		again = t.again.cells(off)
-	}
-	again &= 1<<count - 1
+	x, cells := &m[kernel.MagX][start], t.grid.packed()
+	fit(&w.candidates, x, &cells.codes[0], &cells.records[0], t.count(), &w.steps[0], 2*t.steps+1, base)
+	best, again := w.best(t, scale)
 	if again == 0 || !(best.scale > 0) {
-		return codes, best.scale, true
+		return best.scale, true
 	}
 	inv := 1 / best.scale
 	if !(best.scale < gridRange && inv*reach < 1<<20) {
-		return codes, 0, false
+		return 0, false
 	}
-	round(&codes[0], x, &cells.codes[0], &cells.lists[0], int(again), inv, best.scale)
-	sums := t.sums(&codes, m[kernel.MagW][start:], m[kernel.MagWX][start:])
-	return codes, sums.scale(best.scale), true
+	round(&w.codes[0], x, &cells.codes[0], &cells.lists[0], int(again), inv, best.scale)
+	sums := t.sums(&w.codes, m[kernel.MagW][start:], m[kernel.MagWX][start:])
+	return sums.scale(best.scale), true
 }
 
-// best returns the best of the candidates and its number, or −1 and the scale
-// given.
-func (w *gridWorkspace) best(scale float32, count int) (best gridBest, at int) {
-	best, at = gridBest{scale: scale}, -1
+// best sets the codes to those of the best candidate, 0 if none is better than
+// zeros with the given scale, and returns the cells to round again.
+func (w *gridWorkspace) best(t *gridType, scale float32) (best gridBest, again uint8) {
+	best = gridBest{scale: scale}
+	count, at := 2*t.steps+1, -1
 	a, b := w.candidates[kernel.CandA][:count], w.candidates[kernel.CandB][:count]
 	for i := range a {
 		if best.take(gridSums{math.Float32frombits(a[i]), math.Float32frombits(b[i])}) {
 			at = i
 		}
 	}
-	return best, at
+	w.codes = [8]uint16{}
+	all := uint8(1<<t.count() - 1)
+	if at < 0 {
+		return best, t.again.none() & all
+	}
+	off := uint8(0)
+	for i := range t.count() {
+		c := w.candidates[kernel.CandCodes+i][at]
+		w.codes[i] = uint16(c)
+		off |= uint8(c/kernel.OffGrid) << i
+	}
+	return best, t.again.cells(off) & all
 }

@@ -17,7 +17,7 @@ const (
 // CandCodes the codes of the cells, plus OffGrid where the key of the cell is
 // not on the grid. The other rows hold intermediate values, and columns beyond
 // the candidates nothing of use.
-type Candidates = [41][48]uint32
+type Candidates = [27][48]uint32
 
 // Rows of Candidates.
 const (

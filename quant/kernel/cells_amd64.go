@@ -13,7 +13,7 @@ func magnitudesAVX2(m *[4][256]float32, signs *[32]uint8, tops *[3][16]uint32, x
 // codes of the cells and the sums over them.
 //
 //go:noescape
-func fitCells3AVX2(c *[41][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
+func fitCells3AVX2(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
 
 // roundCells3AVX2 is quant.gridGroup.round.
 //
@@ -24,7 +24,7 @@ func roundCells3AVX2(codes *uint16, x *float32, entries *uint32, lists *uint16, 
 // codes of the cells and the sums over them.
 //
 //go:noescape
-func fitCells8AVX2(c *[41][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
+func fitCells8AVX2(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
 
 // roundCells8AVX2 is quant.gridGroup.round.
 //
@@ -35,7 +35,7 @@ func roundCells8AVX2(codes *uint16, x *float32, entries *uint32, lists *uint16, 
 // codes of the cells and the sums over them.
 //
 //go:noescape
-func fitCells3AVX512(c *[41][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
+func fitCells3AVX512(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
 
 // roundCells3AVX512 is quant.gridGroup.round.
 //
@@ -46,7 +46,7 @@ func roundCells3AVX512(codes *uint16, x *float32, entries *uint32, lists *uint16
 // codes of the cells and the sums over them.
 //
 //go:noescape
-func fitCells8AVX512(c *[41][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
+func fitCells8AVX512(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
 
 // roundCells8AVX512 is quant.gridGroup.round.
 //

@@ -132,7 +132,7 @@ DATA signShifts<>+56(SB)/4, $0x00000019
 DATA signShifts<>+60(SB)/4, $0x00000018
 GLOBL signShifts<>(SB), RODATA|NOPTR, $64
 
-// func fitCells3AVX2(c *[41][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
+// func fitCells3AVX2(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
 // Requires: AVX, AVX2, BMI
 TEXT ·fitCells3AVX2(SB), NOSPLIT, $0-60
 	MOVQ         c+0(FP), AX
@@ -432,17 +432,23 @@ run:
 	VXORPS       Y0, Y0, Y0
 
 code:
-	MOVBLZX      (R10), R8
-	VMOVUPS      2496(AX)(R8*8), Y2
-	MOVBLZX      1(R10), R8
-	VADDPS       4544(AX)(R8*8), Y2, Y2
-	MOVBLZX      2(R10), R8
-	VADDPS       4672(AX)(R8*8), Y2, Y2
-	MOVBLZX      3(R10), R8
-	VADDPS       4800(AX)(R8*8), Y2, Y2
-	MOVBLZX      4(R10), R8
-	VADDPS       4928(AX)(R8*8), Y2, Y2
-	MOVBLZX      5(R10), R8
+	MOVQ         (R10), R8
+	MOVBLZX      R8, R12
+	VMOVUPS      2496(AX)(R12*8), Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4544(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4672(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4800(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4928(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R8
 	VADDPS       5056(AX)(R8*8), Y2, Y2
 	VBROADCASTSS 4(R10), Y3
 	VCMPPS       $0x11, Y1, Y2, Y4
@@ -798,7 +804,7 @@ GLOBL lanes<>(SB), RODATA|NOPTR, $64
 DATA word00000008<>+0(SB)/4, $0x00000008
 GLOBL word00000008<>(SB), RODATA|NOPTR, $4
 
-// func fitCells8AVX2(c *[41][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
+// func fitCells8AVX2(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
 // Requires: AVX, AVX2, BMI
 TEXT ·fitCells8AVX2(SB), NOSPLIT, $0-60
 	MOVQ         c+0(FP), AX
@@ -1049,13 +1055,17 @@ run:
 	VXORPS       Y0, Y0, Y0
 
 code:
-	MOVBLZX      (R10), R8
-	VMOVUPS      2496(AX)(R8*8), Y2
-	MOVBLZX      1(R10), R8
-	VADDPS       2752(AX)(R8*8), Y2, Y2
-	MOVBLZX      2(R10), R8
-	VADDPS       3008(AX)(R8*8), Y2, Y2
-	MOVBLZX      3(R10), R8
+	MOVL         (R10), R8
+	MOVBLZX      R8, R12
+	VMOVUPS      2496(AX)(R12*8), Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       2752(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       3008(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R8
 	VADDPS       3264(AX)(R8*8), Y2, Y2
 	VBROADCASTSS (R10), Y3
 	VCMPPS       $0x11, Y1, Y2, Y4
@@ -1334,8 +1344,8 @@ DATA shifts8<>+56(SB)/4, $0x00000006
 DATA shifts8<>+60(SB)/4, $0x00000009
 GLOBL shifts8<>(SB), RODATA|NOPTR, $64
 
-// func fitCells3AVX512(c *[41][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
-// Requires: AVX, AVX512F, BMI
+// func fitCells3AVX512(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
+// Requires: AVX, AVX2, AVX512F, BMI
 TEXT ·fitCells3AVX512(SB), NOSPLIT, $0-60
 	MOVQ         c+0(FP), AX
 	MOVQ         top+40(FP), CX
@@ -1367,71 +1377,71 @@ cell:
 	MOVQ         count+48(FP), R8
 
 key:
-	VMOVUPS      1920(DI), Z7
+	VMOVUPS      1920(DI), Z6
 	VPXORD       Z3, Z3, Z3
-	VBROADCASTSS 28(CX), Z9
-	VMULPS       Z7, Z9, Z9
-	VPADDD       Z3, Z3, Z8
-	VPADDD       Z8, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z9, K1
+	VBROADCASTSS 28(CX), Z8
+	VMULPS       Z6, Z8, Z8
+	VPADDD       Z3, Z3, Z7
+	VPADDD       Z7, Z3, Z3
+	VCMPPS       $0x1e, Z0, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z9, K1
+	VCMPPS       $0x1d, Z1, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 24(CX), Z9
-	VMULPS       Z7, Z9, Z9
-	VPADDD       Z3, Z3, Z8
-	VPADDD       Z8, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z9, K1
+	VBROADCASTSS 24(CX), Z8
+	VMULPS       Z6, Z8, Z8
+	VPADDD       Z3, Z3, Z7
+	VPADDD       Z7, Z3, Z3
+	VCMPPS       $0x1e, Z0, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z9, K1
+	VCMPPS       $0x1d, Z1, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 20(CX), Z9
-	VMULPS       Z7, Z9, Z9
-	VPADDD       Z3, Z3, Z8
-	VPADDD       Z8, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z9, K1
+	VBROADCASTSS 20(CX), Z8
+	VMULPS       Z6, Z8, Z8
+	VPADDD       Z3, Z3, Z7
+	VPADDD       Z7, Z3, Z3
+	VCMPPS       $0x1e, Z0, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z9, K1
+	VCMPPS       $0x1d, Z1, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 16(CX), Z9
-	VMULPS       Z7, Z9, Z9
-	VPADDD       Z3, Z3, Z8
-	VPADDD       Z8, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z9, K1
+	VBROADCASTSS 16(CX), Z8
+	VMULPS       Z6, Z8, Z8
+	VPADDD       Z3, Z3, Z7
+	VPADDD       Z7, Z3, Z3
+	VCMPPS       $0x1e, Z0, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z9, K1
+	VCMPPS       $0x1d, Z1, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 12(CX), Z9
-	VMULPS       Z7, Z9, Z9
-	VPADDD       Z3, Z3, Z8
-	VPADDD       Z8, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z9, K1
+	VBROADCASTSS 12(CX), Z8
+	VMULPS       Z6, Z8, Z8
+	VPADDD       Z3, Z3, Z7
+	VPADDD       Z7, Z3, Z3
+	VCMPPS       $0x1e, Z0, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z9, K1
+	VCMPPS       $0x1d, Z1, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 8(CX), Z9
-	VMULPS       Z7, Z9, Z9
-	VPADDD       Z3, Z3, Z8
-	VPADDD       Z8, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z9, K1
+	VBROADCASTSS 8(CX), Z8
+	VMULPS       Z6, Z8, Z8
+	VPADDD       Z3, Z3, Z7
+	VPADDD       Z7, Z3, Z3
+	VCMPPS       $0x1e, Z0, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z9, K1
+	VCMPPS       $0x1d, Z1, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 4(CX), Z9
-	VMULPS       Z7, Z9, Z9
-	VPADDD       Z3, Z3, Z8
-	VPADDD       Z8, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z9, K1
+	VBROADCASTSS 4(CX), Z8
+	VMULPS       Z6, Z8, Z8
+	VPADDD       Z3, Z3, Z7
+	VPADDD       Z7, Z3, Z3
+	VCMPPS       $0x1e, Z0, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z9, K1
+	VCMPPS       $0x1d, Z1, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS (CX), Z9
-	VMULPS       Z7, Z9, Z9
-	VPADDD       Z3, Z3, Z8
-	VPADDD       Z8, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z9, K1
+	VBROADCASTSS (CX), Z8
+	VMULPS       Z6, Z8, Z8
+	VPADDD       Z3, Z3, Z7
+	VPADDD       Z7, Z3, Z3
+	VCMPPS       $0x1e, Z0, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z9, K1
+	VCMPPS       $0x1d, Z1, Z8, K1
 	VPADDD       Z2, Z3, K1, Z3
 	VMOVUPS      Z3, 2304(DI)
 	ADDQ         $0x40, DI
@@ -1443,234 +1453,234 @@ key:
 
 run:
 	MOVL         2304(AX)(DI*4), R8
-	VBROADCASTSS 2304(AX)(DI*4), Z0
-	VPCMPEQD     2304(AX)(DI*4), Z0, K1
-	KMOVW        K1, R9
+	VBROADCASTSS 2304(AX)(DI*4), Y0
+	VPCMPEQD     2304(AX)(DI*4), Y0, Y0
+	VMOVMSKPS    Y0, R9
 	NOTL         R9
 	TZCNTL       R9, R9
 	MOVQ         entries+16(FP), R10
 	MOVL         (R10)(R8*4), R8
 	TESTL        R8, R8
 	JS           onGrid
-	VMOVUPS      2112(AX)(DI*4), Z0
-	VBROADCASTSS word3f800000<>+0(SB), Z1
-	VMULPS       Z1, Z0, Z1
-	VBROADCASTSS word40400000<>+0(SB), Z2
-	VMULPS       Z2, Z0, Z2
-	VBROADCASTSS word40a00000<>+0(SB), Z7
-	VMULPS       Z7, Z0, Z0
-	VBROADCASTSS 12(CX), Z7
-	VBROADCASTSS 3084(CX), Z8
-	VSUBPS       Z7, Z1, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 6592(AX)
-	VSUBPS       Z7, Z2, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 6656(AX)
-	VSUBPS       Z7, Z0, Z7
-	VMULPS       Z8, Z7, Z8
-	VMULPS       Z7, Z8, Z8
-	VMOVUPS      Z8, 6720(AX)
-	VBROADCASTSS 16(CX), Z7
-	VBROADCASTSS 3088(CX), Z8
-	VSUBPS       Z7, Z1, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 6848(AX)
-	VSUBPS       Z7, Z2, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 6912(AX)
-	VSUBPS       Z7, Z0, Z7
-	VMULPS       Z8, Z7, Z8
-	VMULPS       Z7, Z8, Z8
-	VMOVUPS      Z8, 6976(AX)
-	VBROADCASTSS 20(CX), Z7
-	VBROADCASTSS 3092(CX), Z8
-	VSUBPS       Z7, Z1, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 7104(AX)
-	VSUBPS       Z7, Z2, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 7168(AX)
-	VSUBPS       Z7, Z0, Z7
-	VMULPS       Z8, Z7, Z8
-	VMULPS       Z7, Z8, Z8
-	VMOVUPS      Z8, 7232(AX)
-	VBROADCASTSS 24(CX), Z7
-	VBROADCASTSS 3096(CX), Z8
-	VSUBPS       Z7, Z1, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 7360(AX)
-	VSUBPS       Z7, Z2, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 7424(AX)
-	VSUBPS       Z7, Z0, Z7
-	VMULPS       Z8, Z7, Z8
-	VMULPS       Z7, Z8, Z8
-	VMOVUPS      Z8, 7488(AX)
-	VBROADCASTSS 28(CX), Z7
-	VBROADCASTSS 3100(CX), Z8
-	VSUBPS       Z7, Z1, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 7616(AX)
-	VSUBPS       Z7, Z2, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VMOVUPS      Z10, 7680(AX)
-	VSUBPS       Z7, Z0, Z7
-	VMULPS       Z8, Z7, Z8
-	VMULPS       Z7, Z8, Z8
-	VMOVUPS      Z8, 7744(AX)
-	VBROADCASTSS (CX), Z7
-	VBROADCASTSS 3072(CX), Z8
-	VSUBPS       Z7, Z1, Z9
-	VMULPS       Z8, Z9, Z10
-	VMULPS       Z9, Z10, Z10
-	VSUBPS       Z7, Z2, Z9
-	VMULPS       Z8, Z9, Z11
-	VMULPS       Z9, Z11, Z11
-	VSUBPS       Z7, Z0, Z7
-	VMULPS       Z8, Z7, Z8
-	VMULPS       Z7, Z8, Z8
-	VBROADCASTSS 4(CX), Z7
-	VBROADCASTSS 3076(CX), Z9
-	VSUBPS       Z7, Z1, Z12
-	VMULPS       Z9, Z12, Z13
-	VMULPS       Z12, Z13, Z13
-	VSUBPS       Z7, Z2, Z12
-	VMULPS       Z9, Z12, Z14
-	VMULPS       Z12, Z14, Z14
-	VSUBPS       Z7, Z0, Z7
-	VMULPS       Z9, Z7, Z9
-	VMULPS       Z7, Z9, Z9
-	VBROADCASTSS 8(CX), Z7
-	VBROADCASTSS 3080(CX), Z12
-	VSUBPS       Z7, Z1, Z1
-	VMULPS       Z12, Z1, Z15
-	VMULPS       Z1, Z15, Z15
-	VSUBPS       Z7, Z2, Z1
-	VMULPS       Z12, Z1, Z2
-	VMULPS       Z1, Z2, Z2
-	VSUBPS       Z7, Z0, Z0
-	VMULPS       Z12, Z0, Z1
-	VMULPS       Z0, Z1, Z1
-	VADDPS       Z13, Z10, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 2496(AX)
-	VADDPS       Z2, Z0, Z7
-	VMOVUPS      Z7, 3520(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 4544(AX)
-	VADDPS       Z14, Z10, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 2752(AX)
-	VADDPS       Z2, Z0, Z7
-	VMOVUPS      Z7, 3776(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 4800(AX)
-	VADDPS       Z9, Z10, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 3008(AX)
-	VADDPS       Z2, Z0, Z7
-	VMOVUPS      Z7, 4032(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 5056(AX)
-	VADDPS       Z13, Z11, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 2560(AX)
-	VADDPS       Z2, Z0, Z7
-	VMOVUPS      Z7, 3584(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 4608(AX)
-	VADDPS       Z14, Z11, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 2816(AX)
-	VADDPS       Z2, Z0, Z7
-	VMOVUPS      Z7, 3840(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 4864(AX)
-	VADDPS       Z9, Z11, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 3072(AX)
-	VADDPS       Z2, Z0, Z7
-	VMOVUPS      Z7, 4096(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 5120(AX)
-	VADDPS       Z13, Z8, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 2624(AX)
-	VADDPS       Z2, Z0, Z7
-	VMOVUPS      Z7, 3648(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 4672(AX)
-	VADDPS       Z14, Z8, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 2880(AX)
-	VADDPS       Z2, Z0, Z7
-	VMOVUPS      Z7, 3904(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 4928(AX)
-	VADDPS       Z9, Z8, Z0
-	VADDPS       Z15, Z0, Z7
-	VMOVUPS      Z7, 3136(AX)
-	VADDPS       Z2, Z0, Z2
-	VMOVUPS      Z2, 4160(AX)
-	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, 5184(AX)
+	VMOVUPS      2112(AX)(DI*4), Y0
+	VBROADCASTSS word3f800000<>+0(SB), Y1
+	VMULPS       Y1, Y0, Y1
+	VBROADCASTSS word40400000<>+0(SB), Y2
+	VMULPS       Y2, Y0, Y2
+	VBROADCASTSS word40a00000<>+0(SB), Y6
+	VMULPS       Y6, Y0, Y0
+	VBROADCASTSS 12(CX), Y6
+	VBROADCASTSS 3084(CX), Y7
+	VSUBPS       Y6, Y1, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 4544(AX)
+	VSUBPS       Y6, Y2, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 4576(AX)
+	VSUBPS       Y6, Y0, Y6
+	VMULPS       Y7, Y6, Y7
+	VMULPS       Y6, Y7, Y7
+	VMOVUPS      Y7, 4608(AX)
+	VBROADCASTSS 16(CX), Y6
+	VBROADCASTSS 3088(CX), Y7
+	VSUBPS       Y6, Y1, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 4672(AX)
+	VSUBPS       Y6, Y2, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 4704(AX)
+	VSUBPS       Y6, Y0, Y6
+	VMULPS       Y7, Y6, Y7
+	VMULPS       Y6, Y7, Y7
+	VMOVUPS      Y7, 4736(AX)
+	VBROADCASTSS 20(CX), Y6
+	VBROADCASTSS 3092(CX), Y7
+	VSUBPS       Y6, Y1, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 4800(AX)
+	VSUBPS       Y6, Y2, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 4832(AX)
+	VSUBPS       Y6, Y0, Y6
+	VMULPS       Y7, Y6, Y7
+	VMULPS       Y6, Y7, Y7
+	VMOVUPS      Y7, 4864(AX)
+	VBROADCASTSS 24(CX), Y6
+	VBROADCASTSS 3096(CX), Y7
+	VSUBPS       Y6, Y1, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 4928(AX)
+	VSUBPS       Y6, Y2, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 4960(AX)
+	VSUBPS       Y6, Y0, Y6
+	VMULPS       Y7, Y6, Y7
+	VMULPS       Y6, Y7, Y7
+	VMOVUPS      Y7, 4992(AX)
+	VBROADCASTSS 28(CX), Y6
+	VBROADCASTSS 3100(CX), Y7
+	VSUBPS       Y6, Y1, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 5056(AX)
+	VSUBPS       Y6, Y2, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 5088(AX)
+	VSUBPS       Y6, Y0, Y6
+	VMULPS       Y7, Y6, Y7
+	VMULPS       Y6, Y7, Y7
+	VMOVUPS      Y7, 5120(AX)
+	VBROADCASTSS (CX), Y6
+	VBROADCASTSS 3072(CX), Y7
+	VSUBPS       Y6, Y1, Y8
+	VMULPS       Y7, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VSUBPS       Y6, Y2, Y8
+	VMULPS       Y7, Y8, Y10
+	VMULPS       Y8, Y10, Y10
+	VSUBPS       Y6, Y0, Y6
+	VMULPS       Y7, Y6, Y7
+	VMULPS       Y6, Y7, Y7
+	VBROADCASTSS 4(CX), Y6
+	VBROADCASTSS 3076(CX), Y8
+	VSUBPS       Y6, Y1, Y11
+	VMULPS       Y8, Y11, Y12
+	VMULPS       Y11, Y12, Y12
+	VSUBPS       Y6, Y2, Y11
+	VMULPS       Y8, Y11, Y13
+	VMULPS       Y11, Y13, Y13
+	VSUBPS       Y6, Y0, Y6
+	VMULPS       Y8, Y6, Y8
+	VMULPS       Y6, Y8, Y8
+	VBROADCASTSS 8(CX), Y6
+	VBROADCASTSS 3080(CX), Y11
+	VSUBPS       Y6, Y1, Y1
+	VMULPS       Y11, Y1, Y14
+	VMULPS       Y1, Y14, Y14
+	VSUBPS       Y6, Y2, Y1
+	VMULPS       Y11, Y1, Y2
+	VMULPS       Y1, Y2, Y2
+	VSUBPS       Y6, Y0, Y0
+	VMULPS       Y11, Y0, Y1
+	VMULPS       Y0, Y1, Y1
+	VADDPS       Y12, Y9, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2496(AX)
+	VADDPS       Y2, Y0, Y6
+	VMOVUPS      Y6, 3008(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3520(AX)
+	VADDPS       Y13, Y9, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2624(AX)
+	VADDPS       Y2, Y0, Y6
+	VMOVUPS      Y6, 3136(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3648(AX)
+	VADDPS       Y8, Y9, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2752(AX)
+	VADDPS       Y2, Y0, Y6
+	VMOVUPS      Y6, 3264(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3776(AX)
+	VADDPS       Y12, Y10, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2528(AX)
+	VADDPS       Y2, Y0, Y6
+	VMOVUPS      Y6, 3040(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3552(AX)
+	VADDPS       Y13, Y10, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2656(AX)
+	VADDPS       Y2, Y0, Y6
+	VMOVUPS      Y6, 3168(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3680(AX)
+	VADDPS       Y8, Y10, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2784(AX)
+	VADDPS       Y2, Y0, Y6
+	VMOVUPS      Y6, 3296(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3808(AX)
+	VADDPS       Y12, Y7, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2560(AX)
+	VADDPS       Y2, Y0, Y6
+	VMOVUPS      Y6, 3072(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3584(AX)
+	VADDPS       Y13, Y7, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2688(AX)
+	VADDPS       Y2, Y0, Y6
+	VMOVUPS      Y6, 3200(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3712(AX)
+	VADDPS       Y8, Y7, Y0
+	VADDPS       Y14, Y0, Y6
+	VMOVUPS      Y6, 2816(AX)
+	VADDPS       Y2, Y0, Y2
+	VMOVUPS      Y2, 3328(AX)
+	VADDPS       Y1, Y0, Y0
+	VMOVUPS      Y0, 3840(AX)
 	MOVQ         lists+24(FP), R10
 	MOVL         R8, R11
 	ANDL         $0x000001ff, R11
 	SHRL         $0x09, R8
 	LEAQ         (R10)(R8*8), R10
-	VBROADCASTSS word7f7fffff<>+0(SB), Z0
-	VPXORD       Z4, Z4, Z4
+	VBROADCASTSS word7f7fffff<>+0(SB), Y1
+	VXORPS       Y0, Y0, Y0
 
 code:
-	MOVBLZX      (R10), R8
-	ADDL         R8, R8
-	VMOVUPS      2496(AX)(R8*8), Z1
-	MOVBLZX      1(R10), R8
-	ADDL         R8, R8
-	VADDPS       6592(AX)(R8*8), Z1, Z1
-	MOVBLZX      2(R10), R8
-	ADDL         R8, R8
-	VADDPS       6848(AX)(R8*8), Z1, Z1
-	MOVBLZX      3(R10), R8
-	ADDL         R8, R8
-	VADDPS       7104(AX)(R8*8), Z1, Z1
-	MOVBLZX      4(R10), R8
-	ADDL         R8, R8
-	VADDPS       7360(AX)(R8*8), Z1, Z1
-	MOVBLZX      5(R10), R8
-	ADDL         R8, R8
-	VADDPS       7616(AX)(R8*8), Z1, Z1
-	VBROADCASTSS 4(R10), Z2
-	VCMPPS       $0x11, Z0, Z1, K1
-	VMINPS       Z0, Z1, Z0
-	VMOVUPS      Z2, K1, Z4
+	MOVQ         (R10), R8
+	MOVBLZX      R8, R12
+	VMOVUPS      2496(AX)(R12*8), Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4544(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4672(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4800(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4928(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R8
+	VADDPS       5056(AX)(R8*8), Y2, Y2
+	VBROADCASTSS 4(R10), Y6
+	VCMPPS       $0x11, Y1, Y2, Y7
+	VMINPS       Y1, Y2, Y1
+	VBLENDVPS    Y7, Y6, Y0, Y0
 	ADDQ         $0x08, R10
 	DECQ         R11
 	JNZ          code
-	VPSRLD       $0x10, Z4, Z4
-	VBROADCASTSS word00010000<>+0(SB), Z0
-	VPORD        Z0, Z4, Z4
+	VPSRLD       $0x10, Y0, Y0
+	VBROADCASTSS word00010000<>+0(SB), Y1
+	VPOR         Y1, Y0, Y0
 	JMP          found
 
 onGrid:
 	ANDL         $0x0000ffff, R8
-	VMOVD        R8, X4
-	VPBROADCASTD X4, Z4
+	VMOVD        R8, X0
+	VPBROADCASTD X0, Y0
 
 found:
-	VMOVUPS Z4, (BX)(DI*4)
+	VMOVUPS Y0, (BX)(DI*4)
 	ADDQ    R9, DI
 	CMPQ    DI, DX
 	JLT     run
@@ -1682,8 +1692,8 @@ found:
 	MOVQ    count+48(FP), DX
 
 sum:
+	VPXORD Z4, Z4, Z4
 	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
 	LEAQ   384(AX), BX
 	MOVQ   x+8(FP), CX
 	MOVQ   cells+32(FP), SI
@@ -1692,81 +1702,81 @@ add:
 	VMOVUPS      (BX), Z1
 	VPERMILPS    Z1, Z0, Z2
 	VBROADCASTSS 2048(CX), Z3
-	VBROADCASTSS 1024(CX), Z4
+	VBROADCASTSS 1024(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x02, Z1, Z1
 	VPERMILPS    Z1, Z0, Z2
 	VBROADCASTSS 2052(CX), Z3
-	VBROADCASTSS 1028(CX), Z4
+	VBROADCASTSS 1028(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x02, Z1, Z1
 	VPERMILPS    Z1, Z0, Z2
 	VBROADCASTSS 2056(CX), Z3
-	VBROADCASTSS 1032(CX), Z4
+	VBROADCASTSS 1032(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x02, Z1, Z1
 	VPERMILPS    Z1, Z0, Z2
 	VBROADCASTSS 2060(CX), Z3
-	VBROADCASTSS 1036(CX), Z4
+	VBROADCASTSS 1036(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x02, Z1, Z1
 	VPERMILPS    Z1, Z0, Z2
 	VBROADCASTSS 2064(CX), Z3
-	VBROADCASTSS 1040(CX), Z4
+	VBROADCASTSS 1040(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x02, Z1, Z1
 	VPERMILPS    Z1, Z0, Z2
 	VBROADCASTSS 2068(CX), Z3
-	VBROADCASTSS 1044(CX), Z4
+	VBROADCASTSS 1044(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x02, Z1, Z1
 	VPERMILPS    Z1, Z0, Z2
 	VBROADCASTSS 2072(CX), Z3
-	VBROADCASTSS 1048(CX), Z4
+	VBROADCASTSS 1048(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x02, Z1, Z1
 	VPERMILPS    Z1, Z0, Z2
 	VBROADCASTSS 2076(CX), Z1
 	VBROADCASTSS 1052(CX), Z3
 	VMULPS       Z2, Z1, Z1
-	VADDPS       Z1, Z5, Z5
+	VADDPS       Z1, Z4, Z4
 	VMULPS       Z2, Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z6, Z6
+	VADDPS       Z3, Z5, Z5
 	ADDQ         $0x20, CX
 	ADDQ         $0x000000c0, BX
 	DECQ         SI
 	JNZ          add
-	VMOVUPS      Z5, (AX)
-	VMOVUPS      Z6, 192(AX)
+	VMOVUPS      Z4, (AX)
+	VMOVUPS      Z5, 192(AX)
 	ADDQ         $0x40, AX
 	SUBQ         $0x10, DX
 	JG           sum
@@ -1929,8 +1939,8 @@ next:
 DATA word00000010<>+0(SB)/4, $0x00000010
 GLOBL word00000010<>(SB), RODATA|NOPTR, $4
 
-// func fitCells8AVX512(c *[41][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
-// Requires: AVX, AVX512BW, AVX512F, BMI
+// func fitCells8AVX512(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
+// Requires: AVX, AVX2, AVX512F, BMI
 TEXT ·fitCells8AVX512(SB), NOSPLIT, $0-60
 	MOVQ         c+0(FP), AX
 	MOVQ         top+40(FP), CX
@@ -1962,43 +1972,43 @@ cell:
 	MOVQ         count+48(FP), R8
 
 key:
-	VMOVUPS      1920(DI), Z7
+	VMOVUPS      1920(DI), Z6
 	VPXORD       Z3, Z3, Z3
-	VMULPS       Z0, Z7, Z7
-	VBROADCASTSS 12(CX), Z8
-	VMULPS       Z7, Z8, Z8
-	VSUBPS       Z0, Z8, Z8
-	VADDPS       Z1, Z8, Z8
-	VMAXPS       Z1, Z8, Z8
-	VMINPS       Z2, Z8, Z8
+	VMULPS       Z0, Z6, Z6
+	VBROADCASTSS 12(CX), Z7
+	VMULPS       Z6, Z7, Z7
+	VSUBPS       Z0, Z7, Z7
+	VADDPS       Z1, Z7, Z7
+	VMAXPS       Z1, Z7, Z7
+	VMINPS       Z2, Z7, Z7
 	VPSLLD       $0x03, Z3, Z3
-	VPADDD       Z8, Z3, Z3
-	VBROADCASTSS 8(CX), Z8
-	VMULPS       Z7, Z8, Z8
-	VSUBPS       Z0, Z8, Z8
-	VADDPS       Z1, Z8, Z8
-	VMAXPS       Z1, Z8, Z8
-	VMINPS       Z2, Z8, Z8
+	VPADDD       Z7, Z3, Z3
+	VBROADCASTSS 8(CX), Z7
+	VMULPS       Z6, Z7, Z7
+	VSUBPS       Z0, Z7, Z7
+	VADDPS       Z1, Z7, Z7
+	VMAXPS       Z1, Z7, Z7
+	VMINPS       Z2, Z7, Z7
 	VPSLLD       $0x03, Z3, Z3
-	VPADDD       Z8, Z3, Z3
-	VBROADCASTSS 4(CX), Z8
-	VMULPS       Z7, Z8, Z8
-	VSUBPS       Z0, Z8, Z8
-	VADDPS       Z1, Z8, Z8
-	VMAXPS       Z1, Z8, Z8
-	VMINPS       Z2, Z8, Z8
+	VPADDD       Z7, Z3, Z3
+	VBROADCASTSS 4(CX), Z7
+	VMULPS       Z6, Z7, Z7
+	VSUBPS       Z0, Z7, Z7
+	VADDPS       Z1, Z7, Z7
+	VMAXPS       Z1, Z7, Z7
+	VMINPS       Z2, Z7, Z7
 	VPSLLD       $0x03, Z3, Z3
-	VPADDD       Z8, Z3, Z3
-	VBROADCASTSS (CX), Z8
-	VMULPS       Z7, Z8, Z8
-	VSUBPS       Z0, Z8, Z8
-	VADDPS       Z1, Z8, Z8
-	VMAXPS       Z1, Z8, Z8
-	VMINPS       Z2, Z8, Z8
+	VPADDD       Z7, Z3, Z3
+	VBROADCASTSS (CX), Z7
+	VMULPS       Z6, Z7, Z7
+	VSUBPS       Z0, Z7, Z7
+	VADDPS       Z1, Z7, Z7
+	VMAXPS       Z1, Z7, Z7
+	VMINPS       Z2, Z7, Z7
 	VPSLLD       $0x03, Z3, Z3
-	VPADDD       Z8, Z3, Z3
-	VBROADCASTSS word00000fff<>+0(SB), Z7
-	VPANDD       Z7, Z3, Z3
+	VPADDD       Z7, Z3, Z3
+	VBROADCASTSS word00000fff<>+0(SB), Z6
+	VPANDD       Z6, Z3, Z3
 	VMOVUPS      Z3, 2304(DI)
 	ADDQ         $0x40, DI
 	SUBQ         $0x10, R8
@@ -2009,212 +2019,212 @@ key:
 
 run:
 	MOVL         2304(AX)(DI*4), R8
-	VBROADCASTSS 2304(AX)(DI*4), Z0
-	VPCMPEQD     2304(AX)(DI*4), Z0, K1
-	KMOVW        K1, R9
+	VBROADCASTSS 2304(AX)(DI*4), Y0
+	VPCMPEQD     2304(AX)(DI*4), Y0, Y0
+	VMOVMSKPS    Y0, R9
 	NOTL         R9
 	TZCNTL       R9, R9
 	MOVQ         entries+16(FP), R10
 	MOVL         (R10)(R8*4), R8
 	TESTL        R8, R8
 	JS           onGrid
-	VMOVUPS      2112(AX)(DI*4), Z0
-	VBROADCASTSS word3f800000<>+0(SB), Z1
-	VMULPS       Z1, Z0, Z1
-	VBROADCASTSS word40400000<>+0(SB), Z2
-	VMULPS       Z2, Z0, Z2
-	VBROADCASTSS word40a00000<>+0(SB), Z7
-	VMULPS       Z7, Z0, Z7
-	VBROADCASTSS word40e00000<>+0(SB), Z8
-	VMULPS       Z8, Z0, Z8
-	VBROADCASTSS word41100000<>+0(SB), Z9
-	VMULPS       Z9, Z0, Z9
-	VBROADCASTSS word41300000<>+0(SB), Z10
-	VMULPS       Z10, Z0, Z10
-	VBROADCASTSS word41500000<>+0(SB), Z11
-	VMULPS       Z11, Z0, Z11
-	VBROADCASTSS word41700000<>+0(SB), Z12
-	VMULPS       Z12, Z0, Z0
-	VBROADCASTSS (CX), Z12
-	VBROADCASTSS 3072(CX), Z13
-	VSUBPS       Z12, Z1, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 2496(AX)
-	VSUBPS       Z12, Z2, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 2560(AX)
-	VSUBPS       Z12, Z7, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 2624(AX)
-	VSUBPS       Z12, Z8, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 2688(AX)
-	VSUBPS       Z12, Z9, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 2752(AX)
-	VSUBPS       Z12, Z10, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 2816(AX)
-	VSUBPS       Z12, Z11, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 2880(AX)
-	VSUBPS       Z12, Z0, Z12
-	VMULPS       Z13, Z12, Z13
-	VMULPS       Z12, Z13, Z13
-	VMOVUPS      Z13, 2944(AX)
-	VBROADCASTSS 4(CX), Z12
-	VBROADCASTSS 3076(CX), Z13
-	VSUBPS       Z12, Z1, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3008(AX)
-	VSUBPS       Z12, Z2, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3072(AX)
-	VSUBPS       Z12, Z7, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3136(AX)
-	VSUBPS       Z12, Z8, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3200(AX)
-	VSUBPS       Z12, Z9, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3264(AX)
-	VSUBPS       Z12, Z10, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3328(AX)
-	VSUBPS       Z12, Z11, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3392(AX)
-	VSUBPS       Z12, Z0, Z12
-	VMULPS       Z13, Z12, Z13
-	VMULPS       Z12, Z13, Z13
-	VMOVUPS      Z13, 3456(AX)
-	VBROADCASTSS 8(CX), Z12
-	VBROADCASTSS 3080(CX), Z13
-	VSUBPS       Z12, Z1, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3520(AX)
-	VSUBPS       Z12, Z2, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3584(AX)
-	VSUBPS       Z12, Z7, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3648(AX)
-	VSUBPS       Z12, Z8, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3712(AX)
-	VSUBPS       Z12, Z9, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3776(AX)
-	VSUBPS       Z12, Z10, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3840(AX)
-	VSUBPS       Z12, Z11, Z14
-	VMULPS       Z13, Z14, Z15
-	VMULPS       Z14, Z15, Z15
-	VMOVUPS      Z15, 3904(AX)
-	VSUBPS       Z12, Z0, Z12
-	VMULPS       Z13, Z12, Z13
-	VMULPS       Z12, Z13, Z13
-	VMOVUPS      Z13, 3968(AX)
-	VBROADCASTSS 12(CX), Z12
-	VBROADCASTSS 3084(CX), Z13
-	VSUBPS       Z12, Z1, Z1
-	VMULPS       Z13, Z1, Z14
-	VMULPS       Z1, Z14, Z14
-	VMOVUPS      Z14, 4032(AX)
-	VSUBPS       Z12, Z2, Z1
-	VMULPS       Z13, Z1, Z2
-	VMULPS       Z1, Z2, Z2
-	VMOVUPS      Z2, 4096(AX)
-	VSUBPS       Z12, Z7, Z1
-	VMULPS       Z13, Z1, Z2
-	VMULPS       Z1, Z2, Z2
-	VMOVUPS      Z2, 4160(AX)
-	VSUBPS       Z12, Z8, Z1
-	VMULPS       Z13, Z1, Z2
-	VMULPS       Z1, Z2, Z2
-	VMOVUPS      Z2, 4224(AX)
-	VSUBPS       Z12, Z9, Z1
-	VMULPS       Z13, Z1, Z2
-	VMULPS       Z1, Z2, Z2
-	VMOVUPS      Z2, 4288(AX)
-	VSUBPS       Z12, Z10, Z1
-	VMULPS       Z13, Z1, Z2
-	VMULPS       Z1, Z2, Z2
-	VMOVUPS      Z2, 4352(AX)
-	VSUBPS       Z12, Z11, Z1
-	VMULPS       Z13, Z1, Z2
-	VMULPS       Z1, Z2, Z2
-	VMOVUPS      Z2, 4416(AX)
-	VSUBPS       Z12, Z0, Z0
-	VMULPS       Z13, Z0, Z1
-	VMULPS       Z0, Z1, Z1
-	VMOVUPS      Z1, 4480(AX)
+	VMOVUPS      2112(AX)(DI*4), Y0
+	VBROADCASTSS word3f800000<>+0(SB), Y1
+	VMULPS       Y1, Y0, Y1
+	VBROADCASTSS word40400000<>+0(SB), Y2
+	VMULPS       Y2, Y0, Y2
+	VBROADCASTSS word40a00000<>+0(SB), Y6
+	VMULPS       Y6, Y0, Y6
+	VBROADCASTSS word40e00000<>+0(SB), Y7
+	VMULPS       Y7, Y0, Y7
+	VBROADCASTSS word41100000<>+0(SB), Y8
+	VMULPS       Y8, Y0, Y8
+	VBROADCASTSS word41300000<>+0(SB), Y9
+	VMULPS       Y9, Y0, Y9
+	VBROADCASTSS word41500000<>+0(SB), Y10
+	VMULPS       Y10, Y0, Y10
+	VBROADCASTSS word41700000<>+0(SB), Y11
+	VMULPS       Y11, Y0, Y0
+	VBROADCASTSS (CX), Y11
+	VBROADCASTSS 3072(CX), Y12
+	VSUBPS       Y11, Y1, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2496(AX)
+	VSUBPS       Y11, Y2, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2528(AX)
+	VSUBPS       Y11, Y6, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2560(AX)
+	VSUBPS       Y11, Y7, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2592(AX)
+	VSUBPS       Y11, Y8, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2624(AX)
+	VSUBPS       Y11, Y9, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2656(AX)
+	VSUBPS       Y11, Y10, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2688(AX)
+	VSUBPS       Y11, Y0, Y11
+	VMULPS       Y12, Y11, Y12
+	VMULPS       Y11, Y12, Y12
+	VMOVUPS      Y12, 2720(AX)
+	VBROADCASTSS 4(CX), Y11
+	VBROADCASTSS 3076(CX), Y12
+	VSUBPS       Y11, Y1, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2752(AX)
+	VSUBPS       Y11, Y2, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2784(AX)
+	VSUBPS       Y11, Y6, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2816(AX)
+	VSUBPS       Y11, Y7, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2848(AX)
+	VSUBPS       Y11, Y8, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2880(AX)
+	VSUBPS       Y11, Y9, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2912(AX)
+	VSUBPS       Y11, Y10, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 2944(AX)
+	VSUBPS       Y11, Y0, Y11
+	VMULPS       Y12, Y11, Y12
+	VMULPS       Y11, Y12, Y12
+	VMOVUPS      Y12, 2976(AX)
+	VBROADCASTSS 8(CX), Y11
+	VBROADCASTSS 3080(CX), Y12
+	VSUBPS       Y11, Y1, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 3008(AX)
+	VSUBPS       Y11, Y2, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 3040(AX)
+	VSUBPS       Y11, Y6, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 3072(AX)
+	VSUBPS       Y11, Y7, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 3104(AX)
+	VSUBPS       Y11, Y8, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 3136(AX)
+	VSUBPS       Y11, Y9, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 3168(AX)
+	VSUBPS       Y11, Y10, Y13
+	VMULPS       Y12, Y13, Y14
+	VMULPS       Y13, Y14, Y14
+	VMOVUPS      Y14, 3200(AX)
+	VSUBPS       Y11, Y0, Y11
+	VMULPS       Y12, Y11, Y12
+	VMULPS       Y11, Y12, Y12
+	VMOVUPS      Y12, 3232(AX)
+	VBROADCASTSS 12(CX), Y11
+	VBROADCASTSS 3084(CX), Y12
+	VSUBPS       Y11, Y1, Y1
+	VMULPS       Y12, Y1, Y13
+	VMULPS       Y1, Y13, Y13
+	VMOVUPS      Y13, 3264(AX)
+	VSUBPS       Y11, Y2, Y1
+	VMULPS       Y12, Y1, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 3296(AX)
+	VSUBPS       Y11, Y6, Y1
+	VMULPS       Y12, Y1, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 3328(AX)
+	VSUBPS       Y11, Y7, Y1
+	VMULPS       Y12, Y1, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 3360(AX)
+	VSUBPS       Y11, Y8, Y1
+	VMULPS       Y12, Y1, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 3392(AX)
+	VSUBPS       Y11, Y9, Y1
+	VMULPS       Y12, Y1, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 3424(AX)
+	VSUBPS       Y11, Y10, Y1
+	VMULPS       Y12, Y1, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, 3456(AX)
+	VSUBPS       Y11, Y0, Y0
+	VMULPS       Y12, Y0, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 3488(AX)
 	MOVQ         lists+24(FP), R10
 	MOVL         R8, R11
 	ANDL         $0x000001ff, R11
 	SHRL         $0x09, R8
 	LEAQ         (R10)(R8*4), R10
-	VBROADCASTSS word7f7fffff<>+0(SB), Z0
-	VPXORD       Z4, Z4, Z4
+	VBROADCASTSS word7f7fffff<>+0(SB), Y1
+	VXORPS       Y0, Y0, Y0
 
 code:
-	MOVBLZX      (R10), R8
-	ADDL         R8, R8
-	VMOVUPS      2496(AX)(R8*8), Z1
-	MOVBLZX      1(R10), R8
-	ADDL         R8, R8
-	VADDPS       3008(AX)(R8*8), Z1, Z1
-	MOVBLZX      2(R10), R8
-	ADDL         R8, R8
-	VADDPS       3520(AX)(R8*8), Z1, Z1
-	MOVBLZX      3(R10), R8
-	ADDL         R8, R8
-	VADDPS       4032(AX)(R8*8), Z1, Z1
-	VBROADCASTSS (R10), Z2
-	VCMPPS       $0x11, Z0, Z1, K1
-	VMINPS       Z0, Z1, Z0
-	VMOVUPS      Z2, K1, Z4
+	MOVL         (R10), R8
+	MOVBLZX      R8, R12
+	VMOVUPS      2496(AX)(R12*8), Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       2752(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       3008(AX)(R12*8), Y2, Y2
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R8
+	VADDPS       3264(AX)(R8*8), Y2, Y2
+	VBROADCASTSS (R10), Y6
+	VCMPPS       $0x11, Y1, Y2, Y7
+	VMINPS       Y1, Y2, Y1
+	VBLENDVPS    Y7, Y6, Y0, Y0
 	ADDQ         $0x04, R10
 	DECQ         R11
 	JNZ          code
-	VBROADCASTSS word08010801<>+0(SB), Z0
-	VPMADDUBSW   Z0, Z4, Z4
-	VBROADCASTSS word00400001<>+0(SB), Z0
-	VPMADDWD     Z0, Z4, Z4
-	VPSRLD       $0x02, Z4, Z4
-	VBROADCASTSS word00010000<>+0(SB), Z0
-	VPORD        Z0, Z4, Z4
+	VBROADCASTSS word08010801<>+0(SB), Y1
+	VPMADDUBSW   Y1, Y0, Y0
+	VBROADCASTSS word00400001<>+0(SB), Y1
+	VPMADDWD     Y1, Y0, Y0
+	VPSRLD       $0x02, Y0, Y0
+	VBROADCASTSS word00010000<>+0(SB), Y1
+	VPOR         Y1, Y0, Y0
 	JMP          found
 
 onGrid:
 	ANDL         $0x0000ffff, R8
-	VMOVD        R8, X4
-	VPBROADCASTD X4, Z4
+	VMOVD        R8, X0
+	VPBROADCASTD X0, Y0
 
 found:
-	VMOVUPS Z4, (BX)(DI*4)
+	VMOVUPS Y0, (BX)(DI*4)
 	ADDQ    R9, DI
 	CMPQ    DI, DX
 	JLT     run
@@ -2226,8 +2236,8 @@ found:
 	MOVQ    count+48(FP), DX
 
 sum:
+	VPXORD Z4, Z4, Z4
 	VPXORD Z5, Z5, Z5
-	VPXORD Z6, Z6, Z6
 	LEAQ   384(AX), BX
 	MOVQ   x+8(FP), CX
 	MOVQ   cells+32(FP), SI
@@ -2236,45 +2246,45 @@ add:
 	VMOVUPS      (BX), Z1
 	VPERMPS      Z0, Z1, Z2
 	VBROADCASTSS 2048(CX), Z3
-	VBROADCASTSS 1024(CX), Z4
+	VBROADCASTSS 1024(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x03, Z1, Z1
 	VPERMPS      Z0, Z1, Z2
 	VBROADCASTSS 2052(CX), Z3
-	VBROADCASTSS 1028(CX), Z4
+	VBROADCASTSS 1028(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x03, Z1, Z1
 	VPERMPS      Z0, Z1, Z2
 	VBROADCASTSS 2056(CX), Z3
-	VBROADCASTSS 1032(CX), Z4
+	VBROADCASTSS 1032(CX), Z6
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
-	VMULPS       Z2, Z4, Z4
-	VMULPS       Z2, Z4, Z4
-	VADDPS       Z4, Z6, Z6
+	VADDPS       Z3, Z4, Z4
+	VMULPS       Z2, Z6, Z6
+	VMULPS       Z2, Z6, Z6
+	VADDPS       Z6, Z5, Z5
 	VPSRLD       $0x03, Z1, Z1
 	VPERMPS      Z0, Z1, Z2
 	VBROADCASTSS 2060(CX), Z1
 	VBROADCASTSS 1036(CX), Z3
 	VMULPS       Z2, Z1, Z1
-	VADDPS       Z1, Z5, Z5
+	VADDPS       Z1, Z4, Z4
 	VMULPS       Z2, Z3, Z3
 	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z6, Z6
+	VADDPS       Z3, Z5, Z5
 	ADDQ         $0x10, CX
 	ADDQ         $0x000000c0, BX
 	DECQ         SI
 	JNZ          add
-	VMOVUPS      Z5, (AX)
-	VMOVUPS      Z6, 192(AX)
+	VMOVUPS      Z4, (AX)
+	VMOVUPS      Z5, 192(AX)
 	ADDQ         $0x40, AX
 	SUBQ         $0x10, DX
 	JG           sum

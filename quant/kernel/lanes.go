@@ -71,7 +71,7 @@ type Set struct {
 	// FitThreeBit is the search of Q3_K without importance, of groups of 16 and
 	// with weights of its own: Scale. Its result is like that of FitSymmetric.
 	FitThreeBit func(l *Lanes) uint32
-	// FitPositive quantizes the first rows of X, at most 16 and a multiple of
+	// FitPositive quantizes the first rows of X, at most 32 and a multiple of
 	// 4, to codes from 0 to n with one Scale per lane.
 	FitPositive func(l *Lanes, rows int, n int32, top *float32, candidates int)
 	// DivideCodes writes max(lo, min(hi, nearest((x+offset[g])/scale[g]))) − lo

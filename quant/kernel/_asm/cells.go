@@ -19,7 +19,7 @@ const (
 	candInv   = 10 * candidateBytes // inverse scales
 	candScale = 11 * candidateBytes
 	candKeys  = 12 * candidateBytes // of the cell at hand
-	candTerms = 13 * candidateBytes // terms, for as many scales as a vector has lanes
+	candTerms = 13 * candidateBytes // terms for eight scales
 )
 
 // What lies between the rows of kernel.Magnitudes.
@@ -50,13 +50,16 @@ type cellFit struct {
 }
 
 // fitCells writes the measuring of all candidates for a group. Candidates lie
-// side by side, one per lane.
+// side by side, one per lane. Few runs of candidates with the same key are
+// longer than eight, so that lists are searched with short vectors in any case.
 func (d digits) fitCells() {
 	d.text(fmt.Sprintf("fitCells%d", d.levels),
-		"func(c *[41][48]uint32, x *float32, entries, lists *uint32, cells int, top *float32, count int, base float32)",
+		"func(c *[27][48]uint32, x *float32, entries, lists *uint32, cells int, top *float32, count int, base float32)",
 		"what quant.gridGroup.search needs to know of every candidate: the",
 		"codes of the cells and the sums over them.")
 	f := cellFit{digits: d, c: GP64(), x: GP64(), count: GP64(), out: GP64()}
+	short := f
+	short.digits = levelsOf(sets[0], d.levels)
 	Load(Param("c"), f.c)
 	f.scales()
 	Load(Param("x"), f.x)
@@ -66,7 +69,7 @@ func (d digits) fitCells() {
 	Load(Param("cells"), cells)
 	repeat("cell", cells, func() {
 		f.keys()
-		f.runs()
+		short.runs()
 		ADDQ(U8(uint8(4*d.elements)), f.x)
 		ADDQ(U32(candidateBytes), f.out)
 	})
@@ -171,7 +174,9 @@ func (f *cellFit) runs() {
 	at := func(row int) Mem { return Mem{Base: f.c, Index: i, Scale: 4, Disp: row} }
 	key, length := GP32(), GP32()
 	MOVL(at(candKeys), key)
-	same := f.lanesOf(f.same(f.splat(at(candKeys)), at(candKeys)))
+	equal := f.splat(at(candKeys))
+	VPCMPEQD(at(candKeys), equal, equal)
+	same := f.lanesOf(mask{v: equal})
 	NOTL(same)
 	TZCNTL(same, length)
 	entries, entry := GP64(), GP32()
@@ -192,18 +197,6 @@ func (f *cellFit) runs() {
 	ADDQ(length.As64(), i)
 	CMPQ(i, f.count)
 	JLT(LabelRef("run"))
-}
-
-// same returns a = b for integers.
-func (s isa) same(a reg.VecVirtual, b Op) mask {
-	if s.wide() {
-		m := mask{k: K()}
-		VPCMPEQD(b, a, m.k)
-		return m
-	}
-	m := mask{v: YMM()}
-	VPCMPEQD(b, a, m.v)
-	return m
 }
 
 // term returns (u·e)·e for e = value−x.
@@ -292,9 +285,24 @@ func (f *cellFit) search(entry reg.GPVirtual, code reg.VecVirtual) {
 	best := f.number(math.MaxFloat32)
 	f.zero(code)
 	repeat("code", n, func() {
-		sum := f.load(f.chosen(list, 0, rows[0]))
-		for i, row := range rows[1:] {
-			VADDPS(f.chosen(list, i+1, row), sum, sum)
+		record, sum := GP64(), f.vec()
+		if size == 8 {
+			MOVQ(Mem{Base: list}, record)
+		} else {
+			MOVL(Mem{Base: list}, record.As32())
+		}
+		for i, row := range rows {
+			term, digit := f.termRow(row), GP64()
+			MOVBLZX(record.As8(), digit.As32())
+			term.Index, term.Scale = digit, 8
+			if i == 0 {
+				VMOVUPS(term, sum)
+			} else {
+				VADDPS(term, sum, sum)
+			}
+			if i+1 < len(rows) {
+				SHRQ(U8(8), record)
+			}
 		}
 		this := f.splat(Mem{Base: list, Disp: identity})
 		m := f.cmp(less, sum, best)
@@ -303,18 +311,6 @@ func (f *cellFit) search(entry reg.GPVirtual, code reg.VecVirtual) {
 		ADDQ(U8(uint8(size)), list)
 	})
 	f.unpack(code)
-}
-
-// chosen addresses the terms that byte i of a record chooses from those at row.
-func (f *cellFit) chosen(list reg.GPVirtual, i, row int) Mem {
-	digit := GP64()
-	MOVBLZX(Mem{Base: list, Disp: i}, digit.As32())
-	if f.wide() {
-		ADDL(digit.As32(), digit.As32())
-	}
-	m := f.termRow(row)
-	m.Index, m.Scale = digit, 8
-	return m
 }
 
 // unpack turns what identifies codes into codes off the grid.
@@ -326,11 +322,7 @@ func (f *cellFit) unpack(code reg.VecVirtual) {
 		VPMADDWD(f.bits(0x00400001), code, code)
 		VPSRLD(U8(2), code, code)
 	}
-	if f.wide() {
-		VPORD(f.bits(offGrid), code, code)
-	} else {
-		VPOR(f.bits(offGrid), code, code)
-	}
+	VPOR(f.bits(offGrid), code, code)
 }
 
 // sums sets A and B of all candidates: quant.gridGroup.sums.
