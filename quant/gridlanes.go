@@ -2,6 +2,7 @@ package quant
 
 import (
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/winnow-moe/winnow/quant/kernel"
@@ -11,25 +12,34 @@ import (
 // once, one per lane. Groups whose numbers could overflow, or leave the range
 // in which nearest rounds, and groups with NaN go to the portable code.
 
-// packedCells are gridCells as kernels take them.
+// packedCells are gridCells as kernels take them: entries with the code instead
+// of the index of a point, and lists whose lengths are even: a code that comes
+// again changes nothing.
 type packedCells struct {
-	*gridCells
-	codes   []uint32 // entries, with the code instead of the index of a point
+	entries []uint32
+	lists   []uint16
 	records []uint32 // of lists
 }
 
 func newPackedCells(c *gridCells, levels int) *packedCells {
-	p := &packedCells{gridCells: c, codes: make([]uint32, len(c.entries))}
+	p := &packedCells{entries: make([]uint32, len(c.entries))}
 	for key, e := range c.entries {
 		if e&onGrid != 0 {
-			e = kernel.OnGrid | uint32(c.codes[uint16(e)])
+			p.entries[key] = kernel.OnGrid | uint32(c.codes[uint16(e)])
+			continue
 		}
-		p.codes[key] = e
+		first, near := len(p.lists), c.neighbours(e)
+		p.lists = append(p.lists, near...)
+		if len(near)%2 != 0 {
+			p.lists = append(p.lists, near[0])
+		}
+		p.entries[key] = uint32(first)<<listBits | uint32(len(p.lists)-first)
 	}
-	p.records = make([]uint32, 0, 2*len(c.lists))
-	for _, code := range c.lists {
+	p.records = make([]uint32, 0, 2*len(p.lists))
+	for _, code := range p.lists {
 		p.records = kernel.AppendRecord(p.records, code, levels)
 	}
+	p.lists = slices.Grow(p.lists, listSlack)
 	return p
 }
 
@@ -186,7 +196,7 @@ func (t *gridType) searchLanes(w *gridWorkspace, k *kernel.Set, m *kernel.Magnit
 		fit, round = k.FitCells8, k.RoundCells8
 	}
 	x, cells := &m[kernel.MagX][start], t.grid.packed()
-	fit(&w.candidates, x, &cells.codes[0], &cells.records[0], t.count(), &w.steps[0], 2*t.steps+1, base)
+	fit(&w.candidates, x, &cells.entries[0], &cells.records[0], t.count(), &w.steps[0], 2*t.steps+1, base)
 	best, again := w.best(t, scale)
 	if again == 0 || !(best.scale > 0) {
 		return best.scale, true
@@ -195,7 +205,7 @@ func (t *gridType) searchLanes(w *gridWorkspace, k *kernel.Set, m *kernel.Magnit
 	if !(best.scale < gridRange && inv*reach < 1<<20) {
 		return 0, false
 	}
-	round(&w.codes[0], x, &cells.codes[0], &cells.lists[0], int(again), inv, best.scale)
+	round(&w.codes[0], x, &cells.entries[0], &cells.lists[0], int(again), inv, best.scale)
 	sums := t.sums(&w.codes, m[kernel.MagW][start:], m[kernel.MagWX][start:])
 	return sums.scale(best.scale), true
 }

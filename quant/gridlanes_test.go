@@ -94,7 +94,7 @@ func compareCandidates(t *testing.T, what string, k *kernel.Set, w *gridWorkspac
 		w.steps[i] = g.t.candidate(i - g.t.steps)
 	}
 	p := g.t.grid.packed()
-	fit(&w.candidates, x, &p.codes[0], &p.records[0], g.t.count(), &w.steps[0], count, base)
+	fit(&w.candidates, x, &p.entries[0], &p.records[0], g.t.count(), &w.steps[0], count, base)
 	for i := range count {
 		id := w.steps[i] / base
 		var codes [8]uint16
@@ -107,7 +107,7 @@ func compareCandidates(t *testing.T, what string, k *kernel.Set, w *gridWorkspac
 		which := uint8(1<<g.t.count()-1) >> (i % 3)
 		var again, want [8]uint16
 		g.round(&want, id, 1/id, which)
-		round(&again[0], x, &p.codes[0], &p.lists[0], int(which), id, 1/id)
+		round(&again[0], x, &p.entries[0], &p.lists[0], int(which), id, 1/id)
 		if again != want {
 			t.Fatalf("%s, candidate %d: rounded again to %x, want %x", what, i, again, want)
 		}

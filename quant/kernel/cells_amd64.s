@@ -430,8 +430,9 @@ run:
 	LEAQ         (R10)(R8*8), R10
 	VBROADCASTSS word7f7fffff<>+0(SB), Y1
 	VXORPS       Y0, Y0, Y0
+	SHRL         $0x01, R11
 
-code:
+codes:
 	MOVQ         (R10), R8
 	MOVBLZX      R8, R12
 	VMOVUPS      2496(AX)(R12*8), Y2
@@ -450,13 +451,35 @@ code:
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R8
 	VADDPS       5056(AX)(R8*8), Y2, Y2
-	VBROADCASTSS 4(R10), Y3
-	VCMPPS       $0x11, Y1, Y2, Y4
+	MOVQ         8(R10), R8
+	MOVBLZX      R8, R12
+	VMOVUPS      2496(AX)(R12*8), Y3
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4544(AX)(R12*8), Y3, Y3
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4672(AX)(R12*8), Y3, Y3
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4800(AX)(R12*8), Y3, Y3
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4928(AX)(R12*8), Y3, Y3
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R8
+	VADDPS       5056(AX)(R8*8), Y3, Y3
+	VBROADCASTSS 4(R10), Y4
+	VBROADCASTSS 12(R10), Y5
+	VCMPPS       $0x11, Y2, Y3, Y6
+	VMINPS       Y2, Y3, Y2
+	VBLENDVPS    Y6, Y5, Y4, Y4
+	VCMPPS       $0x11, Y1, Y2, Y3
 	VMINPS       Y1, Y2, Y1
-	VBLENDVPS    Y4, Y3, Y0, Y0
-	ADDQ         $0x08, R10
+	VBLENDVPS    Y3, Y4, Y0, Y0
+	ADDQ         $0x10, R10
 	DECQ         R11
-	JNZ          code
+	JNZ          codes
 	VPSRLD       $0x10, Y0, Y0
 	VBROADCASTSS word00010000<>+0(SB), Y1
 	VPOR         Y1, Y0, Y0
@@ -1053,8 +1076,9 @@ run:
 	LEAQ         (R10)(R8*4), R10
 	VBROADCASTSS word7f7fffff<>+0(SB), Y1
 	VXORPS       Y0, Y0, Y0
+	SHRL         $0x01, R11
 
-code:
+codes:
 	MOVL         (R10), R8
 	MOVBLZX      R8, R12
 	VMOVUPS      2496(AX)(R12*8), Y2
@@ -1067,13 +1091,29 @@ code:
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R8
 	VADDPS       3264(AX)(R8*8), Y2, Y2
-	VBROADCASTSS (R10), Y3
-	VCMPPS       $0x11, Y1, Y2, Y4
+	MOVL         4(R10), R8
+	MOVBLZX      R8, R12
+	VMOVUPS      2496(AX)(R12*8), Y3
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       2752(AX)(R12*8), Y3, Y3
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       3008(AX)(R12*8), Y3, Y3
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R8
+	VADDPS       3264(AX)(R8*8), Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS 4(R10), Y5
+	VCMPPS       $0x11, Y2, Y3, Y6
+	VMINPS       Y2, Y3, Y2
+	VBLENDVPS    Y6, Y5, Y4, Y4
+	VCMPPS       $0x11, Y1, Y2, Y3
 	VMINPS       Y1, Y2, Y1
-	VBLENDVPS    Y4, Y3, Y0, Y0
-	ADDQ         $0x04, R10
+	VBLENDVPS    Y3, Y4, Y0, Y0
+	ADDQ         $0x08, R10
 	DECQ         R11
-	JNZ          code
+	JNZ          codes
 	VBROADCASTSS word08010801<>+0(SB), Y1
 	VPMADDUBSW   Y1, Y0, Y0
 	VBROADCASTSS word00400001<>+0(SB), Y1
@@ -1642,8 +1682,9 @@ run:
 	LEAQ         (R10)(R8*8), R10
 	VBROADCASTSS word7f7fffff<>+0(SB), Y1
 	VXORPS       Y0, Y0, Y0
+	SHRL         $0x01, R11
 
-code:
+codes:
 	MOVQ         (R10), R8
 	MOVBLZX      R8, R12
 	VMOVUPS      2496(AX)(R12*8), Y2
@@ -1662,13 +1703,35 @@ code:
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R8
 	VADDPS       5056(AX)(R8*8), Y2, Y2
-	VBROADCASTSS 4(R10), Y6
-	VCMPPS       $0x11, Y1, Y2, Y7
+	MOVQ         8(R10), R8
+	MOVBLZX      R8, R12
+	VMOVUPS      2496(AX)(R12*8), Y6
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4544(AX)(R12*8), Y6, Y6
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4672(AX)(R12*8), Y6, Y6
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4800(AX)(R12*8), Y6, Y6
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       4928(AX)(R12*8), Y6, Y6
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R8
+	VADDPS       5056(AX)(R8*8), Y6, Y6
+	VBROADCASTSS 4(R10), Y7
+	VBROADCASTSS 12(R10), Y8
+	VCMPPS       $0x11, Y2, Y6, Y9
+	VMINPS       Y2, Y6, Y2
+	VBLENDVPS    Y9, Y8, Y7, Y7
+	VCMPPS       $0x11, Y1, Y2, Y6
 	VMINPS       Y1, Y2, Y1
-	VBLENDVPS    Y7, Y6, Y0, Y0
-	ADDQ         $0x08, R10
+	VBLENDVPS    Y6, Y7, Y0, Y0
+	ADDQ         $0x10, R10
 	DECQ         R11
-	JNZ          code
+	JNZ          codes
 	VPSRLD       $0x10, Y0, Y0
 	VBROADCASTSS word00010000<>+0(SB), Y1
 	VPOR         Y1, Y0, Y0
@@ -2188,8 +2251,9 @@ run:
 	LEAQ         (R10)(R8*4), R10
 	VBROADCASTSS word7f7fffff<>+0(SB), Y1
 	VXORPS       Y0, Y0, Y0
+	SHRL         $0x01, R11
 
-code:
+codes:
 	MOVL         (R10), R8
 	MOVBLZX      R8, R12
 	VMOVUPS      2496(AX)(R12*8), Y2
@@ -2202,13 +2266,29 @@ code:
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R8
 	VADDPS       3264(AX)(R8*8), Y2, Y2
-	VBROADCASTSS (R10), Y6
-	VCMPPS       $0x11, Y1, Y2, Y7
+	MOVL         4(R10), R8
+	MOVBLZX      R8, R12
+	VMOVUPS      2496(AX)(R12*8), Y6
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       2752(AX)(R12*8), Y6, Y6
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R12
+	VADDPS       3008(AX)(R12*8), Y6, Y6
+	SHRQ         $0x08, R8
+	MOVBLZX      R8, R8
+	VADDPS       3264(AX)(R8*8), Y6, Y6
+	VBROADCASTSS (R10), Y7
+	VBROADCASTSS 4(R10), Y8
+	VCMPPS       $0x11, Y2, Y6, Y9
+	VMINPS       Y2, Y6, Y2
+	VBLENDVPS    Y9, Y8, Y7, Y7
+	VCMPPS       $0x11, Y1, Y2, Y6
 	VMINPS       Y1, Y2, Y1
-	VBLENDVPS    Y7, Y6, Y0, Y0
-	ADDQ         $0x04, R10
+	VBLENDVPS    Y6, Y7, Y0, Y0
+	ADDQ         $0x08, R10
 	DECQ         R11
-	JNZ          code
+	JNZ          codes
 	VBROADCASTSS word08010801<>+0(SB), Y1
 	VPMADDUBSW   Y1, Y0, Y0
 	VBROADCASTSS word00400001<>+0(SB), Y1

@@ -208,7 +208,7 @@ func guardCells(t *testing.T, s *Set, group int) {
 		if levels == 8 {
 			fit, round, cells, keys = s.FitCells8, s.RoundCells8, group/4, 4096
 		}
-		lists := make([]uint16, 5+16)
+		lists := make([]uint16, 6+16)
 		var records []uint32
 		for i := range lists {
 			lists[i] = uint16(0x421 * i & 0xaa)
@@ -218,7 +218,7 @@ func guardCells(t *testing.T, s *Set, group int) {
 		for key := range entries {
 			entries[key] = OnGrid
 			if key%2 == 1 {
-				entries[key] = 5
+				entries[key] = 6
 			}
 		}
 		var m Magnitudes

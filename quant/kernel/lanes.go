@@ -98,8 +98,8 @@ type Set struct {
 	// the group in Magnitudes. All inverse scales are positive and ascend, the
 	// digits do not exceed 2^20, and no distance overflows. entries has for each
 	// key OnGrid and the code, or the number of records before its list times
-	// 512 and the length of the list; lists consists of Records. Up to 16
-	// numbers of top are read behind the last.
+	// 512 and the length of the list, which is even; lists is made by
+	// AppendRecord. Up to 15 numbers of top are read behind the last.
 	FitCells3, FitCells8 func(c *Candidates, x *float32, entries, lists *uint32, cells int, top *float32, count int, base float32)
 	// RoundCells3 and RoundCells8 set the codes of the cells in the bit set
 	// which: quant.gridGroup.round, for numbers as FitCells3 takes them. lists

@@ -275,7 +275,7 @@ func (d digits) records() (size, identity int, rows []int) {
 // search sets code to the codes with the smallest sum in each lane, of several
 // the first.
 func (f *cellFit) search(entry reg.GPVirtual, code reg.VecVirtual) {
-	size, identity, rows := f.records()
+	size, identity, _ := f.records()
 	list, n := GP64(), GP64()
 	Load(Param("lists"), list)
 	MOVL(entry, n.As32())
@@ -284,33 +284,44 @@ func (f *cellFit) search(entry reg.GPVirtual, code reg.VecVirtual) {
 	LEAQ(Mem{Base: list, Index: entry.As64(), Scale: uint8(size)}, list)
 	best := f.number(math.MaxFloat32)
 	f.zero(code)
-	repeat("code", n, func() {
-		record, sum := GP64(), f.vec()
-		if size == 8 {
-			MOVQ(Mem{Base: list}, record)
-		} else {
-			MOVL(Mem{Base: list}, record.As32())
-		}
-		for i, row := range rows {
-			term, digit := f.termRow(row), GP64()
-			MOVBLZX(record.As8(), digit.As32())
-			term.Index, term.Scale = digit, 8
-			if i == 0 {
-				VMOVUPS(term, sum)
-			} else {
-				VADDPS(term, sum, sum)
-			}
-			if i+1 < len(rows) {
-				SHRQ(U8(8), record)
-			}
-		}
-		this := f.splat(Mem{Base: list, Disp: identity})
-		m := f.cmp(less, sum, best)
-		VMINPS(best, sum, best)
-		f.choose(m, this, code)
-		ADDQ(U8(uint8(size)), list)
+	SHRL(U8(1), n.As32())
+	repeat("codes", n, func() {
+		first, second := f.sum(list, 0), f.sum(list, size)
+		code0, code1 := f.splat(Mem{Base: list, Disp: identity}), f.splat(Mem{Base: list, Disp: size + identity})
+		m := f.cmp(less, second, first)
+		VMINPS(first, second, first)
+		f.choose(m, code1, code0)
+		m = f.cmp(less, first, best)
+		VMINPS(best, first, best)
+		f.choose(m, code0, code)
+		ADDQ(U8(uint8(2*size)), list)
 	})
 	f.unpack(code)
+}
+
+// sum returns the sums of the terms that the record at a place of list chooses.
+func (f *cellFit) sum(list reg.GPVirtual, place int) reg.VecVirtual {
+	size, _, rows := f.records()
+	record, sum := GP64(), f.vec()
+	if size == 8 {
+		MOVQ(Mem{Base: list, Disp: place}, record)
+	} else {
+		MOVL(Mem{Base: list, Disp: place}, record.As32())
+	}
+	for i, row := range rows {
+		term, digit := f.termRow(row), GP64()
+		MOVBLZX(record.As8(), digit.As32())
+		term.Index, term.Scale = digit, 8
+		if i == 0 {
+			VMOVUPS(term, sum)
+		} else {
+			VADDPS(term, sum, sum)
+		}
+		if i+1 < len(rows) {
+			SHRQ(U8(8), record)
+		}
+	}
+	return sum
 }
 
 // unpack turns what identifies codes into codes off the grid.
