@@ -38,6 +38,8 @@ type grid struct {
 	// cells returns the tables of the search, which are made in the first
 	// call; it takes milliseconds.
 	cells func() *gridCells
+	// packed returns the same tables for kernels.
+	packed func() *packedCells
 }
 
 var (
@@ -60,6 +62,7 @@ func newGrid(bitmap []byte, levels, distances int) *grid {
 	g.cells = sync.OnceValue(func() *gridCells {
 		return newGridCells(g.codes(), gridKeys(bitmap), levels, distances)
 	})
+	g.packed = sync.OnceValue(func() *packedCells { return newPackedCells(g.cells(), levels) })
 	return g
 }
 

@@ -28,7 +28,7 @@ func TestGuards(t *testing.T) {
 				"Importance":        func(l *Lanes) { s.Importance(l, group) },
 				"FitAffine":         func(l *Lanes) { s.FitAffine(l, group, 15, &top[0], len(top)) },
 				"FitAffineAbsolute": func(l *Lanes) { s.FitAffineAbsolute(l, group, 15, &top[0], len(top)) },
-				"FitPositive":       func(l *Lanes) { s.FitPositive(l, group/2, 63, &top[0], len(top)) },
+				"FitPositive":       func(l *Lanes) { s.FitPositive(l, group, 63, &top[0], len(top)) },
 				"FitIQ4":            func(l *Lanes) { guardFitIQ4(t, s, l) },
 			} {
 				if what == "FitIQ4" && group != 32 {
@@ -38,12 +38,8 @@ func TestGuards(t *testing.T) {
 				fill(&g)
 				want := g
 				run(&g.lanes)
-				rows := group
-				if what == "FitPositive" {
-					rows = group / 2
-				}
 				if g.before != want.before || g.after != want.after || !same(g.lanes[:32], want.lanes[:32]) ||
-					!same(g.lanes[32+rows:64], want.lanes[32+rows:64]) || !same(g.lanes[RowCodes+rows:], want.lanes[RowCodes+rows:]) {
+					!same(g.lanes[32+group:64], want.lanes[32+group:64]) || !same(g.lanes[RowCodes+group:], want.lanes[RowCodes+group:]) {
 					t.Errorf("%s %s, groups of %d: memory beyond its results changes", s.Name, what, group)
 				}
 			}
@@ -52,6 +48,8 @@ func TestGuards(t *testing.T) {
 			guardLosses(t, s, group)
 			guardTableLosses(t, s, group)
 			guardErrors(t, s, group)
+			guardMagnitudes(t, s, group)
+			guardCells(t, s, group)
 		}
 	}
 }
@@ -225,5 +223,101 @@ func guardErrors(t *testing.T, s *Set, length int) {
 	}
 	if sums != want {
 		t.Fatalf("%s SquaredErrors of %d: %v, want %v", s.Name, length, sums, want)
+	}
+}
+
+// guardMagnitudes checks the memory around the results, and the groups that a
+// super-block does not have.
+func guardMagnitudes(t *testing.T, s *Set, group int) {
+	type results struct {
+		before [16]float32
+		m      Magnitudes
+		middle [16]uint8
+		signs  [32]uint8
+		after  [16]uint8
+		tops   [3][16]uint32
+		end    [16]uint32
+	}
+	x, q := make([]float32, 256), make([]float32, 256)
+	for i := range x {
+		x[i], q[i] = float32(i%7)-3, 1
+	}
+	for _, importance := range []*float32{nil, &q[0]} {
+		for _, parity := range []bool{false, true} {
+			var r results
+			s.Magnitudes(&r.m, &r.signs, &r.tops, &x[0], importance, 1, group, parity)
+			for _, tops := range r.tops {
+				for g, v := range tops {
+					if (v != 0) != (g < 256/group) {
+						t.Errorf("%s Magnitudes, groups of %d: %x for group %d", s.Name, group, v, g)
+					}
+				}
+			}
+			r.m, r.signs, r.tops = Magnitudes{}, [32]uint8{}, [3][16]uint32{}
+			if r != (results{}) {
+				t.Errorf("%s Magnitudes, groups of %d: memory around the results changes", s.Name, group)
+			}
+		}
+	}
+}
+
+// guardCells checks the memory around Candidates, rows of cells that a group
+// does not have, and codes that are not to be rounded.
+func guardCells(t *testing.T, s *Set, group int) {
+	for _, levels := range []int{3, 8} {
+		fit, round, cells, keys := s.FitCells3, s.RoundCells3, group/8, 6561
+		if levels == 8 {
+			fit, round, cells, keys = s.FitCells8, s.RoundCells8, group/4, 4096
+		}
+		lists := make([]uint16, 6+16)
+		var records []uint32
+		for i := range lists {
+			lists[i] = uint16(0x421 * i & 0xaa)
+			records = AppendRecord(records, lists[i], levels)
+		}
+		entries := make([]uint32, keys)
+		for key := range entries {
+			entries[key] = OnGrid
+			if key%2 == 1 {
+				entries[key] = 6
+			}
+		}
+		var m Magnitudes
+		for i := range m[MagX] {
+			m[MagX][i], m[MagW][i], m[MagWX][i], m[MagU][i] = float32(i%11), 1, 1, 1
+		}
+		top := make([]float32, 48)
+		for i := range top {
+			top[i] = 1 + float32(i)/16
+		}
+		for _, count := range []int{1, 8, 13, 31, 32} {
+			var c struct {
+				before     [16]float32
+				candidates Candidates
+				after      [16]float32
+			}
+			fit(&c.candidates, &m[MagX][0], &entries[0], &records[0], cells, &top[0], count, 2)
+			for k, row := range c.candidates[CandCodes+cells : CandCodes+8] {
+				if row != [48]uint32{} {
+					t.Errorf("%s, %d levels, groups of %d: codes of cell %d", s.Name, levels, group, cells+k)
+				}
+			}
+			c.candidates = Candidates{}
+			if c.before != [16]float32{} || c.after != [16]float32{} {
+				t.Errorf("%s, %d levels, %d candidates: memory around the results changes", s.Name, levels, count)
+			}
+		}
+		for which := range 1 << cells {
+			var codes [12]uint16
+			for i := range codes {
+				codes[i] = 0xffff
+			}
+			round(&codes[2], &m[MagX][0], &entries[0], &lists[0], which, 1, 1)
+			for k, c := range codes {
+				if done := k >= 2 && which>>(k-2)&1 != 0; done != (c != 0xffff) {
+					t.Fatalf("%s, %d levels, cells %b: code %#x of cell %d", s.Name, levels, which, c, k-2)
+				}
+			}
+		}
 	}
 }

@@ -713,6 +713,7 @@ group:
 	VCMPPS       $0x15, Y3, Y1, Y1
 	VBROADCASTSS word00000008<>+0(SB), Y3
 	VPADDD       Y3, Y2, Y2
+	VBROADCASTSS word00000001<>+0(SB), Y3
 	VPSUBD       Y1, Y2, Y2
 	VMULPS       64(DX), Y0, Y1
 	VBROADCASTSS word42e20000<>+0(SB), Y3
@@ -736,6 +737,7 @@ group:
 	VCMPPS       $0x15, Y4, Y1, Y1
 	VBROADCASTSS word00000008<>+0(SB), Y4
 	VPADDD       Y4, Y3, Y3
+	VBROADCASTSS word00000001<>+0(SB), Y4
 	VPSUBD       Y1, Y3, Y3
 	VPSLLD       $0x04, Y3, Y3
 	VPOR         Y3, Y2, Y2
@@ -761,6 +763,7 @@ group:
 	VCMPPS       $0x15, Y4, Y1, Y1
 	VBROADCASTSS word00000008<>+0(SB), Y4
 	VPADDD       Y4, Y3, Y3
+	VBROADCASTSS word00000001<>+0(SB), Y4
 	VPSUBD       Y1, Y3, Y3
 	VMULPS       96(DX), Y0, Y0
 	VBROADCASTSS word42e20000<>+0(SB), Y1
@@ -784,6 +787,7 @@ group:
 	VCMPPS       $0x15, Y4, Y0, Y0
 	VBROADCASTSS word00000008<>+0(SB), Y4
 	VPADDD       Y4, Y1, Y1
+	VBROADCASTSS word00000001<>+0(SB), Y4
 	VPSUBD       Y0, Y1, Y1
 	VPSLLD       $0x04, Y1, Y1
 	VPOR         Y1, Y3, Y3
@@ -823,6 +827,9 @@ GLOBL limitsIQ4<>(SB), RODATA|NOPTR, $64
 
 DATA word00000008<>+0(SB)/4, $0x00000008
 GLOBL word00000008<>(SB), RODATA|NOPTR, $4
+
+DATA word00000001<>+0(SB)/4, $0x00000001
+GLOBL word00000001<>(SB), RODATA|NOPTR, $4
 
 // func tableLossesAVX2(out *float32, x *float32, w *float32, length int, inv *float32, square *float32, units int)
 // Requires: AVX, AVX2
@@ -1550,9 +1557,6 @@ group:
 	JNZ          group
 	VZEROUPPER
 	RET
-
-DATA word00000001<>+0(SB)/4, $0x00000001
-GLOBL word00000001<>(SB), RODATA|NOPTR, $4
 
 // func tableLossesAVX512(out *float32, x *float32, w *float32, length int, inv *float32, square *float32, units int)
 // Requires: AVX, AVX512F

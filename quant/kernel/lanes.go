@@ -17,6 +17,7 @@ import (
 
 //go:generate go -C _asm run . -kernels iq4 -out ../iq4_amd64.s -stubs ../iq4_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels cells -out ../cells_amd64.s -stubs ../cells_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
 
@@ -74,7 +75,7 @@ type Set struct {
 	// FitThreeBit is the search of Q3_K without importance, of groups of 16 and
 	// with weights of its own: Scale. Its result is like that of FitSymmetric.
 	FitThreeBit func(l *Lanes) uint32
-	// FitPositive quantizes the first rows of X, at most 16 and a multiple of
+	// FitPositive quantizes the first rows of X, at most 32 and a multiple of
 	// 4, to codes from 0 to n with one Scale per lane.
 	FitPositive func(l *Lanes, rows int, n int32, top *float32, candidates int)
 	// DivideCodes writes max(lo, min(hi, nearest((x+offset[g])/scale[g]))) − lo
@@ -92,6 +93,28 @@ type Set struct {
 	// It is −1 if no sum is below the largest float; NaN is not. Up to 16 codes
 	// are read behind the list.
 	Nearest3 func(terms *[8][4]float32, codes *uint16, n int) int
+	// Magnitudes sets the numbers of a super-block x that the searches of IQ2
+	// and IQ3 take, in groups of 16 or 32: quant.gridGroup.weigh and split. q is
+	// the importance; if it is nil, sigma2 is flat·σ². signs has a byte for each
+	// eight elements, tops the largest magnitude of each group, then the largest
+	// absolute value and the largest square root of a weight, both as bits: for
+	// NaN and negative weights they are above those of any finite number, and
+	// the rest is worth nothing.
+	Magnitudes func(m *Magnitudes, signs *[32]uint8, tops *[3][16]uint32, x, q *float32, sigma2 float32, group int, parity bool)
+	// FitCells3 and FitCells8 round the cells of a group with each of count
+	// inverse scales top[i]/base and set the codes and sums of the Candidates:
+	// quant.gridGroup.round and sums. They are for cells of eight elements with
+	// three levels and for cells of four with eight. x is the first element of
+	// the group in Magnitudes. All inverse scales are positive and ascend, the
+	// digits do not exceed 2^20, and no distance overflows. entries has for each
+	// key OnGrid and the code, or the number of records before its list times
+	// 512 and the length of the list, which is even; lists is made by
+	// AppendRecord. Up to 15 numbers of top are read behind the last.
+	FitCells3, FitCells8 func(c *Candidates, x *float32, entries, lists *uint32, cells int, top *float32, count int, base float32)
+	// RoundCells3 and RoundCells8 set the codes of the cells in the bit set
+	// which: quant.gridGroup.round, for numbers as FitCells3 takes them. lists
+	// has codes; up to 16 are read behind a list.
+	RoundCells3, RoundCells8 func(codes *uint16, x *float32, entries *uint32, lists *uint16, which int, inv, scale float32)
 	// GridLosses is quant.gridLosses: the errors Σw·e² of one group of length
 	// elements for 16·units scales, given by inverse and square, and all offsets.
 	// out gets 16 numbers for each 16 scales and offset, offsets running faster.

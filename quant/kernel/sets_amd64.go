@@ -24,6 +24,9 @@ func available() []*Set {
 			FitIQ4: fitIQ4AVX512, CodesIQ4: codesIQ4AVX512,
 			Nearest3:   nearest3AVX512,
 			GridLosses: gridLossesAVX512, TableLosses: tableLossesAVX512, SquaredErrors: squaredErrorsAVX512,
+			Magnitudes: magnitudesAVX2,
+			FitCells3:  fitCells3AVX512, FitCells8: fitCells8AVX512,
+			RoundCells3: roundCells3AVX512, RoundCells8: roundCells8AVX512,
 		})
 	}
 	return append(s, &Set{
@@ -37,5 +40,8 @@ func available() []*Set {
 		FitIQ4: fitIQ4AVX2, CodesIQ4: codesIQ4AVX2,
 		Nearest3:   nearest3AVX2,
 		GridLosses: gridLossesAVX2, TableLosses: tableLossesAVX2, SquaredErrors: squaredErrorsAVX2,
+		Magnitudes: magnitudesAVX2,
+		FitCells3:  fitCells3AVX2, FitCells8: fitCells8AVX2,
+		RoundCells3: roundCells3AVX2, RoundCells8: roundCells8AVX2,
 	})
 }

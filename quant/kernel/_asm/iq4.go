@@ -322,7 +322,7 @@ func (s isa) codeIQ4(x Mem, inv reg.VecVirtual) reg.VecVirtual {
 	code := s.limitIQ4(v)
 	m := s.cmp(notLess, v, s.lookUp(limitsIQ4(), code))
 	VPADDD(s.bits(8), code, code)
-	s.increment(m, code)
+	s.increment(m, s.bits(1), code)
 	return code
 }
 
@@ -330,15 +330,6 @@ func (s isa) codeIQ4(x Mem, inv reg.VecVirtual) reg.VecVirtual {
 func (s isa) clampIQ4(v reg.VecVirtual) {
 	VMINPS(s.number(valuesIQ4[15]), v, v)
 	VMAXPS(s.number(valuesIQ4[0]), v, v)
-}
-
-// increment adds 1 to the integers where m holds.
-func (s isa) increment(m mask, v reg.VecVirtual) {
-	if s.wide() {
-		VPADDD(s.bits(1), v, m.k, v)
-	} else {
-		VPSUBD(m.v, v, v)
-	}
 }
 
 // bitwiseOr sets b to a|b.

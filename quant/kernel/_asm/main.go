@@ -12,6 +12,7 @@ import (
 
 // files are the kernels of each file, by its name.
 var files = map[string]func(){
+	"cells":    cells,
 	"codebook": codebook,
 	"iq4":      iq4,
 	"lanes":    lanes,

@@ -107,6 +107,9 @@ const (
 	equal      = 0x00
 	notEqual   = 0x04
 	unordered  = 0x03
+
+	greaterEqual    = 0x1d
+	notGreaterEqual = 0x19
 )
 
 // mask is a condition per lane: a mask register, or a vector of all ones and zeros.
