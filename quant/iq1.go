@@ -3,6 +3,8 @@ package quant
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
 )
 
 // The 1-bit codebook types (ggml-common.h block_iq1_s, block_iq1_m): 256
@@ -368,28 +370,115 @@ func weighIQ1(w, x, q []float32) {
 	}
 }
 
-func encodeIQ1S(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ1S, encodeBlockIQ1S)
+// typeIQ1 is what one of the types has of its own.
+type typeIQ1 struct {
+	size    int     // bytes per super-block
+	group   int     // elements per scale
+	epsilon float32 // groups below it are zero
+	split   func(k *kernel.Set) func(l *kernel.Lanes, space *kernel.Space, epsilon float32) (odd uint32)
+	// pack writes a searched super-block of x into zeros; q is nil or the
+	// importance.
+	pack func(dst []byte, x, q []float32, fits *[16]fitIQ1)
+	// overflowed marks a block on which ggml aborts.
+	overflowed func(dst []byte)
 }
 
-func encodeBlockIQ1S(dst []byte, x, weights []float32) {
+// encode encodes a row.
+func (t *typeIQ1) encode(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil {
+		t.encodeLanes(k, dst, src, weights)
+		return
+	}
+	encodeSuper(dst, src, weights, t.size, t.encodeBlock)
+}
+
+func (t *typeIQ1) encodeBlock(dst []byte, x, q []float32) {
 	clear(dst)
 	var w [superLen]float32
-	weighIQ1(w[:], x, weights)
-	var fits [8]fitIQ1
-	var top float32
-	for g := range fits {
-		f := &fits[g]
-		if !f.fit(x[32*g:][:32], w[32*g:][:32], 1e-12) {
-			overflowed(dst, 0)
+	weighIQ1(w[:], x, q)
+	var fits [16]fitIQ1
+	for g := range superLen / t.group {
+		at := t.group * g
+		if !fits[g].fit(x[at:][:t.group], w[at:][:t.group], t.epsilon) {
+			clear(dst)
+			t.overflowed(dst)
 			return
 		}
-		top = max(top, f.scale)
+	}
+	t.pack(dst, x, q, &fits)
+}
+
+// encodeLanes is encodeBlock for all super-blocks of a row.
+func (t *typeIQ1) encodeLanes(k *kernel.Set, dst []byte, src, weights []float32) {
+	w := workspaces.Get().(*workspace)
+	defer workspaces.Put(w)
+	w.batches(dst, src, weights, t.size, func(x, q []float32) {
+		if q != nil {
+			w.variances(k, x, 2)
+		}
+		w.chunks(k, x, q, t.group, func(first int) uint32 {
+			if q != nil {
+				w.weigh(k, first, t.group)
+			} else {
+				k.SquareWeights(&w.lanes, t.group)
+			}
+			return w.fitIQ1(k, t)
+		}, func(b, g, lane int) { w.fitsIQ1[b][g] = w.takeIQ1(lane, t.group/8) })
+	}, func(b int, dst []byte, x, q []float32) {
+		if w.odd[b] {
+			t.encodeBlock(dst, x, q)
+			return
+		}
+		clear(dst)
+		t.pack(dst, x, q, &w.fitsIQ1[b])
+	})
+}
+
+// fitIQ1 searches the loaded groups.
+func (w *workspace) fitIQ1(k *kernel.Set, t *typeIQ1) (odd uint32) {
+	cells := gridIQ1.cells()
+	odd = t.split(k)(&w.lanes, &w.space, t.epsilon)
+	return odd | k.PlaceIQ1(&w.lanes, t.group/8, &cells.entries[0], &cells.lists[0], &cells.codes[0])
+}
+
+// takeIQ1 returns the fit in a lane.
+func (w *workspace) takeIQ1(lane, cells int) (f fitIQ1) {
+	integer := func(row int) uint32 { return math.Float32bits(w.lanes[row][lane]) }
+	if int32(integer(kernel.RowCodes)) < 0 {
+		return f
+	}
+	f.scale = w.lanes[kernel.RowScale][lane]
+	points, shifts := gridIQ1.cells(), integer(kernel.RowShift)
+	for c := range cells {
+		f.index[c] = points.index(key3(uint16(integer(kernel.RowCodes + c))))
+		f.down[c] = uint8(shifts >> c & 1)
+	}
+	return f
+}
+
+var searchIQ1S = typeIQ1{
+	size: sizeIQ1S, group: 32, epsilon: 1e-12,
+	split: func(k *kernel.Set) func(*kernel.Lanes, *kernel.Space, float32) uint32 { return k.SplitIQ1S },
+	pack:  packIQ1S, overflowed: func(dst []byte) { overflowed(dst, 0) },
+}
+
+var searchIQ1M = typeIQ1{
+	size: sizeIQ1M, group: 16, epsilon: 1e-7,
+	split: func(k *kernel.Set) func(*kernel.Lanes, *kernel.Space, float32) uint32 { return k.SplitIQ1M },
+	pack:  packIQ1M, overflowed: func(dst []byte) { putScaleIQ1M(dst, float32(math.NaN())) },
+}
+
+func encodeIQ1S(dst []byte, src, weights []float32) { searchIQ1S.encode(dst, src, weights) }
+
+func packIQ1S(dst []byte, _, _ []float32, fits *[16]fitIQ1) {
+	var top float32
+	for g := range 8 {
+		top = max(top, fits[g].scale)
 	}
 	d := top / 15
 	putHalf(dst, d*1.125)
 	id := 1 / d
-	for g := range fits {
+	for g := range 8 {
 		f := &fits[g]
 		var word uint16
 		for k, index := range f.index {
@@ -408,23 +497,11 @@ func roundIQ1(scale float32) uint16 {
 	return uint16(nearestIn(0.5*(float32(scale)-1), 0, 7))
 }
 
-func encodeIQ1M(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ1M, encodeBlockIQ1M)
-}
+func encodeIQ1M(dst []byte, src, weights []float32) { searchIQ1M.encode(dst, src, weights) }
 
-func encodeBlockIQ1M(dst []byte, x, weights []float32) {
-	clear(dst)
-	var w [superLen]float32
-	weighIQ1(w[:], x, weights)
-	var fits [16]fitIQ1
+func packIQ1M(dst []byte, x, q []float32, fits *[16]fitIQ1) {
 	var top float32
-	for g := range fits {
-		f := &fits[g]
-		if !f.fit(x[16*g:][:16], w[16*g:][:16], 1e-7) {
-			clear(dst)
-			putScaleIQ1M(dst, float32(math.NaN()))
-			return
-		}
+	for g, f := range fits {
 		dst[2*g], dst[2*g+1] = uint8(f.index[0]), uint8(f.index[1])
 		dst[32+g] = uint8(f.index[0]>>8 | f.index[1]>>8<<4)
 		top = max(top, f.scale)
@@ -432,6 +509,8 @@ func encodeBlockIQ1M(dst []byte, x, weights []float32) {
 	if top == 0 {
 		return
 	}
+	var w [superLen]float32
+	weighIQ1(w[:], x, q)
 	// The factor is refitted to the rounded scales.
 	codes, d := gridIQ1.codes(), top/15
 	id := 1 / d

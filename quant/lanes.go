@@ -17,9 +17,11 @@ const batchLen = kernel.Groups / 2
 // workspace is the memory of a row being encoded.
 type workspace struct {
 	lanes     kernel.Lanes
+	space     kernel.Space
 	affines   [batchLen]affineSuper
 	symmetric [batchLen]symmetricSuper
 	threeBit  [batchLen]superQ3K
+	fitsIQ1   [batchLen][16]fitIQ1
 	odd       [batchLen]bool    // super-blocks left to the portable code
 	sigma     [batchLen]float32 // σ² of their importance
 	tops      [40]float32       // codes at which candidates put the largest value

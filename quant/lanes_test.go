@@ -25,7 +25,7 @@ func use(tb testing.TB, isa string) {
 }
 
 // kernelTypes are the types whose encoders use kernels.
-var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K}
+var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K, gguf.IQ1S, gguf.IQ1M}
 
 // sameAsPortable encodes a row as every type with kernels, with all of them.
 func sameAsPortable(t *testing.T, what string, x, w []float32) {
@@ -33,7 +33,7 @@ func sameAsPortable(t *testing.T, what string, x, w []float32) {
 	for _, typ := range kernelTypes {
 		c, _ := Lookup(typ)
 		for _, weights := range [][]float32{nil, w} {
-			if weights != nil && !c.UsesWeights {
+			if weights != nil && !c.UsesWeights || weights == nil && c.NeedsWeights {
 				continue
 			}
 			want := make([]byte, c.Type.RowBytes(int64(len(x))))

@@ -68,7 +68,7 @@ element:
 	RET
 
 // func gridLossesAVX512(out *float32, x *float32, w *float32, length int, inv *float32, square *float32, units int, offset *float32, offsets int, lo float32, hi float32)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512DQ, AVX512F
 TEXT ·gridLossesAVX512(SB), NOSPLIT, $0-80
 	MOVQ         out+0(FP), AX
 	MOVQ         x+8(FP), CX
@@ -87,7 +87,7 @@ unit:
 
 offset:
 	VBROADCASTSS (R9), Z3
-	VPXORD       Z4, Z4, Z4
+	VXORPS       Z4, Z4, Z4
 	XORQ         R11, R11
 
 element:

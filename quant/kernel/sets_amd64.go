@@ -21,7 +21,8 @@ func available() []*Set {
 			FitSymmetric: fitSymmetricAVX512, FitThreeBit: fitThreeBitAVX512,
 			FitPositive: fitPositiveAVX512,
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
-			Nearest3:   nearest3AVX512,
+			Nearest3:  nearest3AVX512,
+			SplitIQ1S: splitIQ1SAVX512, SplitIQ1M: splitIQ1MAVX512, PlaceIQ1: placeIQ1AVX512,
 			GridLosses: gridLossesAVX512,
 		})
 	}
@@ -33,7 +34,8 @@ func available() []*Set {
 		FitSymmetric: fitSymmetricAVX2, FitThreeBit: fitThreeBitAVX2,
 		FitPositive: fitPositiveAVX2,
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
-		Nearest3:   nearest3AVX2,
+		Nearest3:  nearest3AVX2,
+		SplitIQ1S: splitIQ1SAVX2, SplitIQ1M: splitIQ1MAVX2, PlaceIQ1: placeIQ1AVX2,
 		GridLosses: gridLossesAVX2,
 	})
 }
