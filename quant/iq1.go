@@ -375,12 +375,49 @@ type typeIQ1 struct {
 	size    int     // bytes per super-block
 	group   int     // elements per scale
 	epsilon float32 // groups below it are zero
+	refit   bool    // the factor of the scales is that which is best for their codes
 	split   func(k *kernel.Set) func(l *kernel.Lanes, space *kernel.Space, epsilon float32) (odd uint32)
-	// pack writes a searched super-block of x into zeros; q is nil or the
-	// importance.
-	pack func(dst []byte, x, q []float32, fits *[16]fitIQ1)
+	// pack writes a searched super-block into zeros.
+	pack func(dst []byte, s *superIQ1)
 	// overflowed marks a block on which ggml aborts.
 	overflowed func(dst []byte)
+}
+
+// superIQ1 is a super-block on its way to bytes.
+type superIQ1 struct {
+	fits   [16]fitIQ1
+	scales [16]uint16 // their codes
+	top    float32    // largest scale
+	// sums are A and B of the whole, for points times 2·code+1.
+	sums gridSums
+}
+
+// round sets the codes of the scales.
+func (s *superIQ1) round(groups int) {
+	s.top = 0
+	for g := range groups {
+		s.top = max(s.top, s.fits[g].scale)
+	}
+	if s.top == 0 {
+		return
+	}
+	id := 1 / (s.top / 15)
+	for g := range groups {
+		s.scales[g] = roundIQ1(id * s.fits[g].scale)
+	}
+}
+
+// refit sets the sums, for groups of two cells.
+func (s *superIQ1) refit(x, w []float32) {
+	codes := gridIQ1.codes()
+	for g := range s.fits {
+		f := &s.fits[g]
+		for k := range 2 {
+			values := scaled3(&shiftedIQ1[f.down[k]], float32(2*s.scales[g]+1))
+			at := 16*g + 8*k
+			s.sums.addIQ1(x[at:], w[at:], codes[f.index[k]], &values)
+		}
+	}
 }
 
 // encode encodes a row.
@@ -396,64 +433,100 @@ func (t *typeIQ1) encodeBlock(dst []byte, x, q []float32) {
 	clear(dst)
 	var w [superLen]float32
 	weighIQ1(w[:], x, q)
-	var fits [16]fitIQ1
+	var s superIQ1
 	for g := range superLen / t.group {
 		at := t.group * g
-		if !fits[g].fit(x[at:][:t.group], w[at:][:t.group], t.epsilon) {
-			clear(dst)
+		if !s.fits[g].fit(x[at:][:t.group], w[at:][:t.group], t.epsilon) {
 			t.overflowed(dst)
 			return
 		}
 	}
-	t.pack(dst, x, q, &fits)
+	s.round(superLen / t.group)
+	if t.refit {
+		s.refit(x, w[:])
+	}
+	t.pack(dst, &s)
 }
 
 // encodeLanes is encodeBlock for all super-blocks of a row.
 func (t *typeIQ1) encodeLanes(k *kernel.Set, dst []byte, src, weights []float32) {
 	w := workspaces.Get().(*workspace)
 	defer workspaces.Put(w)
-	w.batches(dst, src, weights, t.size, func(x, q []float32) {
-		if q != nil {
-			w.variances(k, x, 2)
-		}
-		w.chunks(k, x, q, t.group, func(first int) uint32 {
-			if q != nil {
-				w.weigh(k, first, t.group)
-			} else {
-				k.SquareWeights(&w.lanes, t.group)
+	w.batches(dst, src, weights, t.size,
+		func(x, q []float32) { t.searchBatch(w, k, x, q) },
+		func(b int, dst []byte, x, q []float32) {
+			if w.odd[b] {
+				t.encodeBlock(dst, x, q)
+				return
 			}
-			return w.fitIQ1(k, t)
-		}, func(b, g, lane int) { w.fitsIQ1[b][g] = w.takeIQ1(lane, t.group/8) })
-	}, func(b int, dst []byte, x, q []float32) {
-		if w.odd[b] {
-			t.encodeBlock(dst, x, q)
-			return
-		}
-		clear(dst)
-		t.pack(dst, x, q, &w.fitsIQ1[b])
-	})
+			clear(dst)
+			t.pack(dst, &w.oneBit[b])
+		})
 }
 
-// fitIQ1 searches the loaded groups.
-func (w *workspace) fitIQ1(k *kernel.Set, t *typeIQ1) (odd uint32) {
+// searchBatch searches up to batchLen super-blocks.
+func (t *typeIQ1) searchBatch(w *workspace, k *kernel.Set, x, q []float32) {
+	if q != nil {
+		w.variances(k, x, 2)
+	}
 	cells := gridIQ1.cells()
-	odd = t.split(k)(&w.lanes, &w.space, t.epsilon)
-	return odd | k.PlaceIQ1(&w.lanes, t.group/8, &cells.entries[0], &cells.lists[0], &cells.codes[0])
+	w.chunks(k, x, q, t.group, func(first int) (odd uint32) {
+		if q != nil {
+			w.weigh(k, first, t.group)
+		} else {
+			k.SquareWeights(&w.lanes, t.group)
+		}
+		odd = t.split(k)(&w.lanes, &w.space, t.epsilon)
+		return odd | k.PlaceIQ1(&w.lanes, t.group/8, &cells.entries[0], &cells.lists[0], &cells.codes[0])
+	}, func(b, g, lane int) { w.takeIQ1(&w.oneBit[b].fits[g], cells, lane, t.group/8) })
+	blocks := len(x) / superLen
+	for b := range blocks {
+		w.oneBit[b].round(superLen / t.group)
+	}
+	for first := 0; t.refit && first < blocks; first += 8 {
+		first = max(0, min(first, blocks-8))
+		w.refitIQ1(k, first, x, q)
+	}
 }
 
-// takeIQ1 returns the fit in a lane.
-func (w *workspace) takeIQ1(lane, cells int) (f fitIQ1) {
+// takeIQ1 sets f to the fit in a lane.
+func (w *workspace) takeIQ1(f *fitIQ1, cells *gridCells, lane, count int) {
 	integer := func(row int) uint32 { return math.Float32bits(w.lanes[row][lane]) }
+	*f = fitIQ1{}
 	if int32(integer(kernel.RowCodes)) < 0 {
-		return f
+		return
 	}
 	f.scale = w.lanes[kernel.RowScale][lane]
-	points, shifts := gridIQ1.cells(), integer(kernel.RowShift)
-	for c := range cells {
-		f.index[c] = points.index(key3(uint16(integer(kernel.RowCodes + c))))
+	shifts := integer(kernel.RowShift)
+	for c := range count {
+		f.index[c] = cells.index(key3(uint16(integer(kernel.RowCodes + c))))
 		f.down[c] = uint8(shifts >> c & 1)
 	}
-	return f
+}
+
+// refitIQ1 is refit for the eight super-blocks from first on, or all there are.
+func (w *workspace) refitIQ1(k *kernel.Set, first int, x, q []float32) {
+	codes, supers := gridIQ1.codes(), w.oneBit[first:min(first+8, len(x)/superLen)]
+	var cells [32]kernel.CellIQ1
+	for b := range supers {
+		s := &supers[b]
+		for c := range cells {
+			f := &s.fits[c/2]
+			cells[c].Code[b] = uint32(codes[f.index[c%2]])
+			cells[c].Shift[b] = shiftedIQ1[f.down[c%2]][1]
+			cells[c].Scale[b] = float32(2*s.scales[c/2] + 1)
+		}
+	}
+	x = x[first*superLen:]
+	var importance *float32
+	if q != nil {
+		importance = w.whole(1, q[first*superLen:], 8*superLen)
+	}
+	var a, b [8]float32
+	k.SumsIQ1(&a, &b, w.whole(0, x, 8*superLen), importance, (*[8]float32)(w.sigma[first:]), &cells, &w.space)
+	for i := range supers {
+		supers[i].sums = gridSums{a[i], b[i]}
+	}
 }
 
 var searchIQ1S = typeIQ1{
@@ -463,30 +536,24 @@ var searchIQ1S = typeIQ1{
 }
 
 var searchIQ1M = typeIQ1{
-	size: sizeIQ1M, group: 16, epsilon: 1e-7,
+	size: sizeIQ1M, group: 16, epsilon: 1e-7, refit: true,
 	split: func(k *kernel.Set) func(*kernel.Lanes, *kernel.Space, float32) uint32 { return k.SplitIQ1M },
 	pack:  packIQ1M, overflowed: func(dst []byte) { putScaleIQ1M(dst, float32(math.NaN())) },
 }
 
 func encodeIQ1S(dst []byte, src, weights []float32) { searchIQ1S.encode(dst, src, weights) }
 
-func packIQ1S(dst []byte, _, _ []float32, fits *[16]fitIQ1) {
-	var top float32
+func packIQ1S(dst []byte, s *superIQ1) {
+	putHalf(dst, s.top/15*1.125)
 	for g := range 8 {
-		top = max(top, fits[g].scale)
-	}
-	d := top / 15
-	putHalf(dst, d*1.125)
-	id := 1 / d
-	for g := range 8 {
-		f := &fits[g]
+		f := &s.fits[g]
 		var word uint16
 		for k, index := range f.index {
 			dst[2+4*g+k] = uint8(index)
 			word |= index >> 8 << (3 * k)
 		}
-		if top != 0 {
-			word |= roundIQ1(id*f.scale)<<12 | uint16(f.down[0])<<15
+		if s.top != 0 {
+			word |= s.scales[g]<<12 | uint16(f.down[0])<<15
 		}
 		binary.LittleEndian.PutUint16(dst[34+2*g:], word)
 	}
@@ -499,36 +566,23 @@ func roundIQ1(scale float32) uint16 {
 
 func encodeIQ1M(dst []byte, src, weights []float32) { searchIQ1M.encode(dst, src, weights) }
 
-func packIQ1M(dst []byte, x, q []float32, fits *[16]fitIQ1) {
-	var top float32
-	for g, f := range fits {
+func packIQ1M(dst []byte, s *superIQ1) {
+	for g := range s.fits {
+		f := &s.fits[g]
 		dst[2*g], dst[2*g+1] = uint8(f.index[0]), uint8(f.index[1])
 		dst[32+g] = uint8(f.index[0]>>8 | f.index[1]>>8<<4)
-		top = max(top, f.scale)
-	}
-	if top == 0 {
-		return
-	}
-	var w [superLen]float32
-	weighIQ1(w[:], x, q)
-	// The factor is refitted to the rounded scales.
-	codes, d := gridIQ1.codes(), top/15
-	id := 1 / d
-	var s gridSums
-	for g := range fits {
-		f := &fits[g]
-		ls := roundIQ1(id * f.scale)
-		word := dst[48+g/4*2:]
-		binary.LittleEndian.PutUint16(word, le16(word)|ls<<(g%4*3))
-		dst[32+g] |= f.down[0]<<3 | f.down[1]<<7
-		for k := range 2 {
-			values := scaled3(&shiftedIQ1[f.down[k]], float32(2*ls+1))
-			at := 16*g + 8*k
-			s.addIQ1(x[at:], w[at:], codes[f.index[k]], &values)
+		if s.top != 0 {
+			dst[32+g] |= f.down[0]<<3 | f.down[1]<<7
+			word := dst[48+g/4*2:]
+			binary.LittleEndian.PutUint16(word, le16(word)|s.scales[g]<<(g%4*3))
 		}
 	}
-	if s.b > 0 {
-		d = s.a / s.b
+	if s.top == 0 {
+		return
+	}
+	d := s.top / 15
+	if s.sums.b > 0 {
+		d = s.sums.a / s.sums.b
 	}
 	putScaleIQ1M(dst, d*1.1125)
 }

@@ -47,3 +47,12 @@ func splitIQ1MAVX512(l *[128][32]float32, space *[8192]float32, epsilon float32)
 //
 //go:noescape
 func placeIQ1AVX512(l *[128][32]float32, cells int, entries *uint32, lists *uint16, codes *uint16) uint32
+
+// sumsIQ1AVX2 is quant.superIQ1.refit for eight super-blocks one after another.
+//
+//go:noescape
+func sumsIQ1AVX2(a *[8]float32, b *[8]float32, x *float32, q *float32, sigma *[8]float32, cells *[32]struct {
+	Code  [8]uint32
+	Shift [8]float32
+	Scale [8]float32
+}, space *[8192]float32)

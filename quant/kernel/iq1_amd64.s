@@ -209,7 +209,7 @@ end5:
 	JNZ     end5
 	VXORPS  Y0, Y0, Y0
 	LEAQ    sampleSAVX2<>+0(SB), SI
-	MOVQ    $0x0000002d, R9
+	MOVQ    $0x00000009, R9
 
 pair6:
 	MOVWQZX      (SI), DI
@@ -1022,97 +1022,25 @@ GLOBL wordbf900000<>(SB), RODATA|NOPTR, $4
 DATA word3e000000<>+0(SB)/4, $0x3e000000
 GLOBL word3e000000<>(SB), RODATA|NOPTR, $4
 
-DATA sampleSAVX2<>+0(SB)/2, $0x0000
-DATA sampleSAVX2<>+2(SB)/2, $0x0000
-DATA sampleSAVX2<>+4(SB)/2, $0x0000
-DATA sampleSAVX2<>+6(SB)/2, $0x0500
-DATA sampleSAVX2<>+8(SB)/2, $0x0000
-DATA sampleSAVX2<>+10(SB)/2, $0x0a00
-DATA sampleSAVX2<>+12(SB)/2, $0x0000
-DATA sampleSAVX2<>+14(SB)/2, $0x0f00
-DATA sampleSAVX2<>+16(SB)/2, $0x0000
-DATA sampleSAVX2<>+18(SB)/2, $0x1400
-DATA sampleSAVX2<>+20(SB)/2, $0x0000
-DATA sampleSAVX2<>+22(SB)/2, $0x1900
-DATA sampleSAVX2<>+24(SB)/2, $0x0000
-DATA sampleSAVX2<>+26(SB)/2, $0x1e00
-DATA sampleSAVX2<>+28(SB)/2, $0x0000
-DATA sampleSAVX2<>+30(SB)/2, $0x2300
-DATA sampleSAVX2<>+32(SB)/2, $0x0000
-DATA sampleSAVX2<>+34(SB)/2, $0x2800
-DATA sampleSAVX2<>+36(SB)/2, $0x0500
-DATA sampleSAVX2<>+38(SB)/2, $0x0500
-DATA sampleSAVX2<>+40(SB)/2, $0x0500
-DATA sampleSAVX2<>+42(SB)/2, $0x0a00
-DATA sampleSAVX2<>+44(SB)/2, $0x0500
-DATA sampleSAVX2<>+46(SB)/2, $0x0f00
-DATA sampleSAVX2<>+48(SB)/2, $0x0500
-DATA sampleSAVX2<>+50(SB)/2, $0x1400
-DATA sampleSAVX2<>+52(SB)/2, $0x0500
-DATA sampleSAVX2<>+54(SB)/2, $0x1900
-DATA sampleSAVX2<>+56(SB)/2, $0x0500
-DATA sampleSAVX2<>+58(SB)/2, $0x1e00
-DATA sampleSAVX2<>+60(SB)/2, $0x0500
-DATA sampleSAVX2<>+62(SB)/2, $0x2300
-DATA sampleSAVX2<>+64(SB)/2, $0x0500
-DATA sampleSAVX2<>+66(SB)/2, $0x2800
-DATA sampleSAVX2<>+68(SB)/2, $0x0a00
-DATA sampleSAVX2<>+70(SB)/2, $0x0a00
-DATA sampleSAVX2<>+72(SB)/2, $0x0a00
-DATA sampleSAVX2<>+74(SB)/2, $0x0f00
-DATA sampleSAVX2<>+76(SB)/2, $0x0a00
-DATA sampleSAVX2<>+78(SB)/2, $0x1400
-DATA sampleSAVX2<>+80(SB)/2, $0x0a00
-DATA sampleSAVX2<>+82(SB)/2, $0x1900
-DATA sampleSAVX2<>+84(SB)/2, $0x0a00
-DATA sampleSAVX2<>+86(SB)/2, $0x1e00
-DATA sampleSAVX2<>+88(SB)/2, $0x0a00
-DATA sampleSAVX2<>+90(SB)/2, $0x2300
-DATA sampleSAVX2<>+92(SB)/2, $0x0a00
-DATA sampleSAVX2<>+94(SB)/2, $0x2800
-DATA sampleSAVX2<>+96(SB)/2, $0x0f00
-DATA sampleSAVX2<>+98(SB)/2, $0x0f00
-DATA sampleSAVX2<>+100(SB)/2, $0x0f00
-DATA sampleSAVX2<>+102(SB)/2, $0x1400
-DATA sampleSAVX2<>+104(SB)/2, $0x0f00
-DATA sampleSAVX2<>+106(SB)/2, $0x1900
-DATA sampleSAVX2<>+108(SB)/2, $0x0f00
-DATA sampleSAVX2<>+110(SB)/2, $0x1e00
-DATA sampleSAVX2<>+112(SB)/2, $0x0f00
-DATA sampleSAVX2<>+114(SB)/2, $0x2300
-DATA sampleSAVX2<>+116(SB)/2, $0x0f00
-DATA sampleSAVX2<>+118(SB)/2, $0x2800
-DATA sampleSAVX2<>+120(SB)/2, $0x1400
-DATA sampleSAVX2<>+122(SB)/2, $0x1400
-DATA sampleSAVX2<>+124(SB)/2, $0x1400
-DATA sampleSAVX2<>+126(SB)/2, $0x1900
-DATA sampleSAVX2<>+128(SB)/2, $0x1400
-DATA sampleSAVX2<>+130(SB)/2, $0x1e00
-DATA sampleSAVX2<>+132(SB)/2, $0x1400
-DATA sampleSAVX2<>+134(SB)/2, $0x2300
-DATA sampleSAVX2<>+136(SB)/2, $0x1400
-DATA sampleSAVX2<>+138(SB)/2, $0x2800
-DATA sampleSAVX2<>+140(SB)/2, $0x1900
-DATA sampleSAVX2<>+142(SB)/2, $0x1900
-DATA sampleSAVX2<>+144(SB)/2, $0x1900
-DATA sampleSAVX2<>+146(SB)/2, $0x1e00
-DATA sampleSAVX2<>+148(SB)/2, $0x1900
-DATA sampleSAVX2<>+150(SB)/2, $0x2300
-DATA sampleSAVX2<>+152(SB)/2, $0x1900
-DATA sampleSAVX2<>+154(SB)/2, $0x2800
-DATA sampleSAVX2<>+156(SB)/2, $0x1e00
-DATA sampleSAVX2<>+158(SB)/2, $0x1e00
-DATA sampleSAVX2<>+160(SB)/2, $0x1e00
-DATA sampleSAVX2<>+162(SB)/2, $0x2300
-DATA sampleSAVX2<>+164(SB)/2, $0x1e00
-DATA sampleSAVX2<>+166(SB)/2, $0x2800
-DATA sampleSAVX2<>+168(SB)/2, $0x2300
-DATA sampleSAVX2<>+170(SB)/2, $0x2300
-DATA sampleSAVX2<>+172(SB)/2, $0x2300
-DATA sampleSAVX2<>+174(SB)/2, $0x2800
-DATA sampleSAVX2<>+176(SB)/2, $0x2800
-DATA sampleSAVX2<>+178(SB)/2, $0x2800
-GLOBL sampleSAVX2<>(SB), RODATA|NOPTR, $180
+DATA sampleSAVX2<>+0(SB)/2, $0x0500
+DATA sampleSAVX2<>+2(SB)/2, $0x1900
+DATA sampleSAVX2<>+4(SB)/2, $0x0500
+DATA sampleSAVX2<>+6(SB)/2, $0x1e00
+DATA sampleSAVX2<>+8(SB)/2, $0x0500
+DATA sampleSAVX2<>+10(SB)/2, $0x2300
+DATA sampleSAVX2<>+12(SB)/2, $0x0a00
+DATA sampleSAVX2<>+14(SB)/2, $0x1900
+DATA sampleSAVX2<>+16(SB)/2, $0x0a00
+DATA sampleSAVX2<>+18(SB)/2, $0x1e00
+DATA sampleSAVX2<>+20(SB)/2, $0x0a00
+DATA sampleSAVX2<>+22(SB)/2, $0x2300
+DATA sampleSAVX2<>+24(SB)/2, $0x0f00
+DATA sampleSAVX2<>+26(SB)/2, $0x1900
+DATA sampleSAVX2<>+28(SB)/2, $0x0f00
+DATA sampleSAVX2<>+30(SB)/2, $0x1e00
+DATA sampleSAVX2<>+32(SB)/2, $0x0f00
+DATA sampleSAVX2<>+34(SB)/2, $0x2300
+GLOBL sampleSAVX2<>(SB), RODATA|NOPTR, $36
 
 DATA wordff7fffff<>+0(SB)/4, $0xff7fffff
 GLOBL wordff7fffff<>(SB), RODATA|NOPTR, $4
@@ -1375,7 +1303,7 @@ end16:
 	JNZ     end16
 	VXORPS  Y0, Y0, Y0
 	LEAQ    sampleMAVX2<>+0(SB), SI
-	MOVQ    $0x0000000f, R9
+	MOVQ    $0x00000009, R9
 
 pair17:
 	MOVWQZX      (SI), DI
@@ -1910,37 +1838,25 @@ GLOBL word3fa00000<>(SB), RODATA|NOPTR, $4
 DATA wordbf400000<>+0(SB)/4, $0xbf400000
 GLOBL wordbf400000<>(SB), RODATA|NOPTR, $4
 
-DATA sampleMAVX2<>+0(SB)/2, $0x0000
-DATA sampleMAVX2<>+2(SB)/2, $0x0000
-DATA sampleMAVX2<>+4(SB)/2, $0x0000
-DATA sampleMAVX2<>+6(SB)/2, $0x0500
-DATA sampleMAVX2<>+8(SB)/2, $0x0000
-DATA sampleMAVX2<>+10(SB)/2, $0x0a00
-DATA sampleMAVX2<>+12(SB)/2, $0x0000
-DATA sampleMAVX2<>+14(SB)/2, $0x0f00
-DATA sampleMAVX2<>+16(SB)/2, $0x0000
-DATA sampleMAVX2<>+18(SB)/2, $0x1400
+DATA sampleMAVX2<>+0(SB)/2, $0x0280
+DATA sampleMAVX2<>+2(SB)/2, $0x0c80
+DATA sampleMAVX2<>+4(SB)/2, $0x0280
+DATA sampleMAVX2<>+6(SB)/2, $0x0f00
+DATA sampleMAVX2<>+8(SB)/2, $0x0280
+DATA sampleMAVX2<>+10(SB)/2, $0x1180
+DATA sampleMAVX2<>+12(SB)/2, $0x0500
+DATA sampleMAVX2<>+14(SB)/2, $0x0c80
+DATA sampleMAVX2<>+16(SB)/2, $0x0500
+DATA sampleMAVX2<>+18(SB)/2, $0x0f00
 DATA sampleMAVX2<>+20(SB)/2, $0x0500
-DATA sampleMAVX2<>+22(SB)/2, $0x0500
-DATA sampleMAVX2<>+24(SB)/2, $0x0500
-DATA sampleMAVX2<>+26(SB)/2, $0x0a00
-DATA sampleMAVX2<>+28(SB)/2, $0x0500
+DATA sampleMAVX2<>+22(SB)/2, $0x1180
+DATA sampleMAVX2<>+24(SB)/2, $0x0780
+DATA sampleMAVX2<>+26(SB)/2, $0x0c80
+DATA sampleMAVX2<>+28(SB)/2, $0x0780
 DATA sampleMAVX2<>+30(SB)/2, $0x0f00
-DATA sampleMAVX2<>+32(SB)/2, $0x0500
-DATA sampleMAVX2<>+34(SB)/2, $0x1400
-DATA sampleMAVX2<>+36(SB)/2, $0x0a00
-DATA sampleMAVX2<>+38(SB)/2, $0x0a00
-DATA sampleMAVX2<>+40(SB)/2, $0x0a00
-DATA sampleMAVX2<>+42(SB)/2, $0x0f00
-DATA sampleMAVX2<>+44(SB)/2, $0x0a00
-DATA sampleMAVX2<>+46(SB)/2, $0x1400
-DATA sampleMAVX2<>+48(SB)/2, $0x0f00
-DATA sampleMAVX2<>+50(SB)/2, $0x0f00
-DATA sampleMAVX2<>+52(SB)/2, $0x0f00
-DATA sampleMAVX2<>+54(SB)/2, $0x1400
-DATA sampleMAVX2<>+56(SB)/2, $0x1400
-DATA sampleMAVX2<>+58(SB)/2, $0x1400
-GLOBL sampleMAVX2<>(SB), RODATA|NOPTR, $60
+DATA sampleMAVX2<>+32(SB)/2, $0x0780
+DATA sampleMAVX2<>+34(SB)/2, $0x1180
+GLOBL sampleMAVX2<>(SB), RODATA|NOPTR, $36
 
 DATA word00000003<>+0(SB)/4, $0x00000003
 GLOBL word00000003<>(SB), RODATA|NOPTR, $4
@@ -2473,7 +2389,7 @@ end28:
 	JNZ     end28
 	VXORPS  Z0, Z0, Z0
 	LEAQ    sampleSAVX512<>+0(SB), SI
-	MOVQ    $0x0000002d, R9
+	MOVQ    $0x00000009, R9
 
 pair29:
 	MOVWQZX      (SI), DI
@@ -3175,97 +3091,25 @@ DATA networkSAVX512<>+760(SB)/2, $0x0e80
 DATA networkSAVX512<>+762(SB)/2, $0x0f00
 GLOBL networkSAVX512<>(SB), RODATA|NOPTR, $764
 
-DATA sampleSAVX512<>+0(SB)/2, $0x0000
-DATA sampleSAVX512<>+2(SB)/2, $0x0000
-DATA sampleSAVX512<>+4(SB)/2, $0x0000
-DATA sampleSAVX512<>+6(SB)/2, $0x0a00
-DATA sampleSAVX512<>+8(SB)/2, $0x0000
-DATA sampleSAVX512<>+10(SB)/2, $0x1400
-DATA sampleSAVX512<>+12(SB)/2, $0x0000
-DATA sampleSAVX512<>+14(SB)/2, $0x1e00
-DATA sampleSAVX512<>+16(SB)/2, $0x0000
-DATA sampleSAVX512<>+18(SB)/2, $0x2800
-DATA sampleSAVX512<>+20(SB)/2, $0x0000
-DATA sampleSAVX512<>+22(SB)/2, $0x3200
-DATA sampleSAVX512<>+24(SB)/2, $0x0000
-DATA sampleSAVX512<>+26(SB)/2, $0x3c00
-DATA sampleSAVX512<>+28(SB)/2, $0x0000
-DATA sampleSAVX512<>+30(SB)/2, $0x4600
-DATA sampleSAVX512<>+32(SB)/2, $0x0000
-DATA sampleSAVX512<>+34(SB)/2, $0x5000
-DATA sampleSAVX512<>+36(SB)/2, $0x0a00
-DATA sampleSAVX512<>+38(SB)/2, $0x0a00
-DATA sampleSAVX512<>+40(SB)/2, $0x0a00
-DATA sampleSAVX512<>+42(SB)/2, $0x1400
-DATA sampleSAVX512<>+44(SB)/2, $0x0a00
-DATA sampleSAVX512<>+46(SB)/2, $0x1e00
-DATA sampleSAVX512<>+48(SB)/2, $0x0a00
-DATA sampleSAVX512<>+50(SB)/2, $0x2800
-DATA sampleSAVX512<>+52(SB)/2, $0x0a00
-DATA sampleSAVX512<>+54(SB)/2, $0x3200
-DATA sampleSAVX512<>+56(SB)/2, $0x0a00
-DATA sampleSAVX512<>+58(SB)/2, $0x3c00
-DATA sampleSAVX512<>+60(SB)/2, $0x0a00
-DATA sampleSAVX512<>+62(SB)/2, $0x4600
-DATA sampleSAVX512<>+64(SB)/2, $0x0a00
-DATA sampleSAVX512<>+66(SB)/2, $0x5000
-DATA sampleSAVX512<>+68(SB)/2, $0x1400
-DATA sampleSAVX512<>+70(SB)/2, $0x1400
-DATA sampleSAVX512<>+72(SB)/2, $0x1400
-DATA sampleSAVX512<>+74(SB)/2, $0x1e00
-DATA sampleSAVX512<>+76(SB)/2, $0x1400
-DATA sampleSAVX512<>+78(SB)/2, $0x2800
-DATA sampleSAVX512<>+80(SB)/2, $0x1400
-DATA sampleSAVX512<>+82(SB)/2, $0x3200
-DATA sampleSAVX512<>+84(SB)/2, $0x1400
-DATA sampleSAVX512<>+86(SB)/2, $0x3c00
-DATA sampleSAVX512<>+88(SB)/2, $0x1400
-DATA sampleSAVX512<>+90(SB)/2, $0x4600
-DATA sampleSAVX512<>+92(SB)/2, $0x1400
-DATA sampleSAVX512<>+94(SB)/2, $0x5000
-DATA sampleSAVX512<>+96(SB)/2, $0x1e00
-DATA sampleSAVX512<>+98(SB)/2, $0x1e00
-DATA sampleSAVX512<>+100(SB)/2, $0x1e00
-DATA sampleSAVX512<>+102(SB)/2, $0x2800
-DATA sampleSAVX512<>+104(SB)/2, $0x1e00
-DATA sampleSAVX512<>+106(SB)/2, $0x3200
-DATA sampleSAVX512<>+108(SB)/2, $0x1e00
-DATA sampleSAVX512<>+110(SB)/2, $0x3c00
-DATA sampleSAVX512<>+112(SB)/2, $0x1e00
-DATA sampleSAVX512<>+114(SB)/2, $0x4600
-DATA sampleSAVX512<>+116(SB)/2, $0x1e00
-DATA sampleSAVX512<>+118(SB)/2, $0x5000
-DATA sampleSAVX512<>+120(SB)/2, $0x2800
-DATA sampleSAVX512<>+122(SB)/2, $0x2800
-DATA sampleSAVX512<>+124(SB)/2, $0x2800
-DATA sampleSAVX512<>+126(SB)/2, $0x3200
-DATA sampleSAVX512<>+128(SB)/2, $0x2800
-DATA sampleSAVX512<>+130(SB)/2, $0x3c00
-DATA sampleSAVX512<>+132(SB)/2, $0x2800
-DATA sampleSAVX512<>+134(SB)/2, $0x4600
-DATA sampleSAVX512<>+136(SB)/2, $0x2800
-DATA sampleSAVX512<>+138(SB)/2, $0x5000
-DATA sampleSAVX512<>+140(SB)/2, $0x3200
-DATA sampleSAVX512<>+142(SB)/2, $0x3200
-DATA sampleSAVX512<>+144(SB)/2, $0x3200
-DATA sampleSAVX512<>+146(SB)/2, $0x3c00
-DATA sampleSAVX512<>+148(SB)/2, $0x3200
-DATA sampleSAVX512<>+150(SB)/2, $0x4600
-DATA sampleSAVX512<>+152(SB)/2, $0x3200
-DATA sampleSAVX512<>+154(SB)/2, $0x5000
-DATA sampleSAVX512<>+156(SB)/2, $0x3c00
-DATA sampleSAVX512<>+158(SB)/2, $0x3c00
-DATA sampleSAVX512<>+160(SB)/2, $0x3c00
-DATA sampleSAVX512<>+162(SB)/2, $0x4600
-DATA sampleSAVX512<>+164(SB)/2, $0x3c00
-DATA sampleSAVX512<>+166(SB)/2, $0x5000
-DATA sampleSAVX512<>+168(SB)/2, $0x4600
-DATA sampleSAVX512<>+170(SB)/2, $0x4600
-DATA sampleSAVX512<>+172(SB)/2, $0x4600
-DATA sampleSAVX512<>+174(SB)/2, $0x5000
-DATA sampleSAVX512<>+176(SB)/2, $0x5000
-DATA sampleSAVX512<>+178(SB)/2, $0x5000
-GLOBL sampleSAVX512<>(SB), RODATA|NOPTR, $180
+DATA sampleSAVX512<>+0(SB)/2, $0x0a00
+DATA sampleSAVX512<>+2(SB)/2, $0x3200
+DATA sampleSAVX512<>+4(SB)/2, $0x0a00
+DATA sampleSAVX512<>+6(SB)/2, $0x3c00
+DATA sampleSAVX512<>+8(SB)/2, $0x0a00
+DATA sampleSAVX512<>+10(SB)/2, $0x4600
+DATA sampleSAVX512<>+12(SB)/2, $0x1400
+DATA sampleSAVX512<>+14(SB)/2, $0x3200
+DATA sampleSAVX512<>+16(SB)/2, $0x1400
+DATA sampleSAVX512<>+18(SB)/2, $0x3c00
+DATA sampleSAVX512<>+20(SB)/2, $0x1400
+DATA sampleSAVX512<>+22(SB)/2, $0x4600
+DATA sampleSAVX512<>+24(SB)/2, $0x1e00
+DATA sampleSAVX512<>+26(SB)/2, $0x3200
+DATA sampleSAVX512<>+28(SB)/2, $0x1e00
+DATA sampleSAVX512<>+30(SB)/2, $0x3c00
+DATA sampleSAVX512<>+32(SB)/2, $0x1e00
+DATA sampleSAVX512<>+34(SB)/2, $0x4600
+GLOBL sampleSAVX512<>(SB), RODATA|NOPTR, $36
 
 // func splitIQ1MAVX512(l *[128][32]float32, space *[8192]float32, epsilon float32) uint32
 // Requires: AVX, AVX512DQ, AVX512F
@@ -3497,7 +3341,7 @@ end39:
 	JNZ     end39
 	VXORPS  Z0, Z0, Z0
 	LEAQ    sampleMAVX512<>+0(SB), SI
-	MOVQ    $0x0000000f, R9
+	MOVQ    $0x00000009, R9
 
 pair40:
 	MOVWQZX      (SI), DI
@@ -4020,37 +3864,25 @@ DATA networkMAVX512<>+248(SB)/2, $0x0680
 DATA networkMAVX512<>+250(SB)/2, $0x0700
 GLOBL networkMAVX512<>(SB), RODATA|NOPTR, $252
 
-DATA sampleMAVX512<>+0(SB)/2, $0x0000
-DATA sampleMAVX512<>+2(SB)/2, $0x0000
-DATA sampleMAVX512<>+4(SB)/2, $0x0000
-DATA sampleMAVX512<>+6(SB)/2, $0x0a00
-DATA sampleMAVX512<>+8(SB)/2, $0x0000
-DATA sampleMAVX512<>+10(SB)/2, $0x1400
-DATA sampleMAVX512<>+12(SB)/2, $0x0000
-DATA sampleMAVX512<>+14(SB)/2, $0x1e00
-DATA sampleMAVX512<>+16(SB)/2, $0x0000
-DATA sampleMAVX512<>+18(SB)/2, $0x2800
+DATA sampleMAVX512<>+0(SB)/2, $0x0500
+DATA sampleMAVX512<>+2(SB)/2, $0x1900
+DATA sampleMAVX512<>+4(SB)/2, $0x0500
+DATA sampleMAVX512<>+6(SB)/2, $0x1e00
+DATA sampleMAVX512<>+8(SB)/2, $0x0500
+DATA sampleMAVX512<>+10(SB)/2, $0x2300
+DATA sampleMAVX512<>+12(SB)/2, $0x0a00
+DATA sampleMAVX512<>+14(SB)/2, $0x1900
+DATA sampleMAVX512<>+16(SB)/2, $0x0a00
+DATA sampleMAVX512<>+18(SB)/2, $0x1e00
 DATA sampleMAVX512<>+20(SB)/2, $0x0a00
-DATA sampleMAVX512<>+22(SB)/2, $0x0a00
-DATA sampleMAVX512<>+24(SB)/2, $0x0a00
-DATA sampleMAVX512<>+26(SB)/2, $0x1400
-DATA sampleMAVX512<>+28(SB)/2, $0x0a00
+DATA sampleMAVX512<>+22(SB)/2, $0x2300
+DATA sampleMAVX512<>+24(SB)/2, $0x0f00
+DATA sampleMAVX512<>+26(SB)/2, $0x1900
+DATA sampleMAVX512<>+28(SB)/2, $0x0f00
 DATA sampleMAVX512<>+30(SB)/2, $0x1e00
-DATA sampleMAVX512<>+32(SB)/2, $0x0a00
-DATA sampleMAVX512<>+34(SB)/2, $0x2800
-DATA sampleMAVX512<>+36(SB)/2, $0x1400
-DATA sampleMAVX512<>+38(SB)/2, $0x1400
-DATA sampleMAVX512<>+40(SB)/2, $0x1400
-DATA sampleMAVX512<>+42(SB)/2, $0x1e00
-DATA sampleMAVX512<>+44(SB)/2, $0x1400
-DATA sampleMAVX512<>+46(SB)/2, $0x2800
-DATA sampleMAVX512<>+48(SB)/2, $0x1e00
-DATA sampleMAVX512<>+50(SB)/2, $0x1e00
-DATA sampleMAVX512<>+52(SB)/2, $0x1e00
-DATA sampleMAVX512<>+54(SB)/2, $0x2800
-DATA sampleMAVX512<>+56(SB)/2, $0x2800
-DATA sampleMAVX512<>+58(SB)/2, $0x2800
-GLOBL sampleMAVX512<>(SB), RODATA|NOPTR, $60
+DATA sampleMAVX512<>+32(SB)/2, $0x0f00
+DATA sampleMAVX512<>+34(SB)/2, $0x2300
+GLOBL sampleMAVX512<>(SB), RODATA|NOPTR, $36
 
 // func placeIQ1AVX512(l *[128][32]float32, cells int, entries *uint32, lists *uint16, codes *uint16) uint32
 // Requires: AVX, AVX2, AVX512DQ, AVX512F, AVX512VL
@@ -4331,3 +4163,353 @@ sums:
 
 DATA word00000010<>+0(SB)/4, $0x00000010
 GLOBL word00000010<>(SB), RODATA|NOPTR, $4
+
+// func sumsIQ1AVX2(a *[8]float32, b *[8]float32, x *float32, q *float32, sigma *[8]float32, cells *[32]struct{Code [8]uint32; Shift [8]float32; Scale [8]float32}, space *[8192]float32)
+// Requires: AVX, AVX2
+TEXT ·sumsIQ1AVX2(SB), NOSPLIT, $0-56
+	MOVQ    q+24(FP), AX
+	TESTQ   AX, AX
+	JZ      plain
+	MOVQ    x+16(FP), CX
+	MOVQ    cells+40(FP), R8
+	MOVQ    space+48(FP), R9
+	MOVQ    sigma+32(FP), R10
+	LEAQ    4096(CX), DX
+	MOVQ    $0x00000400, SI
+	MOVQ    $0x00000c00, DI
+	LEAQ    4096(AX), BX
+	MOVQ    $0x00000020, R11
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VMOVUPS minusOneToOne<>+0(SB), Y2
+
+cell47:
+	VBROADCASTF128 (AX), Y3
+	VINSERTF128    $0x01, (BX), Y3, Y3
+	VBROADCASTF128 (AX)(SI*1), Y4
+	VINSERTF128    $0x01, (BX)(SI*1), Y4, Y4
+	VBROADCASTF128 (AX)(SI*2), Y5
+	VINSERTF128    $0x01, (BX)(SI*2), Y5, Y5
+	VBROADCASTF128 (AX)(DI*1), Y6
+	VINSERTF128    $0x01, (BX)(DI*1), Y6, Y6
+	VUNPCKLPS      Y4, Y3, Y7
+	VUNPCKHPS      Y4, Y3, Y3
+	VUNPCKLPS      Y6, Y5, Y4
+	VUNPCKHPS      Y6, Y5, Y5
+	VUNPCKLPD      Y4, Y7, Y6
+	VUNPCKHPD      Y4, Y7, Y4
+	VUNPCKLPD      Y5, Y3, Y7
+	VUNPCKHPD      Y5, Y3, Y3
+	VMOVUPS        Y6, (R9)
+	VMOVUPS        Y4, 32(R9)
+	VMOVUPS        Y7, 64(R9)
+	VMOVUPS        Y3, 96(R9)
+	VBROADCASTF128 16(AX), Y3
+	VINSERTF128    $0x01, 16(BX), Y3, Y3
+	VBROADCASTF128 16(AX)(SI*1), Y4
+	VINSERTF128    $0x01, 16(BX)(SI*1), Y4, Y4
+	VBROADCASTF128 16(AX)(SI*2), Y5
+	VINSERTF128    $0x01, 16(BX)(SI*2), Y5, Y5
+	VBROADCASTF128 16(AX)(DI*1), Y6
+	VINSERTF128    $0x01, 16(BX)(DI*1), Y6, Y6
+	VUNPCKLPS      Y4, Y3, Y7
+	VUNPCKHPS      Y4, Y3, Y3
+	VUNPCKLPS      Y6, Y5, Y4
+	VUNPCKHPS      Y6, Y5, Y5
+	VUNPCKLPD      Y4, Y7, Y6
+	VUNPCKHPD      Y4, Y7, Y4
+	VUNPCKLPD      Y5, Y3, Y7
+	VUNPCKHPD      Y5, Y3, Y3
+	VMOVUPS        Y6, 128(R9)
+	VMOVUPS        Y4, 160(R9)
+	VMOVUPS        Y7, 192(R9)
+	VMOVUPS        Y3, 224(R9)
+	ADDQ           $0x20, AX
+	ADDQ           $0x20, BX
+	VMOVUPS        (R8), Y3
+	VBROADCASTF128 (CX), Y4
+	VINSERTF128    $0x01, (DX), Y4, Y4
+	VBROADCASTF128 (CX)(SI*1), Y5
+	VINSERTF128    $0x01, (DX)(SI*1), Y5, Y5
+	VBROADCASTF128 (CX)(SI*2), Y6
+	VINSERTF128    $0x01, (DX)(SI*2), Y6, Y6
+	VBROADCASTF128 (CX)(DI*1), Y7
+	VINSERTF128    $0x01, (DX)(DI*1), Y7, Y7
+	VUNPCKLPS      Y5, Y4, Y8
+	VUNPCKHPS      Y5, Y4, Y4
+	VUNPCKLPS      Y7, Y6, Y5
+	VUNPCKHPS      Y7, Y6, Y6
+	VUNPCKLPD      Y5, Y8, Y7
+	VUNPCKHPD      Y5, Y8, Y5
+	VUNPCKLPD      Y6, Y4, Y8
+	VUNPCKHPD      Y6, Y4, Y4
+	VMULPS         Y7, Y7, Y6
+	VADDPS         (R10), Y6, Y6
+	VSQRTPS        Y6, Y6
+	VMULPS         (R9), Y6, Y6
+	VPERMILPS      Y3, Y2, Y9
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(R8), Y9, Y9
+	VMULPS         64(R8), Y9, Y9
+	VMULPS         Y9, Y6, Y6
+	VMULPS         Y7, Y6, Y7
+	VADDPS         Y7, Y0, Y0
+	VMULPS         Y9, Y6, Y6
+	VADDPS         Y6, Y1, Y1
+	VMULPS         Y5, Y5, Y6
+	VADDPS         (R10), Y6, Y6
+	VSQRTPS        Y6, Y6
+	VMULPS         32(R9), Y6, Y6
+	VPERMILPS      Y3, Y2, Y7
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(R8), Y7, Y7
+	VMULPS         64(R8), Y7, Y7
+	VMULPS         Y7, Y6, Y6
+	VMULPS         Y5, Y6, Y5
+	VADDPS         Y5, Y0, Y0
+	VMULPS         Y7, Y6, Y6
+	VADDPS         Y6, Y1, Y1
+	VMULPS         Y8, Y8, Y5
+	VADDPS         (R10), Y5, Y5
+	VSQRTPS        Y5, Y5
+	VMULPS         64(R9), Y5, Y5
+	VPERMILPS      Y3, Y2, Y6
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(R8), Y6, Y6
+	VMULPS         64(R8), Y6, Y6
+	VMULPS         Y6, Y5, Y5
+	VMULPS         Y8, Y5, Y7
+	VADDPS         Y7, Y0, Y0
+	VMULPS         Y6, Y5, Y5
+	VADDPS         Y5, Y1, Y1
+	VMULPS         Y4, Y4, Y5
+	VADDPS         (R10), Y5, Y5
+	VSQRTPS        Y5, Y5
+	VMULPS         96(R9), Y5, Y5
+	VPERMILPS      Y3, Y2, Y6
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(R8), Y6, Y6
+	VMULPS         64(R8), Y6, Y6
+	VMULPS         Y6, Y5, Y5
+	VMULPS         Y4, Y5, Y4
+	VADDPS         Y4, Y0, Y0
+	VMULPS         Y6, Y5, Y5
+	VADDPS         Y5, Y1, Y1
+	VBROADCASTF128 16(CX), Y4
+	VINSERTF128    $0x01, 16(DX), Y4, Y4
+	VBROADCASTF128 16(CX)(SI*1), Y5
+	VINSERTF128    $0x01, 16(DX)(SI*1), Y5, Y5
+	VBROADCASTF128 16(CX)(SI*2), Y6
+	VINSERTF128    $0x01, 16(DX)(SI*2), Y6, Y6
+	VBROADCASTF128 16(CX)(DI*1), Y7
+	VINSERTF128    $0x01, 16(DX)(DI*1), Y7, Y7
+	VUNPCKLPS      Y5, Y4, Y8
+	VUNPCKHPS      Y5, Y4, Y4
+	VUNPCKLPS      Y7, Y6, Y5
+	VUNPCKHPS      Y7, Y6, Y6
+	VUNPCKLPD      Y5, Y8, Y7
+	VUNPCKHPD      Y5, Y8, Y5
+	VUNPCKLPD      Y6, Y4, Y8
+	VUNPCKHPD      Y6, Y4, Y4
+	VMULPS         Y7, Y7, Y6
+	VADDPS         (R10), Y6, Y6
+	VSQRTPS        Y6, Y6
+	VMULPS         128(R9), Y6, Y6
+	VPERMILPS      Y3, Y2, Y9
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(R8), Y9, Y9
+	VMULPS         64(R8), Y9, Y9
+	VMULPS         Y9, Y6, Y6
+	VMULPS         Y7, Y6, Y7
+	VADDPS         Y7, Y0, Y0
+	VMULPS         Y9, Y6, Y6
+	VADDPS         Y6, Y1, Y1
+	VMULPS         Y5, Y5, Y6
+	VADDPS         (R10), Y6, Y6
+	VSQRTPS        Y6, Y6
+	VMULPS         160(R9), Y6, Y6
+	VPERMILPS      Y3, Y2, Y7
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(R8), Y7, Y7
+	VMULPS         64(R8), Y7, Y7
+	VMULPS         Y7, Y6, Y6
+	VMULPS         Y5, Y6, Y5
+	VADDPS         Y5, Y0, Y0
+	VMULPS         Y7, Y6, Y6
+	VADDPS         Y6, Y1, Y1
+	VMULPS         Y8, Y8, Y5
+	VADDPS         (R10), Y5, Y5
+	VSQRTPS        Y5, Y5
+	VMULPS         192(R9), Y5, Y5
+	VPERMILPS      Y3, Y2, Y6
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(R8), Y6, Y6
+	VMULPS         64(R8), Y6, Y6
+	VMULPS         Y6, Y5, Y5
+	VMULPS         Y8, Y5, Y7
+	VADDPS         Y7, Y0, Y0
+	VMULPS         Y6, Y5, Y5
+	VADDPS         Y5, Y1, Y1
+	VMULPS         Y4, Y4, Y5
+	VADDPS         (R10), Y5, Y5
+	VSQRTPS        Y5, Y5
+	VMULPS         224(R9), Y5, Y5
+	VPERMILPS      Y3, Y2, Y6
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(R8), Y6, Y6
+	VMULPS         64(R8), Y6, Y6
+	VMULPS         Y6, Y5, Y5
+	VMULPS         Y4, Y5, Y3
+	VADDPS         Y3, Y0, Y0
+	VMULPS         Y6, Y5, Y5
+	VADDPS         Y5, Y1, Y1
+	ADDQ           $0x20, CX
+	ADDQ           $0x20, DX
+	ADDQ           $0x60, R8
+	DECQ           R11
+	JNZ            cell47
+	MOVQ           a+0(FP), AX
+	VMOVUPS        Y0, (AX)
+	MOVQ           b+8(FP), AX
+	VMOVUPS        Y1, (AX)
+	VZEROUPPER
+	RET
+
+plain:
+	MOVQ    x+16(FP), AX
+	MOVQ    cells+40(FP), SI
+	MOVQ    space+48(FP), CX
+	MOVQ    sigma+32(FP), CX
+	LEAQ    4096(AX), CX
+	MOVQ    $0x00000400, DX
+	MOVQ    $0x00000c00, BX
+	MOVQ    $0x00000020, DI
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y1, Y1, Y1
+	VMOVUPS minusOneToOne<>+0(SB), Y2
+
+cell48:
+	VMOVUPS        (SI), Y3
+	VBROADCASTF128 (AX), Y4
+	VINSERTF128    $0x01, (CX), Y4, Y4
+	VBROADCASTF128 (AX)(DX*1), Y5
+	VINSERTF128    $0x01, (CX)(DX*1), Y5, Y5
+	VBROADCASTF128 (AX)(DX*2), Y6
+	VINSERTF128    $0x01, (CX)(DX*2), Y6, Y6
+	VBROADCASTF128 (AX)(BX*1), Y7
+	VINSERTF128    $0x01, (CX)(BX*1), Y7, Y7
+	VUNPCKLPS      Y5, Y4, Y8
+	VUNPCKHPS      Y5, Y4, Y4
+	VUNPCKLPS      Y7, Y6, Y5
+	VUNPCKHPS      Y7, Y6, Y6
+	VUNPCKLPD      Y5, Y8, Y7
+	VUNPCKHPD      Y5, Y8, Y5
+	VUNPCKLPD      Y6, Y4, Y8
+	VUNPCKHPD      Y6, Y4, Y4
+	VMULPS         Y7, Y7, Y6
+	VPERMILPS      Y3, Y2, Y9
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(SI), Y9, Y9
+	VMULPS         64(SI), Y9, Y9
+	VMULPS         Y9, Y6, Y6
+	VMULPS         Y7, Y6, Y7
+	VADDPS         Y7, Y0, Y0
+	VMULPS         Y9, Y6, Y6
+	VADDPS         Y6, Y1, Y1
+	VMULPS         Y5, Y5, Y6
+	VPERMILPS      Y3, Y2, Y7
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(SI), Y7, Y7
+	VMULPS         64(SI), Y7, Y7
+	VMULPS         Y7, Y6, Y6
+	VMULPS         Y5, Y6, Y5
+	VADDPS         Y5, Y0, Y0
+	VMULPS         Y7, Y6, Y6
+	VADDPS         Y6, Y1, Y1
+	VMULPS         Y8, Y8, Y5
+	VPERMILPS      Y3, Y2, Y6
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(SI), Y6, Y6
+	VMULPS         64(SI), Y6, Y6
+	VMULPS         Y6, Y5, Y5
+	VMULPS         Y8, Y5, Y7
+	VADDPS         Y7, Y0, Y0
+	VMULPS         Y6, Y5, Y5
+	VADDPS         Y5, Y1, Y1
+	VMULPS         Y4, Y4, Y5
+	VPERMILPS      Y3, Y2, Y6
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(SI), Y6, Y6
+	VMULPS         64(SI), Y6, Y6
+	VMULPS         Y6, Y5, Y5
+	VMULPS         Y4, Y5, Y4
+	VADDPS         Y4, Y0, Y0
+	VMULPS         Y6, Y5, Y5
+	VADDPS         Y5, Y1, Y1
+	VBROADCASTF128 16(AX), Y4
+	VINSERTF128    $0x01, 16(CX), Y4, Y4
+	VBROADCASTF128 16(AX)(DX*1), Y5
+	VINSERTF128    $0x01, 16(CX)(DX*1), Y5, Y5
+	VBROADCASTF128 16(AX)(DX*2), Y6
+	VINSERTF128    $0x01, 16(CX)(DX*2), Y6, Y6
+	VBROADCASTF128 16(AX)(BX*1), Y7
+	VINSERTF128    $0x01, 16(CX)(BX*1), Y7, Y7
+	VUNPCKLPS      Y5, Y4, Y8
+	VUNPCKHPS      Y5, Y4, Y4
+	VUNPCKLPS      Y7, Y6, Y5
+	VUNPCKHPS      Y7, Y6, Y6
+	VUNPCKLPD      Y5, Y8, Y7
+	VUNPCKHPD      Y5, Y8, Y5
+	VUNPCKLPD      Y6, Y4, Y8
+	VUNPCKHPD      Y6, Y4, Y4
+	VMULPS         Y7, Y7, Y6
+	VPERMILPS      Y3, Y2, Y9
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(SI), Y9, Y9
+	VMULPS         64(SI), Y9, Y9
+	VMULPS         Y9, Y6, Y6
+	VMULPS         Y7, Y6, Y7
+	VADDPS         Y7, Y0, Y0
+	VMULPS         Y9, Y6, Y6
+	VADDPS         Y6, Y1, Y1
+	VMULPS         Y5, Y5, Y6
+	VPERMILPS      Y3, Y2, Y7
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(SI), Y7, Y7
+	VMULPS         64(SI), Y7, Y7
+	VMULPS         Y7, Y6, Y6
+	VMULPS         Y5, Y6, Y5
+	VADDPS         Y5, Y0, Y0
+	VMULPS         Y7, Y6, Y6
+	VADDPS         Y6, Y1, Y1
+	VMULPS         Y8, Y8, Y5
+	VPERMILPS      Y3, Y2, Y6
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(SI), Y6, Y6
+	VMULPS         64(SI), Y6, Y6
+	VMULPS         Y6, Y5, Y5
+	VMULPS         Y8, Y5, Y7
+	VADDPS         Y7, Y0, Y0
+	VMULPS         Y6, Y5, Y5
+	VADDPS         Y5, Y1, Y1
+	VMULPS         Y4, Y4, Y5
+	VPERMILPS      Y3, Y2, Y6
+	VPSRLD         $0x02, Y3, Y3
+	VADDPS         32(SI), Y6, Y6
+	VMULPS         64(SI), Y6, Y6
+	VMULPS         Y6, Y5, Y5
+	VMULPS         Y4, Y5, Y3
+	VADDPS         Y3, Y0, Y0
+	VMULPS         Y6, Y5, Y5
+	VADDPS         Y5, Y1, Y1
+	ADDQ           $0x20, AX
+	ADDQ           $0x20, CX
+	ADDQ           $0x60, SI
+	DECQ           DI
+	JNZ            cell48
+	MOVQ           a+0(FP), AX
+	VMOVUPS        Y0, (AX)
+	MOVQ           b+8(FP), AX
+	VMOVUPS        Y1, (AX)
+	VZEROUPPER
+	RET

@@ -28,6 +28,13 @@ const Groups = 32
 // elements. The rest are parameters and results.
 type Lanes = [128][Groups]float32
 
+// CellIQ1 is a cell of each of eight super-blocks: the values of its point are
+// Scale·(digit−1+Shift), its digits having two bits each in Code.
+type CellIQ1 = struct {
+	Code         [8]uint32
+	Shift, Scale [8]float32
+}
+
 // Space is room for intermediate values that have none in Lanes.
 type Space = [8192]float32
 
@@ -97,6 +104,10 @@ type Set struct {
 	// groups of that many cells: it makes keys codes and improves Scale. The
 	// tables are those of quant.gridCells. Its result is like theirs.
 	PlaceIQ1 func(l *Lanes, cells int, entries *uint32, lists, codes *uint16) uint32
+	// SumsIQ1 is the refit of quant's superIQ1 for eight super-blocks of 256
+	// that lie one after another: it sets A and B. q is nil or the importance,
+	// and sigma its variances.
+	SumsIQ1 func(a, b *[8]float32, x, q *float32, sigma *[8]float32, cells *[32]CellIQ1, space *Space)
 	// GridLosses is quant.gridLosses: the errors Σw·e² of one group of length
 	// elements for 16·units scales, given by inverse and square, and all offsets.
 	// out gets 16 numbers for each 16 scales and offset, offsets running faster.

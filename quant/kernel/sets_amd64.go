@@ -23,7 +23,7 @@ func available() []*Set {
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
 			Nearest3:  nearest3AVX512,
 			SplitIQ1S: splitIQ1SAVX512, SplitIQ1M: splitIQ1MAVX512, PlaceIQ1: placeIQ1AVX512,
-			GridLosses: gridLossesAVX512,
+			SumsIQ1: sumsIQ1AVX2, GridLosses: gridLossesAVX512,
 		})
 	}
 	return append(s, &Set{
@@ -36,6 +36,6 @@ func available() []*Set {
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
 		Nearest3:  nearest3AVX2,
 		SplitIQ1S: splitIQ1SAVX2, SplitIQ1M: splitIQ1MAVX2, PlaceIQ1: placeIQ1AVX2,
-		GridLosses: gridLossesAVX2,
+		SumsIQ1: sumsIQ1AVX2, GridLosses: gridLossesAVX2,
 	})
 }

@@ -17,6 +17,7 @@ func iq1() {
 		split{isa: s, cells: 2}.write("splitIQ1M", "sort and split16")
 		levels3(s).placeIQ1()
 	}
+	sumsIQ1()
 }
 
 // split is the state of the search for the best division of groups, one group
@@ -632,11 +633,12 @@ func (s split) choices(first func(vector int) Op, last func(vector int) Mem) []s
 	return []shifted{both(0, 0), both(0, 1), both(1, 0), both(1, 1)}
 }
 
-// sample returns the divisions, as i1 and i2, that the search tries first.
+// sample returns the divisions, as i1 and i2, that the search tries first: those
+// of the kind that mostly wins.
 func (s split) sample() (divisions [][2]int) {
-	for i1 := 0; i1 <= s.elements(); i1 += 4 {
-		for i2 := i1; i2 <= s.elements(); i2 += 4 {
-			divisions = append(divisions, [2]int{i1, i2})
+	for _, i1 := range []int{1, 2, 3} {
+		for _, i2 := range []int{5, 6, 7} {
+			divisions = append(divisions, [2]int{s.elements() / 8 * i1, s.elements() / 8 * i2})
 		}
 	}
 	return divisions
@@ -1056,4 +1058,68 @@ func (f *place) rescale(base reg.GPVirtual) {
 	VDIVPS(b, a, fit)
 	f.choose(m, fit, scale)
 	VMOVUPS(scale, f.at(base, rowScale, 0))
+}
+
+// sumsIQ1 writes the sums over whole super-blocks, one per lane.
+func sumsIQ1() {
+	d := levels3(isa{name: "AVX2", lanes: 8})
+	d.text("sumsIQ1", "func(a, b *[8]float32, x, q *float32, sigma *[8]float32, cells *[32]struct{Code [8]uint32; Shift, Scale [8]float32}, space *[8192]float32)",
+		"quant.superIQ1.refit for eight super-blocks one after another.")
+	q := GP64()
+	Load(Param("q"), q)
+	TESTQ(q, q)
+	JZ(LabelRef("plain"))
+	d.addCells(q)
+	Label("plain")
+	d.addCells(nil)
+}
+
+// addCells adds up the cells and returns; q is nil or the importance.
+func (d digits) addCells(q reg.GPVirtual) {
+	const super = 4 * 256
+	x, upper, upperQ, stride, stride3 := GP64(), GP64(), GP64(), GP64(), GP64()
+	cell, space, sigma, n := GP64(), GP64(), GP64(), GP64()
+	Load(Param("x"), x)
+	Load(Param("cells"), cell)
+	Load(Param("space"), space)
+	Load(Param("sigma"), sigma)
+	LEAQ(Mem{Base: x, Disp: 4 * super}, upper)
+	MOVQ(U32(super), stride)
+	MOVQ(U32(3*super), stride3)
+	if q != nil {
+		LEAQ(Mem{Base: q, Disp: 4 * super}, upperQ)
+	}
+	MOVQ(U32(32), n)
+	a, b, values := d.zero(d.vec()), d.zero(d.vec()), d.load(minusOneToOne())
+	repeat(d.label("cell"), n, func() {
+		if q != nil {
+			d.tile(q, upperQ, stride, stride3, func(i int, v reg.VecVirtual) { VMOVUPS(v, Mem{Base: space, Disp: 32 * i}) })
+		}
+		code := d.load(Mem{Base: cell})
+		d.tile(x, upper, stride, stride3, func(i int, v reg.VecVirtual) {
+			w, point, t := d.vec(), d.vec(), d.vec()
+			VMULPS(v, v, w)
+			if q != nil {
+				VADDPS(Mem{Base: sigma}, w, w)
+				VSQRTPS(w, w)
+				VMULPS(Mem{Base: space, Disp: 32 * i}, w, w)
+			}
+			d.choice(code, values, point)
+			VPSRLD(U8(2), code, code)
+			VADDPS(Mem{Base: cell, Disp: 32}, point, point)
+			VMULPS(Mem{Base: cell, Disp: 64}, point, point)
+			VMULPS(point, w, w)
+			VMULPS(v, w, t)
+			VADDPS(t, a, a)
+			VMULPS(point, w, w)
+			VADDPS(w, b, b)
+		})
+		ADDQ(U8(96), cell)
+	})
+	for i, sum := range []reg.VecVirtual{a, b} {
+		to := GP64()
+		Load(Param([]string{"a", "b"}[i]), to)
+		VMOVUPS(sum, Mem{Base: to})
+	}
+	d.ret()
 }
