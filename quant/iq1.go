@@ -138,6 +138,14 @@ func (g *groupIQ1) setDigits(i1, i2 int, reverse bool) {
 	}
 }
 
+// key returns the key of cell k.
+func (g *groupIQ1) key(k int) (key uint16) {
+	for i := 7; i >= 0; i-- {
+		key = key*3 + uint16(g.digits[8*k+i])
+	}
+	return key
+}
+
 // place sets the points of the cells, for digits that are not on the grid
 // those nearest by weighted square, and then the scale that is best for them.
 // It fails where sums overflow, on which ggml reads beyond its arrays.
@@ -146,10 +154,7 @@ func (g *groupIQ1) place(f *fitIQ1) bool {
 	var codes [4]uint16
 	off := false
 	for k := range len(g.x) / 8 {
-		var key uint16
-		for i := 7; i >= 0; i-- {
-			key = key*3 + uint16(g.digits[8*k+i])
-		}
+		key := g.key(k)
 		e := cells.entries[key]
 		if e&onGrid == 0 {
 			off = true

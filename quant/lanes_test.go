@@ -150,6 +150,15 @@ func TestKernelsDoTheWork(t *testing.T) {
 		var w workspace
 		w.searchWeightedQ3K(k, x, q)
 		w.chunks(k, x, nil, 16, func(int) uint32 { return k.FitThreeBit(&w.lanes) }, func(_, _, _ int) {})
+		for _, typ := range []*typeIQ1{&searchIQ1S, &searchIQ1M} {
+			for _, weights := range [][]float32{nil, q} {
+				var w workspace
+				typ.searchBatch(&w, k, x, weights)
+				if w.odd != [batchLen]bool{} {
+					t.Errorf("%s, %d bytes: left to the portable code: %v", k.Name, typ.size, w.odd)
+				}
+			}
+		}
 		if w.odd != [batchLen]bool{} {
 			t.Errorf("%s, Q3_K: left to the portable code: %v", k.Name, w.odd)
 		}
