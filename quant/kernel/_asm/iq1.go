@@ -40,7 +40,7 @@ type split struct {
 const (
 	spaceKeys   = 0
 	spaceSorted = spaceKeys + 2*32      // and infinity behind them
-	spaceEnds   = spaceSorted + 2*33    // the ends of parts, endVectors each
+	spaceEnds   = spaceSorted + 2*33    // the ends of parts, endLen vectors each
 	spaceBest   = spaceEnds + 33*endLen // the best division, as i1 + 256·i2 + 65536·shifts
 	spaceScale  = spaceBest + 1         // its scale
 	spaceSizes  = spaceBest + 2         // Σ|w·x| and Σw
@@ -297,7 +297,8 @@ func network(n int) []exchange {
 		steps = append(steps, exchange{a, b, d})
 		depth[a], depth[b] = d+1, d+1
 	}
-	var merge, sort func(first, n, stride int)
+	var merge func(first, n, stride int)
+	var sort func(first, n int)
 	merge = func(first, n, stride int) {
 		if 2*stride >= n {
 			swap(first, first+stride)
@@ -309,14 +310,14 @@ func network(n int) []exchange {
 			swap(i, i+stride)
 		}
 	}
-	sort = func(first, n, _ int) {
+	sort = func(first, n int) {
 		if n > 1 {
-			sort(first, n/2, 1)
-			sort(first+n/2, n/2, 1)
+			sort(first, n/2)
+			sort(first+n/2, n/2)
 			merge(first, n, 1)
 		}
 	}
-	sort(0, n, 1)
+	sort(0, n)
 	slices.SortStableFunc(steps, func(x, y exchange) int { return x.depth - y.depth })
 	return steps
 }
@@ -649,15 +650,15 @@ func (s split) sample() (divisions [][2]int) {
 // below the best score of a few divisions: most of the others then never look
 // like the best so far.
 //
-// Why the same: let r = A²/B be the exact score of a division, L the best of
-// the sample, and ε = 2^−24. If nothing overflows or is too small for ε to
-// bound its error, then a division is accepted if r > (1+3ε)·score, refused
-// if r < (1−3ε)·score, and its own score is within (1±3ε)·r. There are at most
-// 1122 divisions, so that between (1−2^−9)·L and L, which are 2^15·ε apart,
-// there is a T with no r in (1±6ε)·T. Take the first division with an r above
-// it; the best of the sample makes sure that there is one. All scores before
-// are below (1−3ε)·T, also that of the start: it is accepted whatever came
-// before. From there on all is the same.
+// Why the same: let r = A²/B be the exact score of a division, L the computed
+// score of the best of the sample, and ε = 2^−24. If nothing overflows or is too
+// small for ε to bound its error, which is made sure of, then a division is
+// accepted if r > (1+3ε)·score, refused if r < (1−3ε)·score, and the score it
+// leaves is within (1±3ε)·r. There are at most 1122 divisions, so that between
+// (1−2^−9)·L and (1−3ε)·L, about 2^15·ε apart, there is a T with no r within
+// (1±6ε)·T. Take the first division with an r above; the best of the sample is
+// such a one. All scores before it, also that at the start, are below (1−2ε)·T,
+// so that it is accepted whatever came before. From there on all is the same.
 //
 // The largest A is below 4·Σ|w·x|, and B is above Σw/100.
 func (s split) seed() reg.VecVirtual {
