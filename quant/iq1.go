@@ -512,14 +512,13 @@ func (w *workspace) takeIQ1(f *fitIQ1, cells *gridCells, lane, count int) {
 // refitIQ1 is refit for the eight super-blocks from first on, or all there are.
 func (w *workspace) refitIQ1(k *kernel.Set, first int, x, q []float32) {
 	codes, supers := gridIQ1.codes(), w.oneBit[first:min(first+8, len(x)/superLen)]
-	var cells [32]kernel.CellIQ1
 	for b := range supers {
 		s := &supers[b]
-		for c := range cells {
-			f := &s.fits[c/2]
-			cells[c].Code[b] = uint32(codes[f.index[c%2]])
-			cells[c].Shift[b] = shiftedIQ1[f.down[c%2]][1]
-			cells[c].Scale[b] = float32(2*s.scales[c/2] + 1)
+		for c := range w.cellsIQ1 {
+			f, cell := &s.fits[c/2], &w.cellsIQ1[c]
+			cell.Code[b] = uint32(codes[f.index[c%2]])
+			cell.Shift[b] = shiftedIQ1[f.down[c%2]][1]
+			cell.Scale[b] = float32(2*s.scales[c/2] + 1)
 		}
 	}
 	x = x[first*superLen:]
@@ -527,8 +526,8 @@ func (w *workspace) refitIQ1(k *kernel.Set, first int, x, q []float32) {
 	if q != nil {
 		importance = w.whole(1, q[first*superLen:], 8*superLen)
 	}
-	var a, b [8]float32
-	k.SumsIQ1(&a, &b, w.whole(0, x, 8*superLen), importance, (*[8]float32)(w.sigma[first:]), &cells, &w.space)
+	a, b := &w.sumsIQ1[0], &w.sumsIQ1[1]
+	k.SumsIQ1(a, b, w.whole(0, x, 8*superLen), importance, (*[8]float32)(w.sigma[first:]), &w.cellsIQ1, &w.space)
 	for i := range supers {
 		supers[i].sums = gridSums{a[i], b[i]}
 	}

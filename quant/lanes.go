@@ -22,6 +22,8 @@ type workspace struct {
 	symmetric [batchLen]symmetricSuper
 	threeBit  [batchLen]superQ3K
 	oneBit    [batchLen]superIQ1
+	cellsIQ1  [32]kernel.CellIQ1
+	sumsIQ1   [2][8]float32
 	odd       [batchLen]bool    // super-blocks left to the portable code
 	sigma     [batchLen]float32 // σ² of their importance
 	tops      [40]float32       // codes at which candidates put the largest value
