@@ -18,16 +18,20 @@ const batchLen = kernel.Groups / 2
 type workspace struct {
 	lanes     kernel.Lanes
 	scratch   kernel.Scratch
+	space     kernel.Space
 	affines   [batchLen]affineSuper
 	symmetric [batchLen]symmetricSuper
 	threeBit  [batchLen]superQ3K
+	oneBit    [batchLen]superIQ1
+	cellsIQ1  [32]kernel.CellIQ1
+	sumsIQ1   [2][8]float32
 	uneven    [batchLen][8]float32   // scales of IQ4_XS
 	odd       [batchLen]bool         // super-blocks left to the portable code
 	sigma     [batchLen]float32      // σ² of their importance
 	tops      [40]float32            // codes at which candidates put the largest value
 	none      [kernel.Groups]float32 // zeros
 	squares   [8]float32
-	pad       [2][kernel.Groups * 32]float32
+	pad       [2][8 * superLen]float32
 	codes     [kernel.Groups * 32]uint8
 }
 
@@ -41,20 +45,19 @@ func (w *workspace) rows(first int) *[32][kernel.Groups]float32 {
 // load lays the groups at the start of x and of their weights q, which may be
 // nil, out in lanes; lanes beyond the end hold zeros.
 func (w *workspace) load(k *kernel.Set, x, q []float32, group int) {
-	k.Transpose(w.rows(kernel.RowX), w.whole(0, x, group), group)
+	k.Transpose(w.rows(kernel.RowX), w.whole(0, x, kernel.Groups*group), group)
 	if q != nil {
-		k.Transpose(w.rows(kernel.RowW), w.whole(1, q, group), group)
+		k.Transpose(w.rows(kernel.RowW), w.whole(1, q, kernel.Groups*group), group)
 	}
 }
 
-// whole returns the start of 32 groups, those of x and then zeros.
-func (w *workspace) whole(pad int, x []float32, group int) *float32 {
-	n := kernel.Groups * group
+// whole returns the start of n numbers, those of x and then zeros.
+func (w *workspace) whole(pad int, x []float32, n int) *float32 {
 	if len(x) >= n {
 		return &x[0]
 	}
 	p := &w.pad[pad]
-	clear(p[copy(p[:], x):])
+	clear(p[copy(p[:n], x):n])
 	return &p[0]
 }
 

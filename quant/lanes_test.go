@@ -26,7 +26,7 @@ func use(tb testing.TB, isa string) {
 
 // kernelTypes are the types whose encoders use kernels.
 var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K, gguf.IQ4NL, gguf.IQ4XS,
-	gguf.IQ2XXS, gguf.IQ2XS, gguf.IQ2S, gguf.IQ3XXS, gguf.IQ3S}
+	gguf.IQ1S, gguf.IQ1M, gguf.IQ2XXS, gguf.IQ2XS, gguf.IQ2S, gguf.IQ3XXS, gguf.IQ3S}
 
 // sameAsPortable encodes a row as every type with kernels, with all of them.
 func sameAsPortable(t *testing.T, what string, x, w []float32) {
@@ -151,6 +151,15 @@ func TestKernelsDoTheWork(t *testing.T) {
 		var w workspace
 		w.searchWeightedQ3K(k, x, q)
 		w.chunks(k, x, nil, 16, func(int) uint32 { return k.FitThreeBit(&w.lanes) }, func(_, _, _ int) {})
+		for _, typ := range []*typeIQ1{&searchIQ1S, &searchIQ1M} {
+			for _, weights := range [][]float32{nil, q} {
+				var w workspace
+				typ.searchBatch(&w, k, x, weights)
+				if w.odd != [batchLen]bool{} {
+					t.Errorf("%s, %d bytes: left to the portable code: %v", k.Name, typ.size, w.odd)
+				}
+			}
+		}
 		if w.odd != [batchLen]bool{} {
 			t.Errorf("%s, Q3_K: left to the portable code: %v", k.Name, w.odd)
 		}

@@ -1385,7 +1385,7 @@ DATA shifts8<>+60(SB)/4, $0x00000009
 GLOBL shifts8<>(SB), RODATA|NOPTR, $64
 
 // func fitCells3AVX512(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
-// Requires: AVX, AVX2, AVX512F, BMI
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, BMI
 TEXT ·fitCells3AVX512(SB), NOSPLIT, $0-60
 	MOVQ         c+0(FP), AX
 	MOVQ         top+40(FP), CX
@@ -1417,73 +1417,73 @@ cell:
 	MOVQ         count+48(FP), R8
 
 key:
-	VMOVUPS      1920(DI), Z6
-	VPXORD       Z3, Z3, Z3
-	VBROADCASTSS 28(CX), Z8
-	VMULPS       Z6, Z8, Z8
-	VPADDD       Z3, Z3, Z7
-	VPADDD       Z7, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 24(CX), Z8
-	VMULPS       Z6, Z8, Z8
-	VPADDD       Z3, Z3, Z7
-	VPADDD       Z7, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 20(CX), Z8
-	VMULPS       Z6, Z8, Z8
-	VPADDD       Z3, Z3, Z7
-	VPADDD       Z7, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 16(CX), Z8
-	VMULPS       Z6, Z8, Z8
-	VPADDD       Z3, Z3, Z7
-	VPADDD       Z7, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 12(CX), Z8
-	VMULPS       Z6, Z8, Z8
-	VPADDD       Z3, Z3, Z7
-	VPADDD       Z7, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 8(CX), Z8
-	VMULPS       Z6, Z8, Z8
-	VPADDD       Z3, Z3, Z7
-	VPADDD       Z7, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS 4(CX), Z8
-	VMULPS       Z6, Z8, Z8
-	VPADDD       Z3, Z3, Z7
-	VPADDD       Z7, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VBROADCASTSS (CX), Z8
-	VMULPS       Z6, Z8, Z8
-	VPADDD       Z3, Z3, Z7
-	VPADDD       Z7, Z3, Z3
-	VCMPPS       $0x1e, Z0, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VCMPPS       $0x1d, Z1, Z8, K1
-	VPADDD       Z2, Z3, K1, Z3
-	VMOVUPS      Z3, 2304(DI)
+	VMOVUPS      1920(DI), Z3
+	VXORPS       Z4, Z4, Z4
+	VBROADCASTSS 28(CX), Z6
+	VMULPS       Z3, Z6, Z6
+	VPADDD       Z4, Z4, Z5
+	VPADDD       Z5, Z4, Z4
+	VCMPPS       $0x1e, Z0, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VCMPPS       $0x1d, Z1, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VBROADCASTSS 24(CX), Z6
+	VMULPS       Z3, Z6, Z6
+	VPADDD       Z4, Z4, Z5
+	VPADDD       Z5, Z4, Z4
+	VCMPPS       $0x1e, Z0, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VCMPPS       $0x1d, Z1, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VBROADCASTSS 20(CX), Z6
+	VMULPS       Z3, Z6, Z6
+	VPADDD       Z4, Z4, Z5
+	VPADDD       Z5, Z4, Z4
+	VCMPPS       $0x1e, Z0, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VCMPPS       $0x1d, Z1, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VBROADCASTSS 16(CX), Z6
+	VMULPS       Z3, Z6, Z6
+	VPADDD       Z4, Z4, Z5
+	VPADDD       Z5, Z4, Z4
+	VCMPPS       $0x1e, Z0, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VCMPPS       $0x1d, Z1, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VBROADCASTSS 12(CX), Z6
+	VMULPS       Z3, Z6, Z6
+	VPADDD       Z4, Z4, Z5
+	VPADDD       Z5, Z4, Z4
+	VCMPPS       $0x1e, Z0, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VCMPPS       $0x1d, Z1, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VBROADCASTSS 8(CX), Z6
+	VMULPS       Z3, Z6, Z6
+	VPADDD       Z4, Z4, Z5
+	VPADDD       Z5, Z4, Z4
+	VCMPPS       $0x1e, Z0, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VCMPPS       $0x1d, Z1, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VBROADCASTSS 4(CX), Z6
+	VMULPS       Z3, Z6, Z6
+	VPADDD       Z4, Z4, Z5
+	VPADDD       Z5, Z4, Z4
+	VCMPPS       $0x1e, Z0, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VCMPPS       $0x1d, Z1, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VBROADCASTSS (CX), Z6
+	VMULPS       Z3, Z6, Z6
+	VPADDD       Z4, Z4, Z5
+	VPADDD       Z5, Z4, Z4
+	VCMPPS       $0x1e, Z0, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VCMPPS       $0x1d, Z1, Z6, K1
+	VPADDD       Z2, Z4, K1, Z4
+	VMOVUPS      Z4, 2304(DI)
 	ADDQ         $0x40, DI
 	SUBQ         $0x10, R8
 	JG           key
@@ -1507,170 +1507,170 @@ run:
 	VMULPS       Y1, Y0, Y1
 	VBROADCASTSS word40400000<>+0(SB), Y2
 	VMULPS       Y2, Y0, Y2
-	VBROADCASTSS word40a00000<>+0(SB), Y6
-	VMULPS       Y6, Y0, Y0
-	VBROADCASTSS 12(CX), Y6
-	VBROADCASTSS 3084(CX), Y7
-	VSUBPS       Y6, Y1, Y8
-	VMULPS       Y7, Y8, Y9
+	VBROADCASTSS word40a00000<>+0(SB), Y3
+	VMULPS       Y3, Y0, Y0
+	VBROADCASTSS 12(CX), Y3
+	VBROADCASTSS 3084(CX), Y4
+	VSUBPS       Y3, Y1, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 4544(AX)
+	VSUBPS       Y3, Y2, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 4576(AX)
+	VSUBPS       Y3, Y0, Y3
+	VMULPS       Y4, Y3, Y4
+	VMULPS       Y3, Y4, Y4
+	VMOVUPS      Y4, 4608(AX)
+	VBROADCASTSS 16(CX), Y3
+	VBROADCASTSS 3088(CX), Y4
+	VSUBPS       Y3, Y1, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 4672(AX)
+	VSUBPS       Y3, Y2, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 4704(AX)
+	VSUBPS       Y3, Y0, Y3
+	VMULPS       Y4, Y3, Y4
+	VMULPS       Y3, Y4, Y4
+	VMOVUPS      Y4, 4736(AX)
+	VBROADCASTSS 20(CX), Y3
+	VBROADCASTSS 3092(CX), Y4
+	VSUBPS       Y3, Y1, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 4800(AX)
+	VSUBPS       Y3, Y2, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 4832(AX)
+	VSUBPS       Y3, Y0, Y3
+	VMULPS       Y4, Y3, Y4
+	VMULPS       Y3, Y4, Y4
+	VMOVUPS      Y4, 4864(AX)
+	VBROADCASTSS 24(CX), Y3
+	VBROADCASTSS 3096(CX), Y4
+	VSUBPS       Y3, Y1, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 4928(AX)
+	VSUBPS       Y3, Y2, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 4960(AX)
+	VSUBPS       Y3, Y0, Y3
+	VMULPS       Y4, Y3, Y4
+	VMULPS       Y3, Y4, Y4
+	VMOVUPS      Y4, 4992(AX)
+	VBROADCASTSS 28(CX), Y3
+	VBROADCASTSS 3100(CX), Y4
+	VSUBPS       Y3, Y1, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 5056(AX)
+	VSUBPS       Y3, Y2, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 5088(AX)
+	VSUBPS       Y3, Y0, Y3
+	VMULPS       Y4, Y3, Y4
+	VMULPS       Y3, Y4, Y4
+	VMOVUPS      Y4, 5120(AX)
+	VBROADCASTSS (CX), Y3
+	VBROADCASTSS 3072(CX), Y4
+	VSUBPS       Y3, Y1, Y5
+	VMULPS       Y4, Y5, Y6
+	VMULPS       Y5, Y6, Y6
+	VSUBPS       Y3, Y2, Y5
+	VMULPS       Y4, Y5, Y7
+	VMULPS       Y5, Y7, Y7
+	VSUBPS       Y3, Y0, Y3
+	VMULPS       Y4, Y3, Y4
+	VMULPS       Y3, Y4, Y4
+	VBROADCASTSS 4(CX), Y3
+	VBROADCASTSS 3076(CX), Y5
+	VSUBPS       Y3, Y1, Y8
+	VMULPS       Y5, Y8, Y9
 	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 4544(AX)
-	VSUBPS       Y6, Y2, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 4576(AX)
-	VSUBPS       Y6, Y0, Y6
-	VMULPS       Y7, Y6, Y7
-	VMULPS       Y6, Y7, Y7
-	VMOVUPS      Y7, 4608(AX)
-	VBROADCASTSS 16(CX), Y6
-	VBROADCASTSS 3088(CX), Y7
-	VSUBPS       Y6, Y1, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 4672(AX)
-	VSUBPS       Y6, Y2, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 4704(AX)
-	VSUBPS       Y6, Y0, Y6
-	VMULPS       Y7, Y6, Y7
-	VMULPS       Y6, Y7, Y7
-	VMOVUPS      Y7, 4736(AX)
-	VBROADCASTSS 20(CX), Y6
-	VBROADCASTSS 3092(CX), Y7
-	VSUBPS       Y6, Y1, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 4800(AX)
-	VSUBPS       Y6, Y2, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 4832(AX)
-	VSUBPS       Y6, Y0, Y6
-	VMULPS       Y7, Y6, Y7
-	VMULPS       Y6, Y7, Y7
-	VMOVUPS      Y7, 4864(AX)
-	VBROADCASTSS 24(CX), Y6
-	VBROADCASTSS 3096(CX), Y7
-	VSUBPS       Y6, Y1, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 4928(AX)
-	VSUBPS       Y6, Y2, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 4960(AX)
-	VSUBPS       Y6, Y0, Y6
-	VMULPS       Y7, Y6, Y7
-	VMULPS       Y6, Y7, Y7
-	VMOVUPS      Y7, 4992(AX)
-	VBROADCASTSS 28(CX), Y6
-	VBROADCASTSS 3100(CX), Y7
-	VSUBPS       Y6, Y1, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 5056(AX)
-	VSUBPS       Y6, Y2, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VMOVUPS      Y9, 5088(AX)
-	VSUBPS       Y6, Y0, Y6
-	VMULPS       Y7, Y6, Y7
-	VMULPS       Y6, Y7, Y7
-	VMOVUPS      Y7, 5120(AX)
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 3072(CX), Y7
-	VSUBPS       Y6, Y1, Y8
-	VMULPS       Y7, Y8, Y9
-	VMULPS       Y8, Y9, Y9
-	VSUBPS       Y6, Y2, Y8
-	VMULPS       Y7, Y8, Y10
+	VSUBPS       Y3, Y2, Y8
+	VMULPS       Y5, Y8, Y10
 	VMULPS       Y8, Y10, Y10
-	VSUBPS       Y6, Y0, Y6
-	VMULPS       Y7, Y6, Y7
-	VMULPS       Y6, Y7, Y7
-	VBROADCASTSS 4(CX), Y6
-	VBROADCASTSS 3076(CX), Y8
-	VSUBPS       Y6, Y1, Y11
-	VMULPS       Y8, Y11, Y12
-	VMULPS       Y11, Y12, Y12
-	VSUBPS       Y6, Y2, Y11
-	VMULPS       Y8, Y11, Y13
-	VMULPS       Y11, Y13, Y13
-	VSUBPS       Y6, Y0, Y6
-	VMULPS       Y8, Y6, Y8
-	VMULPS       Y6, Y8, Y8
-	VBROADCASTSS 8(CX), Y6
-	VBROADCASTSS 3080(CX), Y11
-	VSUBPS       Y6, Y1, Y1
-	VMULPS       Y11, Y1, Y14
-	VMULPS       Y1, Y14, Y14
-	VSUBPS       Y6, Y2, Y1
-	VMULPS       Y11, Y1, Y2
+	VSUBPS       Y3, Y0, Y3
+	VMULPS       Y5, Y3, Y5
+	VMULPS       Y3, Y5, Y5
+	VBROADCASTSS 8(CX), Y3
+	VBROADCASTSS 3080(CX), Y8
+	VSUBPS       Y3, Y1, Y1
+	VMULPS       Y8, Y1, Y11
+	VMULPS       Y1, Y11, Y11
+	VSUBPS       Y3, Y2, Y1
+	VMULPS       Y8, Y1, Y2
 	VMULPS       Y1, Y2, Y2
-	VSUBPS       Y6, Y0, Y0
-	VMULPS       Y11, Y0, Y1
+	VSUBPS       Y3, Y0, Y0
+	VMULPS       Y8, Y0, Y1
 	VMULPS       Y0, Y1, Y1
-	VADDPS       Y12, Y9, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2496(AX)
-	VADDPS       Y2, Y0, Y6
-	VMOVUPS      Y6, 3008(AX)
+	VADDPS       Y9, Y6, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2496(AX)
+	VADDPS       Y2, Y0, Y3
+	VMOVUPS      Y3, 3008(AX)
 	VADDPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 3520(AX)
-	VADDPS       Y13, Y9, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2624(AX)
-	VADDPS       Y2, Y0, Y6
-	VMOVUPS      Y6, 3136(AX)
+	VADDPS       Y10, Y6, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2624(AX)
+	VADDPS       Y2, Y0, Y3
+	VMOVUPS      Y3, 3136(AX)
 	VADDPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 3648(AX)
-	VADDPS       Y8, Y9, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2752(AX)
-	VADDPS       Y2, Y0, Y6
-	VMOVUPS      Y6, 3264(AX)
+	VADDPS       Y5, Y6, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2752(AX)
+	VADDPS       Y2, Y0, Y3
+	VMOVUPS      Y3, 3264(AX)
 	VADDPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 3776(AX)
-	VADDPS       Y12, Y10, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2528(AX)
-	VADDPS       Y2, Y0, Y6
-	VMOVUPS      Y6, 3040(AX)
+	VADDPS       Y9, Y7, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2528(AX)
+	VADDPS       Y2, Y0, Y3
+	VMOVUPS      Y3, 3040(AX)
 	VADDPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 3552(AX)
-	VADDPS       Y13, Y10, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2656(AX)
-	VADDPS       Y2, Y0, Y6
-	VMOVUPS      Y6, 3168(AX)
+	VADDPS       Y10, Y7, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2656(AX)
+	VADDPS       Y2, Y0, Y3
+	VMOVUPS      Y3, 3168(AX)
 	VADDPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 3680(AX)
-	VADDPS       Y8, Y10, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2784(AX)
-	VADDPS       Y2, Y0, Y6
-	VMOVUPS      Y6, 3296(AX)
+	VADDPS       Y5, Y7, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2784(AX)
+	VADDPS       Y2, Y0, Y3
+	VMOVUPS      Y3, 3296(AX)
 	VADDPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 3808(AX)
-	VADDPS       Y12, Y7, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2560(AX)
-	VADDPS       Y2, Y0, Y6
-	VMOVUPS      Y6, 3072(AX)
+	VADDPS       Y9, Y4, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2560(AX)
+	VADDPS       Y2, Y0, Y3
+	VMOVUPS      Y3, 3072(AX)
 	VADDPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 3584(AX)
-	VADDPS       Y13, Y7, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2688(AX)
-	VADDPS       Y2, Y0, Y6
-	VMOVUPS      Y6, 3200(AX)
+	VADDPS       Y10, Y4, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2688(AX)
+	VADDPS       Y2, Y0, Y3
+	VMOVUPS      Y3, 3200(AX)
 	VADDPS       Y1, Y0, Y0
 	VMOVUPS      Y0, 3712(AX)
-	VADDPS       Y8, Y7, Y0
-	VADDPS       Y14, Y0, Y6
-	VMOVUPS      Y6, 2816(AX)
+	VADDPS       Y5, Y4, Y0
+	VADDPS       Y11, Y0, Y3
+	VMOVUPS      Y3, 2816(AX)
 	VADDPS       Y2, Y0, Y2
 	VMOVUPS      Y2, 3328(AX)
 	VADDPS       Y1, Y0, Y0
@@ -1705,30 +1705,30 @@ codes:
 	VADDPS       5056(AX)(R8*8), Y2, Y2
 	MOVQ         8(R10), R8
 	MOVBLZX      R8, R12
-	VMOVUPS      2496(AX)(R12*8), Y6
+	VMOVUPS      2496(AX)(R12*8), Y3
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R12
-	VADDPS       4544(AX)(R12*8), Y6, Y6
+	VADDPS       4544(AX)(R12*8), Y3, Y3
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R12
-	VADDPS       4672(AX)(R12*8), Y6, Y6
+	VADDPS       4672(AX)(R12*8), Y3, Y3
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R12
-	VADDPS       4800(AX)(R12*8), Y6, Y6
+	VADDPS       4800(AX)(R12*8), Y3, Y3
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R12
-	VADDPS       4928(AX)(R12*8), Y6, Y6
+	VADDPS       4928(AX)(R12*8), Y3, Y3
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R8
-	VADDPS       5056(AX)(R8*8), Y6, Y6
-	VBROADCASTSS 4(R10), Y7
-	VBROADCASTSS 12(R10), Y8
-	VCMPPS       $0x11, Y2, Y6, Y9
-	VMINPS       Y2, Y6, Y2
-	VBLENDVPS    Y9, Y8, Y7, Y7
-	VCMPPS       $0x11, Y1, Y2, Y6
+	VADDPS       5056(AX)(R8*8), Y3, Y3
+	VBROADCASTSS 4(R10), Y4
+	VBROADCASTSS 12(R10), Y5
+	VCMPPS       $0x11, Y2, Y3, Y6
+	VMINPS       Y2, Y3, Y2
+	VBLENDVPS    Y6, Y5, Y4, Y4
+	VCMPPS       $0x11, Y1, Y2, Y3
 	VMINPS       Y1, Y2, Y1
-	VBLENDVPS    Y6, Y7, Y0, Y0
+	VBLENDVPS    Y3, Y4, Y0, Y0
 	ADDQ         $0x10, R10
 	DECQ         R11
 	JNZ          codes
@@ -1755,91 +1755,91 @@ found:
 	MOVQ    count+48(FP), DX
 
 sum:
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
 	LEAQ   384(AX), BX
 	MOVQ   x+8(FP), CX
 	MOVQ   cells+32(FP), SI
 
 add:
-	VMOVUPS      (BX), Z1
-	VPERMILPS    Z1, Z0, Z2
-	VBROADCASTSS 2048(CX), Z3
+	VMOVUPS      (BX), Z3
+	VPERMILPS    Z3, Z0, Z4
+	VBROADCASTSS 2048(CX), Z5
 	VBROADCASTSS 1024(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x02, Z1, Z1
-	VPERMILPS    Z1, Z0, Z2
-	VBROADCASTSS 2052(CX), Z3
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x02, Z3, Z3
+	VPERMILPS    Z3, Z0, Z4
+	VBROADCASTSS 2052(CX), Z5
 	VBROADCASTSS 1028(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x02, Z1, Z1
-	VPERMILPS    Z1, Z0, Z2
-	VBROADCASTSS 2056(CX), Z3
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x02, Z3, Z3
+	VPERMILPS    Z3, Z0, Z4
+	VBROADCASTSS 2056(CX), Z5
 	VBROADCASTSS 1032(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x02, Z1, Z1
-	VPERMILPS    Z1, Z0, Z2
-	VBROADCASTSS 2060(CX), Z3
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x02, Z3, Z3
+	VPERMILPS    Z3, Z0, Z4
+	VBROADCASTSS 2060(CX), Z5
 	VBROADCASTSS 1036(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x02, Z1, Z1
-	VPERMILPS    Z1, Z0, Z2
-	VBROADCASTSS 2064(CX), Z3
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x02, Z3, Z3
+	VPERMILPS    Z3, Z0, Z4
+	VBROADCASTSS 2064(CX), Z5
 	VBROADCASTSS 1040(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x02, Z1, Z1
-	VPERMILPS    Z1, Z0, Z2
-	VBROADCASTSS 2068(CX), Z3
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x02, Z3, Z3
+	VPERMILPS    Z3, Z0, Z4
+	VBROADCASTSS 2068(CX), Z5
 	VBROADCASTSS 1044(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x02, Z1, Z1
-	VPERMILPS    Z1, Z0, Z2
-	VBROADCASTSS 2072(CX), Z3
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x02, Z3, Z3
+	VPERMILPS    Z3, Z0, Z4
+	VBROADCASTSS 2072(CX), Z5
 	VBROADCASTSS 1048(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x02, Z1, Z1
-	VPERMILPS    Z1, Z0, Z2
-	VBROADCASTSS 2076(CX), Z1
-	VBROADCASTSS 1052(CX), Z3
-	VMULPS       Z2, Z1, Z1
-	VADDPS       Z1, Z4, Z4
-	VMULPS       Z2, Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x02, Z3, Z3
+	VPERMILPS    Z3, Z0, Z4
+	VBROADCASTSS 2076(CX), Z3
+	VBROADCASTSS 1052(CX), Z5
+	VMULPS       Z4, Z3, Z3
+	VADDPS       Z3, Z1, Z1
+	VMULPS       Z4, Z5, Z5
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z2, Z2
 	ADDQ         $0x20, CX
 	ADDQ         $0x000000c0, BX
 	DECQ         SI
 	JNZ          add
-	VMOVUPS      Z4, (AX)
-	VMOVUPS      Z5, 192(AX)
+	VMOVUPS      Z1, (AX)
+	VMOVUPS      Z2, 192(AX)
 	ADDQ         $0x40, AX
 	SUBQ         $0x10, DX
 	JG           sum
@@ -1847,7 +1847,7 @@ add:
 	RET
 
 // func roundCells3AVX512(codes *uint16, x *float32, entries *uint32, lists *uint16, which int, inv float32, scale float32)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512DQ, AVX512F
 TEXT ·roundCells3AVX512(SB), NOSPLIT, $128-48
 	MOVQ codes+0(FP), CX
 	MOVQ x+8(FP), AX
@@ -1860,13 +1860,13 @@ cell:
 	VMOVUPS         (AX), Y0
 	VBROADCASTSS    inv+40(FP), Y1
 	VMULPS          Y1, Y0, Y0
-	VMOVUPS         powers3<>+0(SB), Y3
+	VMOVUPS         powers3<>+0(SB), Y2
 	VBROADCASTSS    word40000000<>+0(SB), Y1
 	VCMPPS          $0x1e, Y1, Y0, Y1
-	VANDPS          Y3, Y1, Y1
-	VBROADCASTSS    word40800000<>+0(SB), Y4
-	VCMPPS          $0x1d, Y4, Y0, Y0
-	VANDPS          Y3, Y0, Y0
+	VANDPS          Y2, Y1, Y1
+	VBROADCASTSS    word40800000<>+0(SB), Y3
+	VCMPPS          $0x1d, Y3, Y0, Y0
+	VANDPS          Y2, Y0, Y0
 	VPADDD          Y0, Y1, Y1
 	VEXTRACTI128    $0x01, Y1, X0
 	VPADDD          X0, X1, X1
@@ -1880,54 +1880,54 @@ cell:
 	JS              store
 	VMOVUPS         (AX), Y0
 	VMOVUPS         3072(AX), Y1
-	VBROADCASTSS    scale+44(FP), Y3
-	VBROADCASTSS    word3f800000<>+0(SB), Y4
+	VBROADCASTSS    scale+44(FP), Y2
+	VBROADCASTSS    word3f800000<>+0(SB), Y3
+	VMULPS          Y2, Y3, Y3
+	VSUBPS          Y0, Y3, Y3
+	VMULPS          Y1, Y3, Y4
 	VMULPS          Y3, Y4, Y4
-	VSUBPS          Y0, Y4, Y4
-	VMULPS          Y1, Y4, Y5
-	VMULPS          Y4, Y5, Y5
-	VBROADCASTSS    word40400000<>+0(SB), Y4
-	VMULPS          Y3, Y4, Y4
-	VSUBPS          Y0, Y4, Y4
-	VMULPS          Y1, Y4, Y6
-	VMULPS          Y4, Y6, Y6
-	VBROADCASTSS    word40a00000<>+0(SB), Y4
-	VMULPS          Y3, Y4, Y4
-	VSUBPS          Y0, Y4, Y0
+	VBROADCASTSS    word40400000<>+0(SB), Y3
+	VMULPS          Y2, Y3, Y3
+	VSUBPS          Y0, Y3, Y3
+	VMULPS          Y1, Y3, Y5
+	VMULPS          Y3, Y5, Y5
+	VBROADCASTSS    word40a00000<>+0(SB), Y3
+	VMULPS          Y2, Y3, Y3
+	VSUBPS          Y0, Y3, Y0
 	VMULPS          Y1, Y0, Y1
 	VMULPS          Y0, Y1, Y1
-	VUNPCKLPS       Y6, Y5, Y0
-	VUNPCKLPS       Y1, Y1, Y3
-	VUNPCKLPD       Y3, Y0, Y4
-	VMOVUPS         X4, (SP)
-	VEXTRACTF128    $0x01, Y4, 64(SP)
-	VUNPCKHPD       Y3, Y0, Y4
-	VMOVUPS         X4, 16(SP)
-	VEXTRACTF128    $0x01, Y4, 80(SP)
-	VUNPCKHPS       Y6, Y5, Y0
+	VUNPCKLPS       Y5, Y4, Y0
+	VUNPCKLPS       Y1, Y1, Y2
+	VUNPCKLPD       Y2, Y0, Y3
+	VMOVUPS         X3, (SP)
+	VEXTRACTF128    $0x01, Y3, 64(SP)
+	VUNPCKHPD       Y2, Y0, Y3
+	VMOVUPS         X3, 16(SP)
+	VEXTRACTF128    $0x01, Y3, 80(SP)
+	VUNPCKHPS       Y5, Y4, Y0
 	VUNPCKHPS       Y1, Y1, Y1
-	VUNPCKLPD       Y1, Y0, Y3
-	VMOVUPS         X3, 32(SP)
-	VEXTRACTF128    $0x01, Y3, 96(SP)
-	VUNPCKHPD       Y1, Y0, Y3
-	VMOVUPS         X3, 48(SP)
-	VEXTRACTF128    $0x01, Y3, 112(SP)
+	VUNPCKLPD       Y1, Y0, Y2
+	VMOVUPS         X2, 32(SP)
+	VEXTRACTF128    $0x01, Y2, 96(SP)
+	VUNPCKHPD       Y1, Y0, Y2
+	VMOVUPS         X2, 48(SP)
+	VEXTRACTF128    $0x01, Y2, 112(SP)
 	VBROADCASTF32X4 (SP), Z0
 	VBROADCASTF32X4 16(SP), Z1
-	VBROADCASTF32X4 32(SP), Z3
-	VBROADCASTF32X4 48(SP), Z4
-	VBROADCASTF32X4 64(SP), Z5
-	VBROADCASTF32X4 80(SP), Z6
-	VBROADCASTF32X4 96(SP), Z7
-	VBROADCASTF32X4 112(SP), Z8
+	VBROADCASTF32X4 32(SP), Z2
+	VBROADCASTF32X4 48(SP), Z3
+	VBROADCASTF32X4 64(SP), Z4
+	VBROADCASTF32X4 80(SP), Z5
+	VBROADCASTF32X4 96(SP), Z6
+	VBROADCASTF32X4 112(SP), Z7
 	MOVQ            lists+24(FP), SI
 	MOVL            BX, DI
 	ANDL            $0x000001ff, DI
 	SHRL            $0x09, BX
 	LEAQ            (SI)(BX*2), SI
 	MOVQ            SI, BX
-	VBROADCASTSS    word7f7fffff<>+0(SB), Z9
-	VPXORD          Z2, Z2, Z2
+	VBROADCASTSS    word7f7fffff<>+0(SB), Z8
+	VXORPS          Z9, Z9, Z9
 	VMOVUPS         lanes<>+0(SB), Z10
 	VBROADCASTSS    word00000010<>+0(SB), Z12
 	VMOVD           DI, X11
@@ -1938,6 +1938,9 @@ codes3:
 	VPERMILPS     Z13, Z0, Z14
 	VPSRLD        $0x02, Z13, Z13
 	VPERMILPS     Z13, Z1, Z15
+	VADDPS        Z15, Z14, Z14
+	VPSRLD        $0x02, Z13, Z13
+	VPERMILPS     Z13, Z2, Z15
 	VADDPS        Z15, Z14, Z14
 	VPSRLD        $0x02, Z13, Z13
 	VPERMILPS     Z13, Z3, Z15
@@ -1954,38 +1957,35 @@ codes3:
 	VPSRLD        $0x02, Z13, Z13
 	VPERMILPS     Z13, Z7, Z15
 	VADDPS        Z15, Z14, Z14
-	VPSRLD        $0x02, Z13, Z13
-	VPERMILPS     Z13, Z8, Z15
-	VADDPS        Z15, Z14, Z14
-	VCMPPS        $0x11, Z9, Z14, K1
+	VCMPPS        $0x11, Z8, Z14, K1
 	VPCMPGTD      Z10, Z11, K2
 	KANDW         K1, K2, K1
-	VMOVUPS       Z14, K1, Z9
-	VMOVUPS       Z10, K1, Z2
+	VMOVUPS       Z14, K1, Z8
+	VMOVUPS       Z10, K1, Z9
 	VPADDD        Z12, Z10, Z10
 	ADDQ          $0x20, SI
 	SUBQ          $0x10, DI
 	JG            codes3
-	VSHUFF32X4    $0x4e, Z9, Z9, Z0
-	VMINPS        Z0, Z9, Z1
+	VSHUFF32X4    $0x4e, Z8, Z8, Z0
+	VMINPS        Z0, Z8, Z1
 	VSHUFF32X4    $0xb1, Z1, Z1, Z0
 	VMINPS        Z0, Z1, Z1
 	VPERMILPS     $0x4e, Z1, Z0
 	VMINPS        Z0, Z1, Z1
 	VPERMILPS     $0xb1, Z1, Z0
 	VMINPS        Z0, Z1, Z0
-	VCMPPS        $0x04, Z0, Z9, K1
+	VCMPPS        $0x04, Z0, Z8, K1
 	VBROADCASTSS  wordffffffff<>+0(SB), Z0
-	VMOVUPS       Z0, K1, Z2
-	VEXTRACTI64X4 $0x01, Z2, Y0
-	VPMINUD       Y0, Y2, Y2
-	VEXTRACTI128  $0x01, Y2, X0
-	VPMINUD       X0, X2, X2
-	VPSHUFD       $0x4e, X2, X0
-	VPMINUD       X0, X2, X2
-	VPSHUFD       $0xb1, X2, X0
-	VPMINUD       X0, X2, X2
-	VMOVD         X2, SI
+	VMOVUPS       Z0, K1, Z9
+	VEXTRACTI64X4 $0x01, Z9, Y0
+	VPMINUD       Y0, Y9, Y9
+	VEXTRACTI128  $0x01, Y9, X0
+	VPMINUD       X0, X9, X9
+	VPSHUFD       $0x4e, X9, X0
+	VPMINUD       X0, X9, X9
+	VPSHUFD       $0xb1, X9, X0
+	VPMINUD       X0, X9, X9
+	VMOVD         X9, SI
 	MOVWLZX       (BX)(SI*2), BX
 
 store:
@@ -2003,7 +2003,7 @@ DATA word00000010<>+0(SB)/4, $0x00000010
 GLOBL word00000010<>(SB), RODATA|NOPTR, $4
 
 // func fitCells8AVX512(c *[27][48]uint32, x *float32, entries *uint32, lists *uint32, cells int, top *float32, count int, base float32)
-// Requires: AVX, AVX2, AVX512F, BMI
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, BMI
 TEXT ·fitCells8AVX512(SB), NOSPLIT, $0-60
 	MOVQ         c+0(FP), AX
 	MOVQ         top+40(FP), CX
@@ -2035,44 +2035,44 @@ cell:
 	MOVQ         count+48(FP), R8
 
 key:
-	VMOVUPS      1920(DI), Z6
-	VPXORD       Z3, Z3, Z3
-	VMULPS       Z0, Z6, Z6
-	VBROADCASTSS 12(CX), Z7
-	VMULPS       Z6, Z7, Z7
-	VSUBPS       Z0, Z7, Z7
-	VADDPS       Z1, Z7, Z7
-	VMAXPS       Z1, Z7, Z7
-	VMINPS       Z2, Z7, Z7
-	VPSLLD       $0x03, Z3, Z3
-	VPADDD       Z7, Z3, Z3
-	VBROADCASTSS 8(CX), Z7
-	VMULPS       Z6, Z7, Z7
-	VSUBPS       Z0, Z7, Z7
-	VADDPS       Z1, Z7, Z7
-	VMAXPS       Z1, Z7, Z7
-	VMINPS       Z2, Z7, Z7
-	VPSLLD       $0x03, Z3, Z3
-	VPADDD       Z7, Z3, Z3
-	VBROADCASTSS 4(CX), Z7
-	VMULPS       Z6, Z7, Z7
-	VSUBPS       Z0, Z7, Z7
-	VADDPS       Z1, Z7, Z7
-	VMAXPS       Z1, Z7, Z7
-	VMINPS       Z2, Z7, Z7
-	VPSLLD       $0x03, Z3, Z3
-	VPADDD       Z7, Z3, Z3
-	VBROADCASTSS (CX), Z7
-	VMULPS       Z6, Z7, Z7
-	VSUBPS       Z0, Z7, Z7
-	VADDPS       Z1, Z7, Z7
-	VMAXPS       Z1, Z7, Z7
-	VMINPS       Z2, Z7, Z7
-	VPSLLD       $0x03, Z3, Z3
-	VPADDD       Z7, Z3, Z3
-	VBROADCASTSS word00000fff<>+0(SB), Z6
-	VPANDD       Z6, Z3, Z3
-	VMOVUPS      Z3, 2304(DI)
+	VMOVUPS      1920(DI), Z3
+	VXORPS       Z4, Z4, Z4
+	VMULPS       Z0, Z3, Z3
+	VBROADCASTSS 12(CX), Z5
+	VMULPS       Z3, Z5, Z5
+	VSUBPS       Z0, Z5, Z5
+	VADDPS       Z1, Z5, Z5
+	VMAXPS       Z1, Z5, Z5
+	VMINPS       Z2, Z5, Z5
+	VPSLLD       $0x03, Z4, Z4
+	VPADDD       Z5, Z4, Z4
+	VBROADCASTSS 8(CX), Z5
+	VMULPS       Z3, Z5, Z5
+	VSUBPS       Z0, Z5, Z5
+	VADDPS       Z1, Z5, Z5
+	VMAXPS       Z1, Z5, Z5
+	VMINPS       Z2, Z5, Z5
+	VPSLLD       $0x03, Z4, Z4
+	VPADDD       Z5, Z4, Z4
+	VBROADCASTSS 4(CX), Z5
+	VMULPS       Z3, Z5, Z5
+	VSUBPS       Z0, Z5, Z5
+	VADDPS       Z1, Z5, Z5
+	VMAXPS       Z1, Z5, Z5
+	VMINPS       Z2, Z5, Z5
+	VPSLLD       $0x03, Z4, Z4
+	VPADDD       Z5, Z4, Z4
+	VBROADCASTSS (CX), Z5
+	VMULPS       Z3, Z5, Z5
+	VSUBPS       Z0, Z5, Z5
+	VADDPS       Z1, Z5, Z5
+	VMAXPS       Z1, Z5, Z5
+	VMINPS       Z2, Z5, Z5
+	VPSLLD       $0x03, Z4, Z4
+	VPADDD       Z5, Z4, Z4
+	VBROADCASTSS word00000fff<>+0(SB), Z3
+	VPANDD       Z3, Z4, Z4
+	VMOVUPS      Z4, 2304(DI)
 	ADDQ         $0x40, DI
 	SUBQ         $0x10, R8
 	JG           key
@@ -2096,152 +2096,152 @@ run:
 	VMULPS       Y1, Y0, Y1
 	VBROADCASTSS word40400000<>+0(SB), Y2
 	VMULPS       Y2, Y0, Y2
-	VBROADCASTSS word40a00000<>+0(SB), Y6
+	VBROADCASTSS word40a00000<>+0(SB), Y3
+	VMULPS       Y3, Y0, Y3
+	VBROADCASTSS word40e00000<>+0(SB), Y4
+	VMULPS       Y4, Y0, Y4
+	VBROADCASTSS word41100000<>+0(SB), Y5
+	VMULPS       Y5, Y0, Y5
+	VBROADCASTSS word41300000<>+0(SB), Y6
 	VMULPS       Y6, Y0, Y6
-	VBROADCASTSS word40e00000<>+0(SB), Y7
+	VBROADCASTSS word41500000<>+0(SB), Y7
 	VMULPS       Y7, Y0, Y7
-	VBROADCASTSS word41100000<>+0(SB), Y8
-	VMULPS       Y8, Y0, Y8
-	VBROADCASTSS word41300000<>+0(SB), Y9
-	VMULPS       Y9, Y0, Y9
-	VBROADCASTSS word41500000<>+0(SB), Y10
-	VMULPS       Y10, Y0, Y10
-	VBROADCASTSS word41700000<>+0(SB), Y11
-	VMULPS       Y11, Y0, Y0
-	VBROADCASTSS (CX), Y11
-	VBROADCASTSS 3072(CX), Y12
-	VSUBPS       Y11, Y1, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2496(AX)
-	VSUBPS       Y11, Y2, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2528(AX)
-	VSUBPS       Y11, Y6, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2560(AX)
-	VSUBPS       Y11, Y7, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2592(AX)
-	VSUBPS       Y11, Y8, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2624(AX)
-	VSUBPS       Y11, Y9, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2656(AX)
-	VSUBPS       Y11, Y10, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2688(AX)
-	VSUBPS       Y11, Y0, Y11
-	VMULPS       Y12, Y11, Y12
-	VMULPS       Y11, Y12, Y12
-	VMOVUPS      Y12, 2720(AX)
-	VBROADCASTSS 4(CX), Y11
-	VBROADCASTSS 3076(CX), Y12
-	VSUBPS       Y11, Y1, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2752(AX)
-	VSUBPS       Y11, Y2, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2784(AX)
-	VSUBPS       Y11, Y6, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2816(AX)
-	VSUBPS       Y11, Y7, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2848(AX)
-	VSUBPS       Y11, Y8, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2880(AX)
-	VSUBPS       Y11, Y9, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2912(AX)
-	VSUBPS       Y11, Y10, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 2944(AX)
-	VSUBPS       Y11, Y0, Y11
-	VMULPS       Y12, Y11, Y12
-	VMULPS       Y11, Y12, Y12
-	VMOVUPS      Y12, 2976(AX)
-	VBROADCASTSS 8(CX), Y11
-	VBROADCASTSS 3080(CX), Y12
-	VSUBPS       Y11, Y1, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 3008(AX)
-	VSUBPS       Y11, Y2, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 3040(AX)
-	VSUBPS       Y11, Y6, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 3072(AX)
-	VSUBPS       Y11, Y7, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 3104(AX)
-	VSUBPS       Y11, Y8, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 3136(AX)
-	VSUBPS       Y11, Y9, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 3168(AX)
-	VSUBPS       Y11, Y10, Y13
-	VMULPS       Y12, Y13, Y14
-	VMULPS       Y13, Y14, Y14
-	VMOVUPS      Y14, 3200(AX)
-	VSUBPS       Y11, Y0, Y11
-	VMULPS       Y12, Y11, Y12
-	VMULPS       Y11, Y12, Y12
-	VMOVUPS      Y12, 3232(AX)
-	VBROADCASTSS 12(CX), Y11
-	VBROADCASTSS 3084(CX), Y12
-	VSUBPS       Y11, Y1, Y1
-	VMULPS       Y12, Y1, Y13
-	VMULPS       Y1, Y13, Y13
-	VMOVUPS      Y13, 3264(AX)
-	VSUBPS       Y11, Y2, Y1
-	VMULPS       Y12, Y1, Y2
+	VBROADCASTSS word41700000<>+0(SB), Y8
+	VMULPS       Y8, Y0, Y0
+	VBROADCASTSS (CX), Y8
+	VBROADCASTSS 3072(CX), Y9
+	VSUBPS       Y8, Y1, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2496(AX)
+	VSUBPS       Y8, Y2, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2528(AX)
+	VSUBPS       Y8, Y3, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2560(AX)
+	VSUBPS       Y8, Y4, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2592(AX)
+	VSUBPS       Y8, Y5, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2624(AX)
+	VSUBPS       Y8, Y6, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2656(AX)
+	VSUBPS       Y8, Y7, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2688(AX)
+	VSUBPS       Y8, Y0, Y8
+	VMULPS       Y9, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 2720(AX)
+	VBROADCASTSS 4(CX), Y8
+	VBROADCASTSS 3076(CX), Y9
+	VSUBPS       Y8, Y1, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2752(AX)
+	VSUBPS       Y8, Y2, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2784(AX)
+	VSUBPS       Y8, Y3, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2816(AX)
+	VSUBPS       Y8, Y4, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2848(AX)
+	VSUBPS       Y8, Y5, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2880(AX)
+	VSUBPS       Y8, Y6, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2912(AX)
+	VSUBPS       Y8, Y7, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 2944(AX)
+	VSUBPS       Y8, Y0, Y8
+	VMULPS       Y9, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 2976(AX)
+	VBROADCASTSS 8(CX), Y8
+	VBROADCASTSS 3080(CX), Y9
+	VSUBPS       Y8, Y1, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 3008(AX)
+	VSUBPS       Y8, Y2, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 3040(AX)
+	VSUBPS       Y8, Y3, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 3072(AX)
+	VSUBPS       Y8, Y4, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 3104(AX)
+	VSUBPS       Y8, Y5, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 3136(AX)
+	VSUBPS       Y8, Y6, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 3168(AX)
+	VSUBPS       Y8, Y7, Y10
+	VMULPS       Y9, Y10, Y11
+	VMULPS       Y10, Y11, Y11
+	VMOVUPS      Y11, 3200(AX)
+	VSUBPS       Y8, Y0, Y8
+	VMULPS       Y9, Y8, Y9
+	VMULPS       Y8, Y9, Y9
+	VMOVUPS      Y9, 3232(AX)
+	VBROADCASTSS 12(CX), Y8
+	VBROADCASTSS 3084(CX), Y9
+	VSUBPS       Y8, Y1, Y1
+	VMULPS       Y9, Y1, Y10
+	VMULPS       Y1, Y10, Y10
+	VMOVUPS      Y10, 3264(AX)
+	VSUBPS       Y8, Y2, Y1
+	VMULPS       Y9, Y1, Y2
 	VMULPS       Y1, Y2, Y2
 	VMOVUPS      Y2, 3296(AX)
-	VSUBPS       Y11, Y6, Y1
-	VMULPS       Y12, Y1, Y2
+	VSUBPS       Y8, Y3, Y1
+	VMULPS       Y9, Y1, Y2
 	VMULPS       Y1, Y2, Y2
 	VMOVUPS      Y2, 3328(AX)
-	VSUBPS       Y11, Y7, Y1
-	VMULPS       Y12, Y1, Y2
+	VSUBPS       Y8, Y4, Y1
+	VMULPS       Y9, Y1, Y2
 	VMULPS       Y1, Y2, Y2
 	VMOVUPS      Y2, 3360(AX)
-	VSUBPS       Y11, Y8, Y1
-	VMULPS       Y12, Y1, Y2
+	VSUBPS       Y8, Y5, Y1
+	VMULPS       Y9, Y1, Y2
 	VMULPS       Y1, Y2, Y2
 	VMOVUPS      Y2, 3392(AX)
-	VSUBPS       Y11, Y9, Y1
-	VMULPS       Y12, Y1, Y2
+	VSUBPS       Y8, Y6, Y1
+	VMULPS       Y9, Y1, Y2
 	VMULPS       Y1, Y2, Y2
 	VMOVUPS      Y2, 3424(AX)
-	VSUBPS       Y11, Y10, Y1
-	VMULPS       Y12, Y1, Y2
+	VSUBPS       Y8, Y7, Y1
+	VMULPS       Y9, Y1, Y2
 	VMULPS       Y1, Y2, Y2
 	VMOVUPS      Y2, 3456(AX)
-	VSUBPS       Y11, Y0, Y0
-	VMULPS       Y12, Y0, Y1
+	VSUBPS       Y8, Y0, Y0
+	VMULPS       Y9, Y0, Y1
 	VMULPS       Y0, Y1, Y1
 	VMOVUPS      Y1, 3488(AX)
 	MOVQ         lists+24(FP), R10
@@ -2268,24 +2268,24 @@ codes:
 	VADDPS       3264(AX)(R8*8), Y2, Y2
 	MOVL         4(R10), R8
 	MOVBLZX      R8, R12
-	VMOVUPS      2496(AX)(R12*8), Y6
+	VMOVUPS      2496(AX)(R12*8), Y3
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R12
-	VADDPS       2752(AX)(R12*8), Y6, Y6
+	VADDPS       2752(AX)(R12*8), Y3, Y3
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R12
-	VADDPS       3008(AX)(R12*8), Y6, Y6
+	VADDPS       3008(AX)(R12*8), Y3, Y3
 	SHRQ         $0x08, R8
 	MOVBLZX      R8, R8
-	VADDPS       3264(AX)(R8*8), Y6, Y6
-	VBROADCASTSS (R10), Y7
-	VBROADCASTSS 4(R10), Y8
-	VCMPPS       $0x11, Y2, Y6, Y9
-	VMINPS       Y2, Y6, Y2
-	VBLENDVPS    Y9, Y8, Y7, Y7
-	VCMPPS       $0x11, Y1, Y2, Y6
+	VADDPS       3264(AX)(R8*8), Y3, Y3
+	VBROADCASTSS (R10), Y4
+	VBROADCASTSS 4(R10), Y5
+	VCMPPS       $0x11, Y2, Y3, Y6
+	VMINPS       Y2, Y3, Y2
+	VBLENDVPS    Y6, Y5, Y4, Y4
+	VCMPPS       $0x11, Y1, Y2, Y3
 	VMINPS       Y1, Y2, Y1
-	VBLENDVPS    Y6, Y7, Y0, Y0
+	VBLENDVPS    Y3, Y4, Y0, Y0
 	ADDQ         $0x08, R10
 	DECQ         R11
 	JNZ          codes
@@ -2316,55 +2316,55 @@ found:
 	MOVQ    count+48(FP), DX
 
 sum:
-	VPXORD Z4, Z4, Z4
-	VPXORD Z5, Z5, Z5
+	VXORPS Z1, Z1, Z1
+	VXORPS Z2, Z2, Z2
 	LEAQ   384(AX), BX
 	MOVQ   x+8(FP), CX
 	MOVQ   cells+32(FP), SI
 
 add:
-	VMOVUPS      (BX), Z1
-	VPERMPS      Z0, Z1, Z2
-	VBROADCASTSS 2048(CX), Z3
+	VMOVUPS      (BX), Z3
+	VPERMPS      Z0, Z3, Z4
+	VBROADCASTSS 2048(CX), Z5
 	VBROADCASTSS 1024(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x03, Z1, Z1
-	VPERMPS      Z0, Z1, Z2
-	VBROADCASTSS 2052(CX), Z3
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x03, Z3, Z3
+	VPERMPS      Z0, Z3, Z4
+	VBROADCASTSS 2052(CX), Z5
 	VBROADCASTSS 1028(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x03, Z1, Z1
-	VPERMPS      Z0, Z1, Z2
-	VBROADCASTSS 2056(CX), Z3
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x03, Z3, Z3
+	VPERMPS      Z0, Z3, Z4
+	VBROADCASTSS 2056(CX), Z5
 	VBROADCASTSS 1032(CX), Z6
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z4, Z4
-	VMULPS       Z2, Z6, Z6
-	VMULPS       Z2, Z6, Z6
-	VADDPS       Z6, Z5, Z5
-	VPSRLD       $0x03, Z1, Z1
-	VPERMPS      Z0, Z1, Z2
-	VBROADCASTSS 2060(CX), Z1
-	VBROADCASTSS 1036(CX), Z3
-	VMULPS       Z2, Z1, Z1
-	VADDPS       Z1, Z4, Z4
-	VMULPS       Z2, Z3, Z3
-	VMULPS       Z2, Z3, Z3
-	VADDPS       Z3, Z5, Z5
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z1, Z1
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z4, Z6, Z6
+	VADDPS       Z6, Z2, Z2
+	VPSRLD       $0x03, Z3, Z3
+	VPERMPS      Z0, Z3, Z4
+	VBROADCASTSS 2060(CX), Z3
+	VBROADCASTSS 1036(CX), Z5
+	VMULPS       Z4, Z3, Z3
+	VADDPS       Z3, Z1, Z1
+	VMULPS       Z4, Z5, Z5
+	VMULPS       Z4, Z5, Z5
+	VADDPS       Z5, Z2, Z2
 	ADDQ         $0x10, CX
 	ADDQ         $0x000000c0, BX
 	DECQ         SI
 	JNZ          add
-	VMOVUPS      Z4, (AX)
-	VMOVUPS      Z5, 192(AX)
+	VMOVUPS      Z1, (AX)
+	VMOVUPS      Z2, 192(AX)
 	ADDQ         $0x40, AX
 	SUBQ         $0x10, DX
 	JG           sum
@@ -2372,7 +2372,7 @@ add:
 	RET
 
 // func roundCells8AVX512(codes *uint16, x *float32, entries *uint32, lists *uint16, which int, inv float32, scale float32)
-// Requires: AVX, AVX2, AVX512F
+// Requires: AVX, AVX2, AVX512DQ, AVX512F
 TEXT ·roundCells8AVX512(SB), NOSPLIT, $0-48
 	MOVQ codes+0(FP), CX
 	MOVQ x+8(FP), AX
@@ -2386,10 +2386,10 @@ cell:
 	VBROADCASTSS inv+40(FP), Y1
 	VMULPS       Y1, Y0, Y0
 	VBROADCASTSS word4b400000<>+0(SB), Y1
-	VBROADCASTSS word3f800000<>+0(SB), Y3
-	VSUBPS       Y3, Y0, Y0
-	VBROADCASTSS word3f000000<>+0(SB), Y3
-	VMULPS       Y3, Y0, Y0
+	VBROADCASTSS word3f800000<>+0(SB), Y2
+	VSUBPS       Y2, Y0, Y0
+	VBROADCASTSS word3f000000<>+0(SB), Y2
+	VMULPS       Y2, Y0, Y0
 	VADDPS       Y1, Y0, Y0
 	VMAXPS       Y1, Y0, Y0
 	VBROADCASTSS word4b400007<>+0(SB), Y1
@@ -2408,24 +2408,24 @@ cell:
 	VBROADCASTSS scale+44(FP), Z1
 	VMULPS       Z1, Z0, Z0
 	VBROADCASTSS (AX), Z1
-	VBROADCASTSS 3072(AX), Z3
+	VBROADCASTSS 3072(AX), Z2
+	VSUBPS       Z1, Z0, Z1
+	VMULPS       Z2, Z1, Z2
+	VMULPS       Z1, Z2, Z2
+	VBROADCASTSS 4(AX), Z1
+	VBROADCASTSS 3076(AX), Z3
 	VSUBPS       Z1, Z0, Z1
 	VMULPS       Z3, Z1, Z3
 	VMULPS       Z1, Z3, Z3
-	VBROADCASTSS 4(AX), Z1
-	VBROADCASTSS 3076(AX), Z4
+	VBROADCASTSS 8(AX), Z1
+	VBROADCASTSS 3080(AX), Z4
 	VSUBPS       Z1, Z0, Z1
 	VMULPS       Z4, Z1, Z4
 	VMULPS       Z1, Z4, Z4
-	VBROADCASTSS 8(AX), Z1
-	VBROADCASTSS 3080(AX), Z5
-	VSUBPS       Z1, Z0, Z1
-	VMULPS       Z5, Z1, Z5
-	VMULPS       Z1, Z5, Z5
 	VBROADCASTSS 12(AX), Z1
-	VBROADCASTSS 3084(AX), Z6
+	VBROADCASTSS 3084(AX), Z5
 	VSUBPS       Z1, Z0, Z0
-	VMULPS       Z6, Z0, Z1
+	VMULPS       Z5, Z0, Z1
 	VMULPS       Z0, Z1, Z1
 	MOVQ         lists+24(FP), SI
 	MOVL         BX, DI
@@ -2434,7 +2434,7 @@ cell:
 	LEAQ         (SI)(BX*2), SI
 	MOVQ         SI, BX
 	VBROADCASTSS word7f7fffff<>+0(SB), Z0
-	VPXORD       Z2, Z2, Z2
+	VXORPS       Z5, Z5, Z5
 	VMOVUPS      lanes<>+0(SB), Z6
 	VBROADCASTSS word00000010<>+0(SB), Z8
 	VMOVD        DI, X7
@@ -2442,12 +2442,12 @@ cell:
 
 codes4:
 	VPMOVZXWD     (SI), Z9
-	VPERMPS       Z3, Z9, Z10
+	VPERMPS       Z2, Z9, Z10
 	VPSRLD        $0x03, Z9, Z9
-	VPERMPS       Z4, Z9, Z11
+	VPERMPS       Z3, Z9, Z11
 	VADDPS        Z11, Z10, Z10
 	VPSRLD        $0x03, Z9, Z9
-	VPERMPS       Z5, Z9, Z11
+	VPERMPS       Z4, Z9, Z11
 	VADDPS        Z11, Z10, Z10
 	VPSRLD        $0x03, Z9, Z9
 	VPERMPS       Z1, Z9, Z11
@@ -2456,31 +2456,31 @@ codes4:
 	VPCMPGTD      Z6, Z7, K2
 	KANDW         K1, K2, K1
 	VMOVUPS       Z10, K1, Z0
-	VMOVUPS       Z6, K1, Z2
+	VMOVUPS       Z6, K1, Z5
 	VPADDD        Z8, Z6, Z6
 	ADDQ          $0x20, SI
 	SUBQ          $0x10, DI
 	JG            codes4
 	VSHUFF32X4    $0x4e, Z0, Z0, Z1
-	VMINPS        Z1, Z0, Z3
-	VSHUFF32X4    $0xb1, Z3, Z3, Z1
-	VMINPS        Z1, Z3, Z3
-	VPERMILPS     $0x4e, Z3, Z1
-	VMINPS        Z1, Z3, Z3
-	VPERMILPS     $0xb1, Z3, Z1
-	VMINPS        Z1, Z3, Z1
+	VMINPS        Z1, Z0, Z2
+	VSHUFF32X4    $0xb1, Z2, Z2, Z1
+	VMINPS        Z1, Z2, Z2
+	VPERMILPS     $0x4e, Z2, Z1
+	VMINPS        Z1, Z2, Z2
+	VPERMILPS     $0xb1, Z2, Z1
+	VMINPS        Z1, Z2, Z1
 	VCMPPS        $0x04, Z1, Z0, K1
 	VBROADCASTSS  wordffffffff<>+0(SB), Z0
-	VMOVUPS       Z0, K1, Z2
-	VEXTRACTI64X4 $0x01, Z2, Y0
-	VPMINUD       Y0, Y2, Y2
-	VEXTRACTI128  $0x01, Y2, X0
-	VPMINUD       X0, X2, X2
-	VPSHUFD       $0x4e, X2, X0
-	VPMINUD       X0, X2, X2
-	VPSHUFD       $0xb1, X2, X0
-	VPMINUD       X0, X2, X2
-	VMOVD         X2, SI
+	VMOVUPS       Z0, K1, Z5
+	VEXTRACTI64X4 $0x01, Z5, Y0
+	VPMINUD       Y0, Y5, Y5
+	VEXTRACTI128  $0x01, Y5, X0
+	VPMINUD       X0, X5, X5
+	VPSHUFD       $0x4e, X5, X0
+	VPMINUD       X0, X5, X5
+	VPSHUFD       $0xb1, X5, X0
+	VPMINUD       X0, X5, X5
+	VMOVD         X5, SI
 	MOVWLZX       (BX)(SI*2), BX
 
 store:

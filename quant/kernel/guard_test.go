@@ -49,6 +49,7 @@ func TestGuards(t *testing.T) {
 			guardTableLosses(t, s, group)
 			guardErrors(t, s, group)
 			guardMagnitudes(t, s, group)
+			guardIQ1(t, s, group)
 			guardCells(t, s, group)
 		}
 	}
@@ -317,6 +318,88 @@ func guardCells(t *testing.T, s *Set, group int) {
 				if done := k >= 2 && which>>(k-2)&1 != 0; done != (c != 0xffff) {
 					t.Fatalf("%s, %d levels, cells %b: code %#x of cell %d", s.Name, levels, which, c, k-2)
 				}
+			}
+		}
+	}
+}
+
+// guardIQ1 checks that the searches of IQ1 types leave elements, weights and
+// the rows behind their own alone, and what is around their space and results.
+func guardIQ1(t *testing.T, s *Set, group int) {
+	split := s.SplitIQ1S
+	if group == 16 {
+		split = s.SplitIQ1M
+	}
+	var g guarded
+	var space struct {
+		before [16]float32
+		space  Space
+		after  [16]float32
+	}
+	fill(&g)
+	want := g
+	// Every key is on a list of two codes behind which there are others.
+	entries, lists, codes := make([]uint32, 6561), make([]uint16, 18), []uint16{0}
+	for i := range entries {
+		entries[i] = 2
+	}
+	for i := range lists {
+		lists[i] = 0xaaaa >> i
+	}
+	odd := split(&g.lanes, &space.space, 1e-7) | s.PlaceIQ1(&g.lanes, group/8, &entries[0], &lists[0], &codes[0])
+	if odd != 0 || g.before != want.before || g.after != want.after || space.before != [16]float32{} || space.after != space.before ||
+		!same(g.lanes[:RowSigma], want.lanes[:RowSigma]) || !same(g.lanes[rowBehindIQ1:], want.lanes[rowBehindIQ1:]) {
+		t.Errorf("%s, IQ1 groups of %d: odd lanes %b, or memory beyond the results changes", s.Name, group, odd)
+	}
+	for lane := range Groups {
+		for c := range group / 8 {
+			if code := uint16(math.Float32bits(g.lanes[RowCodes+c][lane])); code != lists[0] && code != lists[1] {
+				t.Fatalf("%s, IQ1 groups of %d: lane %d has code %#x, which is not on the list", s.Name, group, lane, code)
+			}
+		}
+	}
+	guardSumsIQ1(t, s)
+}
+
+// rowBehindIQ1 is behind the rows that the searches of IQ1 types use.
+const rowBehindIQ1 = RowShift + 2
+
+// guardSumsIQ1 checks the sums of points that are x themselves, one element of
+// which weighs more.
+func guardSumsIQ1(t *testing.T, s *Set) {
+	x, q := make([]float32, 8*256), make([]float32, 8*256)
+	for i := range x {
+		x[i], q[i] = float32(i%3-1), 1
+	}
+	var cells [32]CellIQ1
+	var sigma [8]float32
+	for c := range cells {
+		for b := range 8 {
+			for i := range 8 {
+				cells[c].Code[b] |= uint32((256*b+8*c+i)%3) << (2 * i)
+			}
+			cells[c].Scale[b] = 1
+		}
+	}
+	for b := range sigma {
+		sigma[b] = 3 // with x² = 1 a weight of 2
+		q[256*b] = 2
+	}
+	var space Space
+	for _, importance := range []*float32{nil, &q[0]} {
+		var sums [4][8]float32
+		s.SumsIQ1(&sums[1], &sums[2], &x[0], importance, &sigma, &cells, &space)
+		for b := range 8 {
+			var want float32
+			for i, v := range x[256*b:][:256] {
+				w := v * v
+				if importance != nil {
+					w *= 2 * q[256*b+i]
+				}
+				want += w
+			}
+			if sums[1][b] != want || sums[2][b] != want || sums[0][b] != 0 || sums[3][b] != 0 {
+				t.Fatalf("%s SumsIQ1: %v at %d, want %v between zeros", s.Name, sums, b, want)
 			}
 		}
 	}

@@ -932,15 +932,15 @@ element:
 	RET
 
 // func fitIQ4AVX512(l *[128][32]float32, scratch *[176][16]float32) uint32
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512DQ, AVX512F
 TEXT ·fitIQ4AVX512(SB), NOSPLIT, $0-20
 	MOVQ         l+0(FP), AX
 	MOVQ         $0x00000020, DX
 	VBROADCASTSS word7fffffff<>+0(SB), Z4
-	VPXORD       Z0, Z0, Z0
-	VPXORD       Z2, Z2, Z2
-	VPXORD       Z1, Z1, Z1
-	VPXORD       Z3, Z3, Z3
+	VXORPS       Z0, Z0, Z0
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z1, Z1, Z1
+	VXORPS       Z3, Z3, Z3
 	MOVQ         AX, CX
 	MOVQ         DX, BX
 	SHRQ         $0x02, BX
@@ -1056,423 +1056,423 @@ vector:
 	VDIVPS       Z2, Z0, Z0
 	VBROADCASTSS word3f800000<>+0(SB), Z2
 	VDIVPS       Z0, Z2, Z0
-	VPXORD       Z7, Z7, Z7
-	VPXORD       Z8, Z8, Z8
+	VXORPS       Z2, Z2, Z2
+	VXORPS       Z3, Z3, Z3
 	MOVQ         CX, DI
 	MOVQ         AX, R8
 	MOVQ         DX, R9
 	SHRQ         $0x02, R9
 
 terms:
-	VMOVUPS      (R8), Z2
-	VMOVUPS      4096(R8), Z3
-	VMULPS       Z2, Z0, Z4
-	VMOVAPS      Z4, Z5
-	VBROADCASTSS word7fffffff<>+0(SB), Z6
-	VPANDD       Z6, Z5, Z5
-	VBROADCASTSS word3990b418<>+0(SB), Z6
-	VMULPS       Z6, Z5, Z5
-	VBROADCASTSS word3dc154ca<>+0(SB), Z6
-	VSUBPS       Z5, Z6, Z5
-	VMULPS       Z4, Z5, Z5
+	VMOVUPS      (R8), Z4
+	VMOVUPS      4096(R8), Z5
+	VMULPS       Z4, Z0, Z6
+	VMOVAPS      Z6, Z7
+	VBROADCASTSS word7fffffff<>+0(SB), Z8
+	VPANDD       Z8, Z7, Z7
+	VBROADCASTSS word3990b418<>+0(SB), Z8
+	VMULPS       Z8, Z7, Z7
+	VBROADCASTSS word3dc154ca<>+0(SB), Z8
+	VSUBPS       Z7, Z8, Z7
+	VMULPS       Z6, Z7, Z7
+	VBROADCASTSS wordbf22eb1c<>+0(SB), Z8
+	VADDPS       Z8, Z7, Z7
+	VCVTPS2DQ    Z7, Z7
+	VPERMPS      lowerIQ4<>+0(SB), Z7, Z8
+	VPERMPS      upperIQ4<>+0(SB), Z7, Z7
+	VADDPS       Z7, Z8, Z9
+	VBROADCASTSS word3f000000<>+0(SB), Z10
+	VMULPS       Z10, Z9, Z9
+	VCMPPS       $0x15, Z9, Z6, K1
+	VMOVAPS      Z8, Z6
+	VMOVUPS      Z7, K1, Z6
+	VMULPS       Z6, Z5, Z7
+	VMULPS       Z6, Z7, Z6
+	VMULPS       Z4, Z7, Z7
+	VADDPS       Z7, Z2, Z2
+	VADDPS       Z6, Z3, Z3
+	VMULPS       Z4, Z1, Z6
+	VMOVAPS      Z6, Z7
+	VBROADCASTSS word7fffffff<>+0(SB), Z8
+	VPANDD       Z8, Z7, Z7
+	VBROADCASTSS word3990b418<>+0(SB), Z8
+	VMULPS       Z8, Z7, Z7
+	VBROADCASTSS word3dc154ca<>+0(SB), Z8
+	VSUBPS       Z7, Z8, Z7
+	VMULPS       Z6, Z7, Z7
 	VBROADCASTSS wordbf22eb1c<>+0(SB), Z6
-	VADDPS       Z6, Z5, Z5
-	VCVTPS2DQ    Z5, Z5
-	VPERMPS      lowerIQ4<>+0(SB), Z5, Z6
-	VPERMPS      upperIQ4<>+0(SB), Z5, Z5
-	VADDPS       Z5, Z6, Z18
-	VBROADCASTSS word3f000000<>+0(SB), Z19
-	VMULPS       Z19, Z18, Z18
-	VCMPPS       $0x15, Z18, Z4, K1
-	VMOVAPS      Z6, Z4
-	VMOVUPS      Z5, K1, Z4
-	VMULPS       Z4, Z3, Z5
-	VMULPS       Z4, Z5, Z4
-	VMULPS       Z2, Z5, Z5
-	VADDPS       Z5, Z7, Z7
-	VADDPS       Z4, Z8, Z8
-	VMULPS       Z2, Z1, Z4
-	VMOVAPS      Z4, Z5
-	VBROADCASTSS word7fffffff<>+0(SB), Z6
-	VPANDD       Z6, Z5, Z5
-	VBROADCASTSS word3990b418<>+0(SB), Z6
-	VMULPS       Z6, Z5, Z5
-	VBROADCASTSS word3dc154ca<>+0(SB), Z6
-	VSUBPS       Z5, Z6, Z5
+	VADDPS       Z6, Z7, Z7
+	VCVTPS2DQ    Z7, Z7
+	VPERMPS      lowerIQ4<>+0(SB), Z7, Z6
+	VPERMPS      upperIQ4<>+0(SB), Z7, Z7
+	VADDPS       Z7, Z6, Z8
+	VBROADCASTSS word3f000000<>+0(SB), Z9
+	VMULPS       Z9, Z8, Z8
+	VMOVUPS      Z8, (DI)
+	VMULPS       Z6, Z5, Z8
+	VMULPS       Z6, Z8, Z6
+	VMULPS       Z4, Z8, Z8
+	VMOVUPS      Z8, 64(DI)
+	VMOVUPS      Z6, 128(DI)
+	VMULPS       Z7, Z5, Z5
+	VMULPS       Z7, Z5, Z7
 	VMULPS       Z4, Z5, Z5
-	VBROADCASTSS wordbf22eb1c<>+0(SB), Z4
-	VADDPS       Z4, Z5, Z5
-	VCVTPS2DQ    Z5, Z5
-	VPERMPS      lowerIQ4<>+0(SB), Z5, Z4
-	VPERMPS      upperIQ4<>+0(SB), Z5, Z5
-	VADDPS       Z5, Z4, Z6
-	VBROADCASTSS word3f000000<>+0(SB), Z18
-	VMULPS       Z18, Z6, Z6
-	VMOVUPS      Z6, (DI)
-	VMULPS       Z4, Z3, Z6
-	VMULPS       Z4, Z6, Z4
-	VMULPS       Z2, Z6, Z6
-	VMOVUPS      Z6, 64(DI)
-	VMOVUPS      Z4, 128(DI)
-	VMULPS       Z5, Z3, Z3
-	VMULPS       Z5, Z3, Z5
-	VMULPS       Z2, Z3, Z3
-	VMOVUPS      Z3, 192(DI)
-	VMOVUPS      Z5, 256(DI)
-	VMOVUPS      128(R8), Z2
-	VMOVUPS      4224(R8), Z3
-	VMULPS       Z2, Z0, Z4
-	VMOVAPS      Z4, Z5
-	VBROADCASTSS word7fffffff<>+0(SB), Z6
-	VPANDD       Z6, Z5, Z5
-	VBROADCASTSS word3990b418<>+0(SB), Z6
-	VMULPS       Z6, Z5, Z5
-	VBROADCASTSS word3dc154ca<>+0(SB), Z6
-	VSUBPS       Z5, Z6, Z5
-	VMULPS       Z4, Z5, Z5
+	VMOVUPS      Z5, 192(DI)
+	VMOVUPS      Z7, 256(DI)
+	VMOVUPS      128(R8), Z4
+	VMOVUPS      4224(R8), Z5
+	VMULPS       Z4, Z0, Z6
+	VMOVAPS      Z6, Z7
+	VBROADCASTSS word7fffffff<>+0(SB), Z8
+	VPANDD       Z8, Z7, Z7
+	VBROADCASTSS word3990b418<>+0(SB), Z8
+	VMULPS       Z8, Z7, Z7
+	VBROADCASTSS word3dc154ca<>+0(SB), Z8
+	VSUBPS       Z7, Z8, Z7
+	VMULPS       Z6, Z7, Z7
+	VBROADCASTSS wordbf22eb1c<>+0(SB), Z8
+	VADDPS       Z8, Z7, Z7
+	VCVTPS2DQ    Z7, Z7
+	VPERMPS      lowerIQ4<>+0(SB), Z7, Z8
+	VPERMPS      upperIQ4<>+0(SB), Z7, Z7
+	VADDPS       Z7, Z8, Z9
+	VBROADCASTSS word3f000000<>+0(SB), Z10
+	VMULPS       Z10, Z9, Z9
+	VCMPPS       $0x15, Z9, Z6, K1
+	VMOVAPS      Z8, Z6
+	VMOVUPS      Z7, K1, Z6
+	VMULPS       Z6, Z5, Z7
+	VMULPS       Z6, Z7, Z6
+	VMULPS       Z4, Z7, Z7
+	VADDPS       Z7, Z2, Z2
+	VADDPS       Z6, Z3, Z3
+	VMULPS       Z4, Z1, Z6
+	VMOVAPS      Z6, Z7
+	VBROADCASTSS word7fffffff<>+0(SB), Z8
+	VPANDD       Z8, Z7, Z7
+	VBROADCASTSS word3990b418<>+0(SB), Z8
+	VMULPS       Z8, Z7, Z7
+	VBROADCASTSS word3dc154ca<>+0(SB), Z8
+	VSUBPS       Z7, Z8, Z7
+	VMULPS       Z6, Z7, Z7
 	VBROADCASTSS wordbf22eb1c<>+0(SB), Z6
-	VADDPS       Z6, Z5, Z5
-	VCVTPS2DQ    Z5, Z5
-	VPERMPS      lowerIQ4<>+0(SB), Z5, Z6
-	VPERMPS      upperIQ4<>+0(SB), Z5, Z5
-	VADDPS       Z5, Z6, Z18
-	VBROADCASTSS word3f000000<>+0(SB), Z19
-	VMULPS       Z19, Z18, Z18
-	VCMPPS       $0x15, Z18, Z4, K1
-	VMOVAPS      Z6, Z4
-	VMOVUPS      Z5, K1, Z4
-	VMULPS       Z4, Z3, Z5
-	VMULPS       Z4, Z5, Z4
-	VMULPS       Z2, Z5, Z5
-	VADDPS       Z5, Z7, Z7
-	VADDPS       Z4, Z8, Z8
-	VMULPS       Z2, Z1, Z4
-	VMOVAPS      Z4, Z5
-	VBROADCASTSS word7fffffff<>+0(SB), Z6
-	VPANDD       Z6, Z5, Z5
-	VBROADCASTSS word3990b418<>+0(SB), Z6
-	VMULPS       Z6, Z5, Z5
-	VBROADCASTSS word3dc154ca<>+0(SB), Z6
-	VSUBPS       Z5, Z6, Z5
+	VADDPS       Z6, Z7, Z7
+	VCVTPS2DQ    Z7, Z7
+	VPERMPS      lowerIQ4<>+0(SB), Z7, Z6
+	VPERMPS      upperIQ4<>+0(SB), Z7, Z7
+	VADDPS       Z7, Z6, Z8
+	VBROADCASTSS word3f000000<>+0(SB), Z9
+	VMULPS       Z9, Z8, Z8
+	VMOVUPS      Z8, 320(DI)
+	VMULPS       Z6, Z5, Z8
+	VMULPS       Z6, Z8, Z6
+	VMULPS       Z4, Z8, Z8
+	VMOVUPS      Z8, 384(DI)
+	VMOVUPS      Z6, 448(DI)
+	VMULPS       Z7, Z5, Z5
+	VMULPS       Z7, Z5, Z7
 	VMULPS       Z4, Z5, Z5
-	VBROADCASTSS wordbf22eb1c<>+0(SB), Z4
-	VADDPS       Z4, Z5, Z5
-	VCVTPS2DQ    Z5, Z5
-	VPERMPS      lowerIQ4<>+0(SB), Z5, Z4
-	VPERMPS      upperIQ4<>+0(SB), Z5, Z5
-	VADDPS       Z5, Z4, Z6
-	VBROADCASTSS word3f000000<>+0(SB), Z18
-	VMULPS       Z18, Z6, Z6
-	VMOVUPS      Z6, 320(DI)
-	VMULPS       Z4, Z3, Z6
-	VMULPS       Z4, Z6, Z4
-	VMULPS       Z2, Z6, Z6
-	VMOVUPS      Z6, 384(DI)
-	VMOVUPS      Z4, 448(DI)
-	VMULPS       Z5, Z3, Z3
-	VMULPS       Z5, Z3, Z5
-	VMULPS       Z2, Z3, Z3
-	VMOVUPS      Z3, 512(DI)
-	VMOVUPS      Z5, 576(DI)
-	VMOVUPS      256(R8), Z2
-	VMOVUPS      4352(R8), Z3
-	VMULPS       Z2, Z0, Z4
-	VMOVAPS      Z4, Z5
-	VBROADCASTSS word7fffffff<>+0(SB), Z6
-	VPANDD       Z6, Z5, Z5
-	VBROADCASTSS word3990b418<>+0(SB), Z6
-	VMULPS       Z6, Z5, Z5
-	VBROADCASTSS word3dc154ca<>+0(SB), Z6
-	VSUBPS       Z5, Z6, Z5
-	VMULPS       Z4, Z5, Z5
+	VMOVUPS      Z5, 512(DI)
+	VMOVUPS      Z7, 576(DI)
+	VMOVUPS      256(R8), Z4
+	VMOVUPS      4352(R8), Z5
+	VMULPS       Z4, Z0, Z6
+	VMOVAPS      Z6, Z7
+	VBROADCASTSS word7fffffff<>+0(SB), Z8
+	VPANDD       Z8, Z7, Z7
+	VBROADCASTSS word3990b418<>+0(SB), Z8
+	VMULPS       Z8, Z7, Z7
+	VBROADCASTSS word3dc154ca<>+0(SB), Z8
+	VSUBPS       Z7, Z8, Z7
+	VMULPS       Z6, Z7, Z7
+	VBROADCASTSS wordbf22eb1c<>+0(SB), Z8
+	VADDPS       Z8, Z7, Z7
+	VCVTPS2DQ    Z7, Z7
+	VPERMPS      lowerIQ4<>+0(SB), Z7, Z8
+	VPERMPS      upperIQ4<>+0(SB), Z7, Z7
+	VADDPS       Z7, Z8, Z9
+	VBROADCASTSS word3f000000<>+0(SB), Z10
+	VMULPS       Z10, Z9, Z9
+	VCMPPS       $0x15, Z9, Z6, K1
+	VMOVAPS      Z8, Z6
+	VMOVUPS      Z7, K1, Z6
+	VMULPS       Z6, Z5, Z7
+	VMULPS       Z6, Z7, Z6
+	VMULPS       Z4, Z7, Z7
+	VADDPS       Z7, Z2, Z2
+	VADDPS       Z6, Z3, Z3
+	VMULPS       Z4, Z1, Z6
+	VMOVAPS      Z6, Z7
+	VBROADCASTSS word7fffffff<>+0(SB), Z8
+	VPANDD       Z8, Z7, Z7
+	VBROADCASTSS word3990b418<>+0(SB), Z8
+	VMULPS       Z8, Z7, Z7
+	VBROADCASTSS word3dc154ca<>+0(SB), Z8
+	VSUBPS       Z7, Z8, Z7
+	VMULPS       Z6, Z7, Z7
 	VBROADCASTSS wordbf22eb1c<>+0(SB), Z6
-	VADDPS       Z6, Z5, Z5
-	VCVTPS2DQ    Z5, Z5
-	VPERMPS      lowerIQ4<>+0(SB), Z5, Z6
-	VPERMPS      upperIQ4<>+0(SB), Z5, Z5
-	VADDPS       Z5, Z6, Z18
-	VBROADCASTSS word3f000000<>+0(SB), Z19
-	VMULPS       Z19, Z18, Z18
-	VCMPPS       $0x15, Z18, Z4, K1
-	VMOVAPS      Z6, Z4
-	VMOVUPS      Z5, K1, Z4
-	VMULPS       Z4, Z3, Z5
-	VMULPS       Z4, Z5, Z4
-	VMULPS       Z2, Z5, Z5
-	VADDPS       Z5, Z7, Z7
-	VADDPS       Z4, Z8, Z8
-	VMULPS       Z2, Z1, Z4
-	VMOVAPS      Z4, Z5
-	VBROADCASTSS word7fffffff<>+0(SB), Z6
-	VPANDD       Z6, Z5, Z5
-	VBROADCASTSS word3990b418<>+0(SB), Z6
-	VMULPS       Z6, Z5, Z5
-	VBROADCASTSS word3dc154ca<>+0(SB), Z6
-	VSUBPS       Z5, Z6, Z5
+	VADDPS       Z6, Z7, Z7
+	VCVTPS2DQ    Z7, Z7
+	VPERMPS      lowerIQ4<>+0(SB), Z7, Z6
+	VPERMPS      upperIQ4<>+0(SB), Z7, Z7
+	VADDPS       Z7, Z6, Z8
+	VBROADCASTSS word3f000000<>+0(SB), Z9
+	VMULPS       Z9, Z8, Z8
+	VMOVUPS      Z8, 640(DI)
+	VMULPS       Z6, Z5, Z8
+	VMULPS       Z6, Z8, Z6
+	VMULPS       Z4, Z8, Z8
+	VMOVUPS      Z8, 704(DI)
+	VMOVUPS      Z6, 768(DI)
+	VMULPS       Z7, Z5, Z5
+	VMULPS       Z7, Z5, Z7
 	VMULPS       Z4, Z5, Z5
-	VBROADCASTSS wordbf22eb1c<>+0(SB), Z4
-	VADDPS       Z4, Z5, Z5
-	VCVTPS2DQ    Z5, Z5
-	VPERMPS      lowerIQ4<>+0(SB), Z5, Z4
-	VPERMPS      upperIQ4<>+0(SB), Z5, Z5
-	VADDPS       Z5, Z4, Z6
-	VBROADCASTSS word3f000000<>+0(SB), Z18
-	VMULPS       Z18, Z6, Z6
-	VMOVUPS      Z6, 640(DI)
-	VMULPS       Z4, Z3, Z6
-	VMULPS       Z4, Z6, Z4
-	VMULPS       Z2, Z6, Z6
-	VMOVUPS      Z6, 704(DI)
-	VMOVUPS      Z4, 768(DI)
-	VMULPS       Z5, Z3, Z3
-	VMULPS       Z5, Z3, Z5
-	VMULPS       Z2, Z3, Z3
-	VMOVUPS      Z3, 832(DI)
-	VMOVUPS      Z5, 896(DI)
-	VMOVUPS      384(R8), Z2
-	VMOVUPS      4480(R8), Z3
-	VMULPS       Z2, Z0, Z4
-	VMOVAPS      Z4, Z5
-	VBROADCASTSS word7fffffff<>+0(SB), Z6
-	VPANDD       Z6, Z5, Z5
-	VBROADCASTSS word3990b418<>+0(SB), Z6
-	VMULPS       Z6, Z5, Z5
-	VBROADCASTSS word3dc154ca<>+0(SB), Z6
-	VSUBPS       Z5, Z6, Z5
-	VMULPS       Z4, Z5, Z5
+	VMOVUPS      Z5, 832(DI)
+	VMOVUPS      Z7, 896(DI)
+	VMOVUPS      384(R8), Z4
+	VMOVUPS      4480(R8), Z5
+	VMULPS       Z4, Z0, Z6
+	VMOVAPS      Z6, Z7
+	VBROADCASTSS word7fffffff<>+0(SB), Z8
+	VPANDD       Z8, Z7, Z7
+	VBROADCASTSS word3990b418<>+0(SB), Z8
+	VMULPS       Z8, Z7, Z7
+	VBROADCASTSS word3dc154ca<>+0(SB), Z8
+	VSUBPS       Z7, Z8, Z7
+	VMULPS       Z6, Z7, Z7
+	VBROADCASTSS wordbf22eb1c<>+0(SB), Z8
+	VADDPS       Z8, Z7, Z7
+	VCVTPS2DQ    Z7, Z7
+	VPERMPS      lowerIQ4<>+0(SB), Z7, Z8
+	VPERMPS      upperIQ4<>+0(SB), Z7, Z7
+	VADDPS       Z7, Z8, Z9
+	VBROADCASTSS word3f000000<>+0(SB), Z10
+	VMULPS       Z10, Z9, Z9
+	VCMPPS       $0x15, Z9, Z6, K1
+	VMOVAPS      Z8, Z6
+	VMOVUPS      Z7, K1, Z6
+	VMULPS       Z6, Z5, Z7
+	VMULPS       Z6, Z7, Z6
+	VMULPS       Z4, Z7, Z7
+	VADDPS       Z7, Z2, Z2
+	VADDPS       Z6, Z3, Z3
+	VMULPS       Z4, Z1, Z6
+	VMOVAPS      Z6, Z7
+	VBROADCASTSS word7fffffff<>+0(SB), Z8
+	VPANDD       Z8, Z7, Z7
+	VBROADCASTSS word3990b418<>+0(SB), Z8
+	VMULPS       Z8, Z7, Z7
+	VBROADCASTSS word3dc154ca<>+0(SB), Z8
+	VSUBPS       Z7, Z8, Z7
+	VMULPS       Z6, Z7, Z7
 	VBROADCASTSS wordbf22eb1c<>+0(SB), Z6
-	VADDPS       Z6, Z5, Z5
-	VCVTPS2DQ    Z5, Z5
-	VPERMPS      lowerIQ4<>+0(SB), Z5, Z6
-	VPERMPS      upperIQ4<>+0(SB), Z5, Z5
-	VADDPS       Z5, Z6, Z18
-	VBROADCASTSS word3f000000<>+0(SB), Z19
-	VMULPS       Z19, Z18, Z18
-	VCMPPS       $0x15, Z18, Z4, K1
-	VMOVAPS      Z6, Z4
-	VMOVUPS      Z5, K1, Z4
-	VMULPS       Z4, Z3, Z5
-	VMULPS       Z4, Z5, Z4
-	VMULPS       Z2, Z5, Z5
-	VADDPS       Z5, Z7, Z7
-	VADDPS       Z4, Z8, Z8
-	VMULPS       Z2, Z1, Z4
-	VMOVAPS      Z4, Z5
-	VBROADCASTSS word7fffffff<>+0(SB), Z6
-	VPANDD       Z6, Z5, Z5
-	VBROADCASTSS word3990b418<>+0(SB), Z6
-	VMULPS       Z6, Z5, Z5
-	VBROADCASTSS word3dc154ca<>+0(SB), Z6
-	VSUBPS       Z5, Z6, Z5
+	VADDPS       Z6, Z7, Z7
+	VCVTPS2DQ    Z7, Z7
+	VPERMPS      lowerIQ4<>+0(SB), Z7, Z6
+	VPERMPS      upperIQ4<>+0(SB), Z7, Z7
+	VADDPS       Z7, Z6, Z8
+	VBROADCASTSS word3f000000<>+0(SB), Z9
+	VMULPS       Z9, Z8, Z8
+	VMOVUPS      Z8, 960(DI)
+	VMULPS       Z6, Z5, Z8
+	VMULPS       Z6, Z8, Z6
+	VMULPS       Z4, Z8, Z8
+	VMOVUPS      Z8, 1024(DI)
+	VMOVUPS      Z6, 1088(DI)
+	VMULPS       Z7, Z5, Z5
+	VMULPS       Z7, Z5, Z7
 	VMULPS       Z4, Z5, Z5
-	VBROADCASTSS wordbf22eb1c<>+0(SB), Z4
-	VADDPS       Z4, Z5, Z5
-	VCVTPS2DQ    Z5, Z5
-	VPERMPS      lowerIQ4<>+0(SB), Z5, Z4
-	VPERMPS      upperIQ4<>+0(SB), Z5, Z5
-	VADDPS       Z5, Z4, Z6
-	VBROADCASTSS word3f000000<>+0(SB), Z18
-	VMULPS       Z18, Z6, Z6
-	VMOVUPS      Z6, 960(DI)
-	VMULPS       Z4, Z3, Z6
-	VMULPS       Z4, Z6, Z4
-	VMULPS       Z2, Z6, Z6
-	VMOVUPS      Z6, 1024(DI)
-	VMOVUPS      Z4, 1088(DI)
-	VMULPS       Z5, Z3, Z3
-	VMULPS       Z5, Z3, Z5
-	VMULPS       Z2, Z3, Z3
-	VMOVUPS      Z3, 1152(DI)
-	VMOVUPS      Z5, 1216(DI)
+	VMOVUPS      Z5, 1152(DI)
+	VMOVUPS      Z7, 1216(DI)
 	ADDQ         $0x00000500, DI
 	ADDQ         $0x00000200, R8
 	DECQ         R9
 	JNZ          terms
-	VSUBPS       Z7, Z7, Z0
+	VSUBPS       Z2, Z2, Z0
 	VCMPPS       $0x03, Z0, Z0, K1
 	KMOVW        K1, DI
 	SHRL         $0x10, BX
 	SHLL         $0x10, DI
 	ORL          DI, BX
-	VPXORD       Z9, Z9, Z9
-	VDIVPS       Z8, Z7, Z0
-	VCMPPS       $0x1a, Z9, Z8, K1
-	VMOVUPS      Z9, K1, Z0
-	VMOVUPS      Z0, 8448(AX)
-	VMULPS       Z7, Z0, Z0
-	VMOVUPS      Z0, 9344(AX)
+	VXORPS       Z0, Z0, Z0
+	VDIVPS       Z3, Z2, Z1
+	VCMPPS       $0x1a, Z0, Z3, K1
+	VMOVUPS      Z0, K1, Z1
+	VMOVUPS      Z1, 8448(AX)
+	VMULPS       Z2, Z1, Z1
+	VMOVUPS      Z1, 9344(AX)
 	LEAQ         10240(CX), DI
 	MOVQ         $0x00000005, R8
 
 round:
-	VPXORD Z10, Z10, Z10
-	VPXORD Z13, Z13, Z13
-	VPXORD Z11, Z11, Z11
-	VPXORD Z14, Z14, Z14
-	VPXORD Z12, Z12, Z12
-	VPXORD Z15, Z15, Z15
+	VXORPS Z0, Z0, Z0
+	VXORPS Z3, Z3, Z3
+	VXORPS Z1, Z1, Z1
+	VXORPS Z4, Z4, Z4
+	VXORPS Z2, Z2, Z2
+	VXORPS Z5, Z5, Z5
 	MOVQ   CX, R9
 	MOVQ   AX, R10
 	MOVQ   DX, R11
 	SHRQ   $0x02, R11
 
 try:
-	VMOVUPS      (R10), Z0
-	VMOVUPS      (R9), Z1
-	VMOVUPS      64(R9), Z2
-	VMOVUPS      128(R9), Z3
-	VMOVUPS      192(R9), Z4
-	VMOVUPS      256(R9), Z5
-	VMULPS       (DI), Z0, Z6
-	VCMPPS       $0x15, Z1, Z6, K1
-	VMOVAPS      Z2, Z6
-	VMOVUPS      Z4, K1, Z6
-	VADDPS       Z6, Z10, Z10
-	VMOVAPS      Z3, Z6
-	VMOVUPS      Z5, K1, Z6
-	VADDPS       Z6, Z13, Z13
-	VMULPS       64(DI), Z0, Z6
-	VCMPPS       $0x15, Z1, Z6, K1
-	VMOVAPS      Z2, Z6
-	VMOVUPS      Z4, K1, Z6
-	VADDPS       Z6, Z11, Z11
-	VMOVAPS      Z3, Z6
-	VMOVUPS      Z5, K1, Z6
-	VADDPS       Z6, Z14, Z14
-	VMULPS       128(DI), Z0, Z0
-	VCMPPS       $0x15, Z1, Z0, K1
-	VMOVAPS      Z2, Z0
-	VMOVUPS      Z4, K1, Z0
-	VADDPS       Z0, Z12, Z12
-	VMOVAPS      Z3, Z0
-	VMOVUPS      Z5, K1, Z0
-	VADDPS       Z0, Z15, Z15
-	VMOVUPS      128(R10), Z0
-	VMOVUPS      320(R9), Z1
-	VMOVUPS      384(R9), Z2
-	VMOVUPS      448(R9), Z3
-	VMOVUPS      512(R9), Z4
-	VMOVUPS      576(R9), Z5
-	VMULPS       (DI), Z0, Z6
-	VCMPPS       $0x15, Z1, Z6, K1
-	VMOVAPS      Z2, Z6
-	VMOVUPS      Z4, K1, Z6
-	VADDPS       Z6, Z10, Z10
-	VMOVAPS      Z3, Z6
-	VMOVUPS      Z5, K1, Z6
-	VADDPS       Z6, Z13, Z13
-	VMULPS       64(DI), Z0, Z6
-	VCMPPS       $0x15, Z1, Z6, K1
-	VMOVAPS      Z2, Z6
-	VMOVUPS      Z4, K1, Z6
-	VADDPS       Z6, Z11, Z11
-	VMOVAPS      Z3, Z6
-	VMOVUPS      Z5, K1, Z6
-	VADDPS       Z6, Z14, Z14
-	VMULPS       128(DI), Z0, Z0
-	VCMPPS       $0x15, Z1, Z0, K1
-	VMOVAPS      Z2, Z0
-	VMOVUPS      Z4, K1, Z0
-	VADDPS       Z0, Z12, Z12
-	VMOVAPS      Z3, Z0
-	VMOVUPS      Z5, K1, Z0
-	VADDPS       Z0, Z15, Z15
-	VMOVUPS      256(R10), Z0
-	VMOVUPS      640(R9), Z1
-	VMOVUPS      704(R9), Z2
-	VMOVUPS      768(R9), Z3
-	VMOVUPS      832(R9), Z4
-	VMOVUPS      896(R9), Z5
-	VMULPS       (DI), Z0, Z6
-	VCMPPS       $0x15, Z1, Z6, K1
-	VMOVAPS      Z2, Z6
-	VMOVUPS      Z4, K1, Z6
-	VADDPS       Z6, Z10, Z10
-	VMOVAPS      Z3, Z6
-	VMOVUPS      Z5, K1, Z6
-	VADDPS       Z6, Z13, Z13
-	VMULPS       64(DI), Z0, Z6
-	VCMPPS       $0x15, Z1, Z6, K1
-	VMOVAPS      Z2, Z6
-	VMOVUPS      Z4, K1, Z6
-	VADDPS       Z6, Z11, Z11
-	VMOVAPS      Z3, Z6
-	VMOVUPS      Z5, K1, Z6
-	VADDPS       Z6, Z14, Z14
-	VMULPS       128(DI), Z0, Z0
-	VCMPPS       $0x15, Z1, Z0, K1
-	VMOVAPS      Z2, Z0
-	VMOVUPS      Z4, K1, Z0
-	VADDPS       Z0, Z12, Z12
-	VMOVAPS      Z3, Z0
-	VMOVUPS      Z5, K1, Z0
-	VADDPS       Z0, Z15, Z15
-	VMOVUPS      384(R10), Z0
-	VMOVUPS      960(R9), Z1
-	VMOVUPS      1024(R9), Z2
-	VMOVUPS      1088(R9), Z3
-	VMOVUPS      1152(R9), Z4
-	VMOVUPS      1216(R9), Z5
-	VMULPS       (DI), Z0, Z6
-	VCMPPS       $0x15, Z1, Z6, K1
-	VMOVAPS      Z2, Z6
-	VMOVUPS      Z4, K1, Z6
-	VADDPS       Z6, Z10, Z10
-	VMOVAPS      Z3, Z6
-	VMOVUPS      Z5, K1, Z6
-	VADDPS       Z6, Z13, Z13
-	VMULPS       64(DI), Z0, Z6
-	VCMPPS       $0x15, Z1, Z6, K1
-	VMOVAPS      Z2, Z6
-	VMOVUPS      Z4, K1, Z6
-	VADDPS       Z6, Z11, Z11
-	VMOVAPS      Z3, Z6
-	VMOVUPS      Z5, K1, Z6
-	VADDPS       Z6, Z14, Z14
-	VMULPS       128(DI), Z0, Z0
-	VCMPPS       $0x15, Z1, Z0, K1
-	VMOVAPS      Z2, Z0
-	VMOVUPS      Z4, K1, Z0
-	VADDPS       Z0, Z12, Z12
-	VMOVAPS      Z3, Z0
-	VMOVUPS      Z5, K1, Z0
-	VADDPS       Z0, Z15, Z15
+	VMOVUPS      (R10), Z6
+	VMOVUPS      (R9), Z7
+	VMOVUPS      64(R9), Z8
+	VMOVUPS      128(R9), Z9
+	VMOVUPS      192(R9), Z10
+	VMOVUPS      256(R9), Z11
+	VMULPS       (DI), Z6, Z12
+	VCMPPS       $0x15, Z7, Z12, K1
+	VMOVAPS      Z8, Z12
+	VMOVUPS      Z10, K1, Z12
+	VADDPS       Z12, Z0, Z0
+	VMOVAPS      Z9, Z12
+	VMOVUPS      Z11, K1, Z12
+	VADDPS       Z12, Z3, Z3
+	VMULPS       64(DI), Z6, Z12
+	VCMPPS       $0x15, Z7, Z12, K1
+	VMOVAPS      Z8, Z12
+	VMOVUPS      Z10, K1, Z12
+	VADDPS       Z12, Z1, Z1
+	VMOVAPS      Z9, Z12
+	VMOVUPS      Z11, K1, Z12
+	VADDPS       Z12, Z4, Z4
+	VMULPS       128(DI), Z6, Z6
+	VCMPPS       $0x15, Z7, Z6, K1
+	VMOVAPS      Z8, Z6
+	VMOVUPS      Z10, K1, Z6
+	VADDPS       Z6, Z2, Z2
+	VMOVAPS      Z9, Z6
+	VMOVUPS      Z11, K1, Z6
+	VADDPS       Z6, Z5, Z5
+	VMOVUPS      128(R10), Z6
+	VMOVUPS      320(R9), Z7
+	VMOVUPS      384(R9), Z8
+	VMOVUPS      448(R9), Z9
+	VMOVUPS      512(R9), Z10
+	VMOVUPS      576(R9), Z11
+	VMULPS       (DI), Z6, Z12
+	VCMPPS       $0x15, Z7, Z12, K1
+	VMOVAPS      Z8, Z12
+	VMOVUPS      Z10, K1, Z12
+	VADDPS       Z12, Z0, Z0
+	VMOVAPS      Z9, Z12
+	VMOVUPS      Z11, K1, Z12
+	VADDPS       Z12, Z3, Z3
+	VMULPS       64(DI), Z6, Z12
+	VCMPPS       $0x15, Z7, Z12, K1
+	VMOVAPS      Z8, Z12
+	VMOVUPS      Z10, K1, Z12
+	VADDPS       Z12, Z1, Z1
+	VMOVAPS      Z9, Z12
+	VMOVUPS      Z11, K1, Z12
+	VADDPS       Z12, Z4, Z4
+	VMULPS       128(DI), Z6, Z6
+	VCMPPS       $0x15, Z7, Z6, K1
+	VMOVAPS      Z8, Z6
+	VMOVUPS      Z10, K1, Z6
+	VADDPS       Z6, Z2, Z2
+	VMOVAPS      Z9, Z6
+	VMOVUPS      Z11, K1, Z6
+	VADDPS       Z6, Z5, Z5
+	VMOVUPS      256(R10), Z6
+	VMOVUPS      640(R9), Z7
+	VMOVUPS      704(R9), Z8
+	VMOVUPS      768(R9), Z9
+	VMOVUPS      832(R9), Z10
+	VMOVUPS      896(R9), Z11
+	VMULPS       (DI), Z6, Z12
+	VCMPPS       $0x15, Z7, Z12, K1
+	VMOVAPS      Z8, Z12
+	VMOVUPS      Z10, K1, Z12
+	VADDPS       Z12, Z0, Z0
+	VMOVAPS      Z9, Z12
+	VMOVUPS      Z11, K1, Z12
+	VADDPS       Z12, Z3, Z3
+	VMULPS       64(DI), Z6, Z12
+	VCMPPS       $0x15, Z7, Z12, K1
+	VMOVAPS      Z8, Z12
+	VMOVUPS      Z10, K1, Z12
+	VADDPS       Z12, Z1, Z1
+	VMOVAPS      Z9, Z12
+	VMOVUPS      Z11, K1, Z12
+	VADDPS       Z12, Z4, Z4
+	VMULPS       128(DI), Z6, Z6
+	VCMPPS       $0x15, Z7, Z6, K1
+	VMOVAPS      Z8, Z6
+	VMOVUPS      Z10, K1, Z6
+	VADDPS       Z6, Z2, Z2
+	VMOVAPS      Z9, Z6
+	VMOVUPS      Z11, K1, Z6
+	VADDPS       Z6, Z5, Z5
+	VMOVUPS      384(R10), Z6
+	VMOVUPS      960(R9), Z7
+	VMOVUPS      1024(R9), Z8
+	VMOVUPS      1088(R9), Z9
+	VMOVUPS      1152(R9), Z10
+	VMOVUPS      1216(R9), Z11
+	VMULPS       (DI), Z6, Z12
+	VCMPPS       $0x15, Z7, Z12, K1
+	VMOVAPS      Z8, Z12
+	VMOVUPS      Z10, K1, Z12
+	VADDPS       Z12, Z0, Z0
+	VMOVAPS      Z9, Z12
+	VMOVUPS      Z11, K1, Z12
+	VADDPS       Z12, Z3, Z3
+	VMULPS       64(DI), Z6, Z12
+	VCMPPS       $0x15, Z7, Z12, K1
+	VMOVAPS      Z8, Z12
+	VMOVUPS      Z10, K1, Z12
+	VADDPS       Z12, Z1, Z1
+	VMOVAPS      Z9, Z12
+	VMOVUPS      Z11, K1, Z12
+	VADDPS       Z12, Z4, Z4
+	VMULPS       128(DI), Z6, Z6
+	VCMPPS       $0x15, Z7, Z6, K1
+	VMOVAPS      Z8, Z6
+	VMOVUPS      Z10, K1, Z6
+	VADDPS       Z6, Z2, Z2
+	VMOVAPS      Z9, Z6
+	VMOVUPS      Z11, K1, Z6
+	VADDPS       Z6, Z5, Z5
 	ADDQ         $0x00000500, R9
 	ADDQ         $0x00000200, R10
 	DECQ         R11
 	JNZ          try
-	VMOVUPS      8448(AX), Z0
-	VMOVUPS      9344(AX), Z1
-	VPXORD       Z16, Z16, Z16
-	VCMPPS       $0x1e, Z16, Z13, K1
-	VMULPS       Z13, Z1, Z3
-	VMULPS       Z10, Z10, Z2
-	VCMPPS       $0x1e, Z3, Z2, K2
+	VMOVUPS      8448(AX), Z6
+	VMOVUPS      9344(AX), Z7
+	VXORPS       Z8, Z8, Z8
+	VCMPPS       $0x1e, Z8, Z3, K1
+	VMULPS       Z3, Z7, Z10
+	VMULPS       Z0, Z0, Z9
+	VCMPPS       $0x1e, Z10, Z9, K2
 	KANDW        K1, K2, K1
-	VDIVPS       Z13, Z10, Z3
-	VMULPS       Z10, Z3, Z2
-	VMOVUPS      Z3, K1, Z0
-	VMOVUPS      Z2, K1, Z1
-	VCMPPS       $0x1e, Z16, Z14, K1
-	VMULPS       Z14, Z1, Z3
-	VMULPS       Z11, Z11, Z2
-	VCMPPS       $0x1e, Z3, Z2, K2
+	VDIVPS       Z3, Z0, Z10
+	VMULPS       Z0, Z10, Z9
+	VMOVUPS      Z10, K1, Z6
+	VMOVUPS      Z9, K1, Z7
+	VCMPPS       $0x1e, Z8, Z4, K1
+	VMULPS       Z4, Z7, Z10
+	VMULPS       Z1, Z1, Z9
+	VCMPPS       $0x1e, Z10, Z9, K2
 	KANDW        K1, K2, K1
-	VDIVPS       Z14, Z11, Z3
-	VMULPS       Z11, Z3, Z2
-	VMOVUPS      Z3, K1, Z0
-	VMOVUPS      Z2, K1, Z1
-	VCMPPS       $0x1e, Z16, Z15, K1
-	VMULPS       Z15, Z1, Z3
-	VMULPS       Z12, Z12, Z2
-	VCMPPS       $0x1e, Z3, Z2, K2
+	VDIVPS       Z4, Z1, Z10
+	VMULPS       Z1, Z10, Z9
+	VMOVUPS      Z10, K1, Z6
+	VMOVUPS      Z9, K1, Z7
+	VCMPPS       $0x1e, Z8, Z5, K1
+	VMULPS       Z5, Z7, Z10
+	VMULPS       Z2, Z2, Z9
+	VCMPPS       $0x1e, Z10, Z9, K2
 	KANDW        K1, K2, K1
-	VDIVPS       Z15, Z12, Z3
-	VMULPS       Z12, Z3, Z2
-	VMOVUPS      Z3, K1, Z0
-	VMOVUPS      Z2, K1, Z1
-	VMOVUPS      Z0, 8448(AX)
-	VMOVUPS      Z1, 9344(AX)
+	VDIVPS       Z5, Z2, Z10
+	VMULPS       Z2, Z10, Z9
+	VMOVUPS      Z10, K1, Z6
+	VMOVUPS      Z9, K1, Z7
+	VMOVUPS      Z6, 8448(AX)
+	VMOVUPS      Z7, 9344(AX)
 	ADDQ         $0x000000c0, DI
 	DECQ         R8
 	JNZ          round
@@ -1482,8 +1482,8 @@ try:
 	VPANDD       Z2, Z0, Z0
 	VBROADCASTSS word26901d7d<>+0(SB), Z2
 	VCMPPS       $0x11, Z2, Z0, K1
-	VPXORD       Z17, Z17, Z17
-	VMOVUPS      Z17, K1, Z1
+	VXORPS       Z0, Z0, Z0
+	VMOVUPS      Z0, K1, Z1
 	VMOVUPS      Z1, 8448(AX)
 	ADDQ         $0x00000040, AX
 	DECQ         SI
@@ -1559,7 +1559,7 @@ group:
 	RET
 
 // func tableLossesAVX512(out *float32, x *float32, w *float32, length int, inv *float32, square *float32, units int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512DQ, AVX512F
 TEXT ·tableLossesAVX512(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), AX
 	MOVQ x+8(FP), CX
@@ -1571,7 +1571,7 @@ TEXT ·tableLossesAVX512(SB), NOSPLIT, $0-56
 
 unit:
 	VMOVUPS (SI), Z0
-	VPXORD  Z1, Z1, Z1
+	VXORPS  Z1, Z1, Z1
 	XORQ    R9, R9
 
 element:

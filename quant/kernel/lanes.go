@@ -19,6 +19,7 @@ import (
 //go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels cells -out ../cells_amd64.s -stubs ../cells_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels iq1 -out ../iq1_amd64.s -stubs ../iq1_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
@@ -28,6 +29,16 @@ const Groups = 32
 // RowX+i holds element i of each group, RowW+i its weight; groups have 16 or 32
 // elements. The rest are parameters and results.
 type Lanes = [128][Groups]float32
+
+// CellIQ1 is a cell of each of eight super-blocks: the values of its point are
+// Scale·(digit−1+Shift), its digits having two bits each in Code.
+type CellIQ1 = struct {
+	Code         [8]uint32
+	Shift, Scale [8]float32
+}
+
+// Space is room for intermediate values that have none in Lanes.
+type Space = [8192]float32
 
 // Rows of Lanes that callers use. The others hold intermediate values.
 const (
@@ -39,7 +50,8 @@ const (
 	RowMin   = 67
 	RowInv   = 68 // its codes: nearest(Inv·(x−Base)), clamped
 	RowBase  = 69
-	RowCodes = 94 // of FitPositive
+	RowCodes = 94 // of FitPositive; of IQ1 types, as integers, in 4 rows
+	RowShift = 98 // of IQ1 types, as an integer: a bit for each cell shifted down
 )
 
 // Scratch is memory for what FitIQ4 keeps: vectors of one number per lane.
@@ -115,6 +127,20 @@ type Set struct {
 	// which: quant.gridGroup.round, for numbers as FitCells3 takes them. lists
 	// has codes; up to 16 are read behind a list.
 	RoundCells3, RoundCells8 func(codes *uint16, x *float32, entries *uint32, lists *uint16, which int, inv, scale float32)
+	// SplitIQ1S and SplitIQ1M are the sort, split32 or split16 and setDigits of
+	// quant's groupIQ1, of 32 or 16 elements: Scale, without its sign, Shift,
+	// and the keys of the cells in Codes, the first of which is −1 in groups
+	// whose |x| are all below epsilon or that have no best division. The bits of
+	// the result are lanes to be left to the portable code.
+	SplitIQ1S, SplitIQ1M func(l *Lanes, space *Space, epsilon float32) uint32
+	// PlaceIQ1 is the place of quant's groupIQ1 with what these two found, for
+	// groups of that many cells: it makes keys codes and improves Scale. The
+	// tables are those of quant.gridCells. Its result is like theirs.
+	PlaceIQ1 func(l *Lanes, cells int, entries *uint32, lists, codes *uint16) uint32
+	// SumsIQ1 is the refit of quant's superIQ1 for eight super-blocks of 256
+	// that lie one after another: it sets A and B. q is nil or the importance,
+	// and sigma its variances.
+	SumsIQ1 func(a, b *[8]float32, x, q *float32, sigma *[8]float32, cells *[32]CellIQ1, space *Space)
 	// GridLosses is quant.gridLosses: the errors Σw·e² of one group of length
 	// elements for 16·units scales, given by inverse and square, and all offsets.
 	// out gets 16 numbers for each 16 scales and offset, offsets running faster.

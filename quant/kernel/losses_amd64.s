@@ -105,7 +105,7 @@ eight:
 	RET
 
 // func gridLossesAVX512(out *float32, x *float32, w *float32, length int, inv *float32, square *float32, units int, offset *float32, offsets int, lo float32, hi float32)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512DQ, AVX512F
 TEXT ·gridLossesAVX512(SB), NOSPLIT, $0-80
 	MOVQ         out+0(FP), AX
 	MOVQ         x+8(FP), CX
@@ -124,7 +124,7 @@ unit:
 
 offset:
 	VBROADCASTSS (R9), Z3
-	VPXORD       Z4, Z4, Z4
+	VXORPS       Z4, Z4, Z4
 	XORQ         R11, R11
 
 element:
@@ -156,14 +156,14 @@ element:
 	RET
 
 // func squaredErrorsAVX512(sums *[8]float64, x *float32, y *float32, w *float32, length int)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512DQ, AVX512F
 TEXT ·squaredErrorsAVX512(SB), NOSPLIT, $0-40
 	MOVQ   x+8(FP), AX
 	MOVQ   y+16(FP), CX
 	MOVQ   w+24(FP), DX
 	MOVQ   length+32(FP), BX
 	SHRQ   $0x03, BX
-	VPXORD Z0, Z0, Z0
+	VXORPS Z0, Z0, Z0
 
 eight:
 	VCVTPS2PD (AX), Z1

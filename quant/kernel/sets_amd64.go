@@ -27,6 +27,8 @@ func available() []*Set {
 			Magnitudes: magnitudesAVX2,
 			FitCells3:  fitCells3AVX512, FitCells8: fitCells8AVX512,
 			RoundCells3: roundCells3AVX512, RoundCells8: roundCells8AVX512,
+			SplitIQ1S: splitIQ1SAVX512, SplitIQ1M: splitIQ1MAVX512, PlaceIQ1: placeIQ1AVX512,
+			SumsIQ1: sumsIQ1AVX2,
 		})
 	}
 	return append(s, &Set{
@@ -43,5 +45,7 @@ func available() []*Set {
 		Magnitudes: magnitudesAVX2,
 		FitCells3:  fitCells3AVX2, FitCells8: fitCells8AVX2,
 		RoundCells3: roundCells3AVX2, RoundCells8: roundCells8AVX2,
+		SplitIQ1S: splitIQ1SAVX2, SplitIQ1M: splitIQ1MAVX2, PlaceIQ1: placeIQ1AVX2,
+		SumsIQ1: sumsIQ1AVX2,
 	})
 }

@@ -15,6 +15,7 @@ var files = map[string]func(){
 	"cells":    cells,
 	"codebook": codebook,
 	"iq4":      iq4,
+	"iq1":      iq1,
 	"lanes":    lanes,
 	"losses":   losses,
 }

@@ -43,11 +43,7 @@ func (s isa) vecs(n int) []reg.VecVirtual {
 }
 
 func (s isa) zero(v reg.VecVirtual) reg.VecVirtual {
-	if s.wide() {
-		VPXORD(v, v, v)
-	} else {
-		VXORPS(v, v, v)
-	}
+	VXORPS(v, v, v) // avo knows of few other instructions that they need no input
 	return v
 }
 
