@@ -15,6 +15,7 @@ var files = map[string]func(){
 	"codebook": codebook,
 	"lanes":    lanes,
 	"losses":   losses,
+	"plain":    plain,
 }
 
 func main() {
