@@ -153,14 +153,14 @@ block:
 	VPSHUFD      $0xb1, X8, X9
 	VMAXPS       X9, X8, X8
 	VXORPS       X0, X11, X9
-	VUCOMISS     X9, X8
-	JHI          known1
-	VMOVAPS      X8, X9
-	VMOVAPS      X11, X8
+	VMOVAPS      X8, X12
+	VCMPPS       $0x1e, X8, X9, X13
+	VBLENDVPS    X13, X11, X8, X8
+	VUCOMISS     X9, X12
 	JNE          known1
-	VUCOMISS     X10, X9
+	VUCOMISS     X10, X12
 	JEQ          known1
-	VBROADCASTSS X9, Y8
+	VBROADCASTSS X12, Y8
 	VANDNPS      Y4, Y0, Y9
 	VCMPPS       $0x00, Y8, Y9, Y9
 	VMOVMSKPS    Y9, BX
@@ -279,14 +279,14 @@ block:
 	VPSHUFD      $0xb1, X8, X9
 	VMAXPS       X9, X8, X8
 	VXORPS       X0, X11, X9
-	VUCOMISS     X9, X8
-	JHI          known2
-	VMOVAPS      X8, X9
-	VMOVAPS      X11, X8
+	VMOVAPS      X8, X12
+	VCMPPS       $0x1e, X8, X9, X13
+	VBLENDVPS    X13, X11, X8, X8
+	VUCOMISS     X9, X12
 	JNE          known2
-	VUCOMISS     X10, X9
+	VUCOMISS     X10, X12
 	JEQ          known2
-	VBROADCASTSS X9, Y8
+	VBROADCASTSS X12, Y8
 	VANDNPS      Y4, Y0, Y9
 	VCMPPS       $0x00, Y8, Y9, Y9
 	VMOVMSKPS    Y9, BX
@@ -2553,14 +2553,14 @@ block:
 	VPSHUFD       $0xb1, X6, X5
 	VMAXPS        X5, X6, X6
 	VXORPS        X0, X8, X5
-	VUCOMISS      X5, X6
-	JHI           known5
-	VMOVAPS       X6, X5
-	VMOVAPS       X8, X6
+	VMOVAPS       X6, X9
+	VCMPPS        $0x1e, X6, X5, X10
+	VBLENDVPS     X10, X8, X6, X6
+	VUCOMISS      X5, X9
 	JNE           known5
-	VUCOMISS      X7, X5
+	VUCOMISS      X7, X9
 	JEQ           known5
-	VBROADCASTSS  X5, Z5
+	VBROADCASTSS  X9, Z5
 	VANDNPS       Z3, Z0, Z6
 	VCMPPS        $0x00, Z5, Z6, K1
 	KMOVW         K1, BX
@@ -2650,14 +2650,14 @@ block:
 	VPSHUFD       $0xb1, X6, X5
 	VMAXPS        X5, X6, X6
 	VXORPS        X0, X8, X5
-	VUCOMISS      X5, X6
-	JHI           known6
-	VMOVAPS       X6, X5
-	VMOVAPS       X8, X6
+	VMOVAPS       X6, X9
+	VCMPPS        $0x1e, X6, X5, X10
+	VBLENDVPS     X10, X8, X6, X6
+	VUCOMISS      X5, X9
 	JNE           known6
-	VUCOMISS      X7, X5
+	VUCOMISS      X7, X9
 	JEQ           known6
-	VBROADCASTSS  X5, Z5
+	VBROADCASTSS  X9, Z5
 	VANDNPS       Z3, Z0, Z6
 	VCMPPS        $0x00, Z5, Z6, K1
 	KMOVW         K1, BX

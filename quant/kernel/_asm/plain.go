@@ -301,12 +301,11 @@ func (e *encoder) peak(x []reg.VecVirtual, signs reg.VecVirtual) reg.VecVirtual 
 	}
 	least, top, opposite := e.fold(low, minimum), e.fold(high, maximum), XMM()
 	VXORPS(signs.AsX(), least, opposite)
-	known := e.label("known")
-	VUCOMISS(opposite, top)
-	JHI(LabelRef(known))
-	magnitude := XMM()
+	// Which sign wins is anybody's guess, a tie seldom.
+	magnitude, known := XMM(), e.label("known")
 	VMOVAPS(top, magnitude)
-	VMOVAPS(least, top)
+	four.choose(four.cmp(greater, opposite, top), least, top)
+	VUCOMISS(opposite, magnitude)
 	JNE(LabelRef(known))
 	VUCOMISS(zero.AsX(), magnitude)
 	JEQ(LabelRef(known))
