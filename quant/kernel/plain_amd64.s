@@ -4231,3 +4231,33 @@ signs:
 
 DATA word3c000000<>+0(SB)/4, $0x3c000000
 GLOBL word3c000000<>(SB), RODATA|NOPTR, $4
+
+// func finiteScales(src *byte, blocks int, size int, first int, last int) int
+TEXT ·finiteScales(SB), NOSPLIT, $0-48
+	MOVQ src+0(FP), AX
+	MOVQ blocks+8(FP), CX
+	MOVQ size+16(FP), DX
+	MOVQ first+24(FP), BX
+	MOVQ last+32(FP), SI
+	MOVQ CX, DI
+	ADDQ AX, BX
+	ADDQ AX, SI
+
+block:
+	MOVWLZX (BX), AX
+	ANDL    $0x00007c00, AX
+	CMPL    AX, $0x00007c00
+	JEQ     found
+	ADDQ    DX, BX
+	MOVWLZX (SI), AX
+	ANDL    $0x00007c00, AX
+	CMPL    AX, $0x00007c00
+	JEQ     found
+	ADDQ    DX, SI
+	DECQ    CX
+	JNZ     block
+
+found:
+	SUBQ CX, DI
+	MOVQ DI, ret+40(FP)
+	RET

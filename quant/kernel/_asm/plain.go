@@ -29,6 +29,7 @@ func plain() {
 		s.finite("finite16", 2)
 	}
 	encodeQ1_0()
+	finiteScales()
 }
 
 const (

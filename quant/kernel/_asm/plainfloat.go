@@ -437,3 +437,34 @@ func encodeQ1_0() {
 	})
 	s.ret()
 }
+
+// finiteScales writes the search for scales that are not finite.
+func finiteScales() {
+	s := isa{}
+	s.text("finiteScales", "func(src *byte, blocks, size, first, last int) int",
+		"the number of blocks, of size bytes, before the first that has, at one of two offsets, a",
+		"half with all exponent bits set.")
+	src, blocks, size, first, last, total := GP64(), GP64(), GP64(), GP64(), GP64(), GP64()
+	Load(Param("src"), src)
+	Load(Param("blocks"), blocks)
+	Load(Param("size"), size)
+	Load(Param("first"), first)
+	Load(Param("last"), last)
+	MOVQ(blocks, total)
+	ADDQ(src, first)
+	ADDQ(src, last)
+	repeat("block", blocks, func() {
+		for _, p := range []reg.GPVirtual{first, last} {
+			half := GP32()
+			MOVWLZX(Mem{Base: p}, half)
+			ANDL(U32(0x7c00), half)
+			CMPL(half, U32(0x7c00))
+			JEQ(LabelRef("found"))
+			ADDQ(size, p)
+		}
+	})
+	Label("found")
+	SUBQ(blocks, total)
+	Store(total, ReturnIndex(0))
+	RET()
+}
