@@ -333,9 +333,9 @@ func (s isa) decodeQ8_0() {
 	})
 }
 
-// finite writes the search for numbers with all exponent bits set, of width
+// finiteNumbers writes the search for numbers with all exponent bits set, of width
 // bytes each.
-func (s isa) finite(name string, width int) {
+func (s isa) finiteNumbers(name string, width int) {
 	const stretch = 128
 	s.text(name, "func(src *byte, stretches int, exponent uint32) int",
 		"the number of stretches of 128 bytes before the first that holds a number, of "+strconv.Itoa(width),
