@@ -200,9 +200,10 @@ func TestFloatKernelsDoTheWork(t *testing.T) {
 }
 
 // TestValidateEverywhere plants what is not finite at each place, among the
-// largest numbers, which are.
+// largest numbers, which are. The scale of Q5_1 is its second.
 func TestValidateEverywhere(t *testing.T) {
 	const n = 150
+	half := func(low, high byte, size int) []byte { return append([]byte{low, high}, make([]byte, size-2)...) }
 	for _, c := range []struct {
 		typ       gguf.Type
 		good, bad []byte
@@ -210,6 +211,8 @@ func TestValidateEverywhere(t *testing.T) {
 		{gguf.F32, []byte{0xff, 0xff, 0x7f, 0xff}, []byte{0, 0, 0x80, 0xff}},
 		{gguf.F16, []byte{0xff, 0x7b}, []byte{0x01, 0x7c}},
 		{gguf.BF16, []byte{0x7f, 0xff}, []byte{0x80, 0x7f}},
+		{gguf.Q8_0, half(0xff, 0xfb, 34), half(0x00, 0xfc, 34)},
+		{gguf.Q5_1, half(0xff, 0xfb, 24), append(half(0, 0, 2), half(0xff, 0x7f, 22)...)},
 	} {
 		for _, isa := range append(kernel.Sets(), &kernel.Set{Name: "portable"}) {
 			use(t, isa.Name)

@@ -1670,113 +1670,92 @@ GLOBL word00100001<>(SB), RODATA|NOPTR, $4
 
 // func encodeMXFP4AVX2(dst *byte, src *float32, blocks int) int
 // Requires: AVX, AVX2, CMOV
-TEXT ·encodeMXFP4AVX2(SB), NOSPLIT, $0-32
-	MOVQ dst+0(FP), CX
-	MOVQ src+8(FP), AX
-	MOVQ blocks+16(FP), DX
-	MOVQ DX, BX
-
-block:
+TEXT ·encodeMXFP4AVX2(SB), NOSPLIT, $640-32
+	MOVQ         dst+0(FP), CX
+	MOVQ         src+8(FP), AX
+	MOVQ         blocks+16(FP), DX
 	VBROADCASTSS word7fffffff<>+0(SB), Y0
+	MOVQ         DX, BX
+
+turn:
+	MOVQ    $0x00000020, DI
+	CMPQ    DX, DI
+	CMOVQCS DX, DI
+	MOVQ    AX, R8
+	XORQ    SI, SI
+
+measure:
 	VANDPS       (AX), Y0, Y1
 	VANDPS       32(AX), Y0, Y2
 	VPMAXUD      Y2, Y1, Y1
 	VANDPS       64(AX), Y0, Y2
 	VPMAXUD      Y2, Y1, Y1
-	VANDPS       96(AX), Y0, Y0
-	VPMAXUD      Y0, Y1, Y1
-	VEXTRACTF128 $0x01, Y1, X0
-	VPMAXUD      X0, X1, X0
-	VPSHUFD      $0x4e, X0, X1
-	VPMAXUD      X1, X0, X0
-	VPSHUFD      $0xb1, X0, X1
-	VPMAXUD      X1, X0, X0
-	VMOVD        X0, SI
-	XORL         R9, R9
-	MOVL         SI, DI
-	MOVL         SI, R8
-	ANDL         $0x007fffff, R8
-	CMPL         R8, $0x007fff00
-	JHI          odd
-	SHRL         $0x17, DI
-	SUBL         $0x02, DI
-	TESTL        SI, SI
-	CMOVLEQ      R9, DI
-	JEQ          exponent
-	CMPL         SI, $0x00800000
-	JCS          odd
+	VANDPS       96(AX), Y0, Y2
+	VPMAXUD      Y2, Y1, Y1
+	VEXTRACTF128 $0x01, Y1, X2
+	VPMAXUD      X2, X1, X2
+	VPSHUFD      $0x4e, X2, X1
+	VPMAXUD      X1, X2, X2
+	VPSHUFD      $0xb1, X2, X1
+	VPMAXUD      X1, X2, X2
+	VMOVD        X2, (SP)(SI*4)
+	ADDQ         $0x00000080, AX
+	INCQ         SI
+	CMPQ         SI, DI
+	JNE          measure
+	XORQ         SI, SI
 
-exponent:
-	ANDL         $0x000000ff, DI
-	MOVB         DI, (CX)
-	LEAL         1(DI), R8
-	SHLL         $0x15, R8
-	LEAL         -1(DI), SI
-	SHLL         $0x17, SI
-	CMPL         DI, $0x02
-	CMOVLCS      R8, SI
-	VMOVD        SI, X0
-	VBROADCASTSS X0, Y0
-	VMULPS       vector3f000000<>+0(SB), Y0, Y1
-	VMULPS       vector3fc00000<>+0(SB), Y0, Y2
-	VMULPS       vector40200000<>+0(SB), Y0, Y3
-	VMULPS       vector40600000<>+0(SB), Y0, Y4
-	VMULPS       vector40a00000<>+0(SB), Y0, Y5
-	VMULPS       vector40e00000<>+0(SB), Y0, Y6
-	VMULPS       vector41200000<>+0(SB), Y0, Y0
-	VMOVUPS      (AX), Y7
-	VXORPS       Y8, Y8, Y8
-	VANDPS       vector7fffffff<>+0(SB), Y7, Y7
-	VPCMPGTD     Y1, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y2, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y3, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y4, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y5, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y6, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y0, Y7, Y7
-	VPSUBD       Y7, Y8, Y8
-	VMOVUPS      (AX), Y7
-	VPSRLD       $0x1c, Y7, Y7
-	VPADDD       vector00000007<>+0(SB), Y8, Y9
-	VANDPS       Y7, Y9, Y9
-	VANDPS       vector00000008<>+0(SB), Y9, Y9
-	VORPS        Y9, Y8, Y8
-	VMOVUPS      64(AX), Y7
-	VXORPS       Y9, Y9, Y9
-	VANDPS       vector7fffffff<>+0(SB), Y7, Y7
-	VPCMPGTD     Y1, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y2, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y3, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y4, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y5, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y6, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y0, Y7, Y7
-	VPSUBD       Y7, Y9, Y9
-	VMOVUPS      64(AX), Y7
-	VPSRLD       $0x1c, Y7, Y7
-	VPADDD       vector00000007<>+0(SB), Y9, Y10
-	VANDPS       Y7, Y10, Y10
-	VANDPS       vector00000008<>+0(SB), Y10, Y10
-	VORPS        Y10, Y9, Y9
-	VPSLLD       $0x04, Y9, Y9
-	VORPS        Y9, Y8, Y7
-	VMOVUPS      32(AX), Y8
+scale:
+	VMOVUPS   (SP)(SI*4), Y1
+	VXORPS    Y2, Y2, Y2
+	VPAND     vector007fffff<>+0(SB), Y1, Y3
+	VMOVUPS   vector007fff00<>+0(SB), Y4
+	VPCMPGTD  Y4, Y3, Y3
+	VMOVUPS   vector00800000<>+0(SB), Y4
+	VPCMPGTD  Y1, Y4, Y4
+	VPCMPGTD  Y2, Y1, Y5
+	VANDPS    Y4, Y5, Y4
+	VORPS     Y3, Y4, Y3
+	VPCMPEQD  Y3, Y2, Y3
+	VMOVUPS   Y3, 512(SP)(SI*4)
+	VPSRLD    $0x17, Y1, Y3
+	VMOVUPS   vector00000002<>+0(SB), Y4
+	VPSUBD    Y4, Y3, Y3
+	VPAND     vector000000ff<>+0(SB), Y3, Y3
+	VPCMPGTD  Y2, Y1, Y1
+	VPAND     Y1, Y3, Y3
+	VMOVUPS   Y3, (SP)(SI*4)
+	VMOVUPS   vector00000001<>+0(SB), Y1
+	VPADDD    Y1, Y3, Y2
+	VPSLLD    $0x15, Y2, Y2
+	VPSUBD    Y1, Y3, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMOVUPS   vector00000002<>+0(SB), Y4
+	VPCMPGTD  Y3, Y4, Y3
+	VBLENDVPS Y3, Y2, Y1, Y1
+	VMOVUPS   Y1, 128(SP)(SI*4)
+	ADDQ      $0x08, SI
+	CMPQ      SI, DI
+	JCS       scale
+	MOVQ      R8, AX
+	XORQ      SI, SI
+
+finish:
+	CMPL         512(SP)(SI*4), $0x00
+	JEQ          odd
+	MOVL         (SP)(SI*4), R8
+	MOVB         R8, (CX)
+	VBROADCASTSS 128(SP)(SI*4), Y1
+	VMULPS       vector3f000000<>+0(SB), Y1, Y2
+	VMULPS       vector3fc00000<>+0(SB), Y1, Y3
+	VMULPS       vector40200000<>+0(SB), Y1, Y4
+	VMULPS       vector40600000<>+0(SB), Y1, Y5
+	VMULPS       vector40a00000<>+0(SB), Y1, Y6
+	VMULPS       vector40e00000<>+0(SB), Y1, Y7
+	VMULPS       vector41200000<>+0(SB), Y1, Y1
+	VMOVUPS      (AX), Y8
 	VXORPS       Y9, Y9, Y9
 	VANDPS       vector7fffffff<>+0(SB), Y8, Y8
-	VPCMPGTD     Y1, Y8, Y10
-	VPSUBD       Y10, Y9, Y9
 	VPCMPGTD     Y2, Y8, Y10
 	VPSUBD       Y10, Y9, Y9
 	VPCMPGTD     Y3, Y8, Y10
@@ -1787,54 +1766,217 @@ exponent:
 	VPSUBD       Y10, Y9, Y9
 	VPCMPGTD     Y6, Y8, Y10
 	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y0, Y8, Y8
+	VPCMPGTD     Y7, Y8, Y10
+	VPSUBD       Y10, Y9, Y9
+	VPCMPGTD     Y1, Y8, Y8
 	VPSUBD       Y8, Y9, Y9
-	VMOVUPS      32(AX), Y8
+	VMOVUPS      (AX), Y8
 	VPSRLD       $0x1c, Y8, Y8
 	VPADDD       vector00000007<>+0(SB), Y9, Y10
 	VANDPS       Y8, Y10, Y10
 	VANDPS       vector00000008<>+0(SB), Y10, Y10
 	VORPS        Y10, Y9, Y9
-	VMOVUPS      96(AX), Y8
+	VMOVUPS      64(AX), Y8
 	VXORPS       Y10, Y10, Y10
 	VANDPS       vector7fffffff<>+0(SB), Y8, Y8
-	VPCMPGTD     Y1, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y2, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y3, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y4, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y5, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y6, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y0, Y8, Y0
-	VPSUBD       Y0, Y10, Y10
-	VMOVUPS      96(AX), Y8
+	VPCMPGTD     Y2, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y3, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y4, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y5, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y6, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y7, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y1, Y8, Y8
+	VPSUBD       Y8, Y10, Y10
+	VMOVUPS      64(AX), Y8
 	VPSRLD       $0x1c, Y8, Y8
-	VPADDD       vector00000007<>+0(SB), Y10, Y0
-	VANDPS       Y8, Y0, Y0
-	VANDPS       vector00000008<>+0(SB), Y0, Y0
-	VORPS        Y0, Y10, Y10
+	VPADDD       vector00000007<>+0(SB), Y10, Y11
+	VANDPS       Y8, Y11, Y11
+	VANDPS       vector00000008<>+0(SB), Y11, Y11
+	VORPS        Y11, Y10, Y10
 	VPSLLD       $0x04, Y10, Y10
-	VORPS        Y10, Y9, Y0
-	VPACKUSDW    Y0, Y7, Y0
-	VPERMQ       $0xd8, Y0, Y0
-	VEXTRACTI128 $0x01, Y0, X1
-	VPACKUSWB    X1, X0, X1
-	VMOVDQU      X1, 1(CX)
+	VORPS        Y10, Y9, Y8
+	VMOVUPS      32(AX), Y9
+	VXORPS       Y10, Y10, Y10
+	VANDPS       vector7fffffff<>+0(SB), Y9, Y9
+	VPCMPGTD     Y2, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y3, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y4, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y5, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y6, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y7, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y1, Y9, Y9
+	VPSUBD       Y9, Y10, Y10
+	VMOVUPS      32(AX), Y9
+	VPSRLD       $0x1c, Y9, Y9
+	VPADDD       vector00000007<>+0(SB), Y10, Y11
+	VANDPS       Y9, Y11, Y11
+	VANDPS       vector00000008<>+0(SB), Y11, Y11
+	VORPS        Y11, Y10, Y10
+	VMOVUPS      96(AX), Y9
+	VXORPS       Y11, Y11, Y11
+	VANDPS       vector7fffffff<>+0(SB), Y9, Y9
+	VPCMPGTD     Y2, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y3, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y4, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y5, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y6, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y7, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y1, Y9, Y1
+	VPSUBD       Y1, Y11, Y11
+	VMOVUPS      96(AX), Y9
+	VPSRLD       $0x1c, Y9, Y9
+	VPADDD       vector00000007<>+0(SB), Y11, Y1
+	VANDPS       Y9, Y1, Y1
+	VANDPS       vector00000008<>+0(SB), Y1, Y1
+	VORPS        Y1, Y11, Y11
+	VPSLLD       $0x04, Y11, Y11
+	VORPS        Y11, Y10, Y1
+	VPACKUSDW    Y1, Y8, Y1
+	VPERMQ       $0xd8, Y1, Y1
+	VEXTRACTI128 $0x01, Y1, X2
+	VPACKUSWB    X2, X1, X2
+	VMOVDQU      X2, 1(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000011, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         SI
+	CMPQ         SI, DI
+	JNE          finish
+	SUBQ         DI, DX
+	JNZ          turn
+	XORQ         SI, SI
 
 odd:
+	SUBQ SI, DX
 	SUBQ DX, BX
 	MOVQ BX, ret+24(FP)
 	VZEROUPPER
 	RET
+
+DATA vector007fffff<>+0(SB)/4, $0x007fffff
+DATA vector007fffff<>+4(SB)/4, $0x007fffff
+DATA vector007fffff<>+8(SB)/4, $0x007fffff
+DATA vector007fffff<>+12(SB)/4, $0x007fffff
+DATA vector007fffff<>+16(SB)/4, $0x007fffff
+DATA vector007fffff<>+20(SB)/4, $0x007fffff
+DATA vector007fffff<>+24(SB)/4, $0x007fffff
+DATA vector007fffff<>+28(SB)/4, $0x007fffff
+DATA vector007fffff<>+32(SB)/4, $0x007fffff
+DATA vector007fffff<>+36(SB)/4, $0x007fffff
+DATA vector007fffff<>+40(SB)/4, $0x007fffff
+DATA vector007fffff<>+44(SB)/4, $0x007fffff
+DATA vector007fffff<>+48(SB)/4, $0x007fffff
+DATA vector007fffff<>+52(SB)/4, $0x007fffff
+DATA vector007fffff<>+56(SB)/4, $0x007fffff
+DATA vector007fffff<>+60(SB)/4, $0x007fffff
+GLOBL vector007fffff<>(SB), RODATA|NOPTR, $64
+
+DATA vector007fff00<>+0(SB)/4, $0x007fff00
+DATA vector007fff00<>+4(SB)/4, $0x007fff00
+DATA vector007fff00<>+8(SB)/4, $0x007fff00
+DATA vector007fff00<>+12(SB)/4, $0x007fff00
+DATA vector007fff00<>+16(SB)/4, $0x007fff00
+DATA vector007fff00<>+20(SB)/4, $0x007fff00
+DATA vector007fff00<>+24(SB)/4, $0x007fff00
+DATA vector007fff00<>+28(SB)/4, $0x007fff00
+DATA vector007fff00<>+32(SB)/4, $0x007fff00
+DATA vector007fff00<>+36(SB)/4, $0x007fff00
+DATA vector007fff00<>+40(SB)/4, $0x007fff00
+DATA vector007fff00<>+44(SB)/4, $0x007fff00
+DATA vector007fff00<>+48(SB)/4, $0x007fff00
+DATA vector007fff00<>+52(SB)/4, $0x007fff00
+DATA vector007fff00<>+56(SB)/4, $0x007fff00
+DATA vector007fff00<>+60(SB)/4, $0x007fff00
+GLOBL vector007fff00<>(SB), RODATA|NOPTR, $64
+
+DATA vector00800000<>+0(SB)/4, $0x00800000
+DATA vector00800000<>+4(SB)/4, $0x00800000
+DATA vector00800000<>+8(SB)/4, $0x00800000
+DATA vector00800000<>+12(SB)/4, $0x00800000
+DATA vector00800000<>+16(SB)/4, $0x00800000
+DATA vector00800000<>+20(SB)/4, $0x00800000
+DATA vector00800000<>+24(SB)/4, $0x00800000
+DATA vector00800000<>+28(SB)/4, $0x00800000
+DATA vector00800000<>+32(SB)/4, $0x00800000
+DATA vector00800000<>+36(SB)/4, $0x00800000
+DATA vector00800000<>+40(SB)/4, $0x00800000
+DATA vector00800000<>+44(SB)/4, $0x00800000
+DATA vector00800000<>+48(SB)/4, $0x00800000
+DATA vector00800000<>+52(SB)/4, $0x00800000
+DATA vector00800000<>+56(SB)/4, $0x00800000
+DATA vector00800000<>+60(SB)/4, $0x00800000
+GLOBL vector00800000<>(SB), RODATA|NOPTR, $64
+
+DATA vector00000002<>+0(SB)/4, $0x00000002
+DATA vector00000002<>+4(SB)/4, $0x00000002
+DATA vector00000002<>+8(SB)/4, $0x00000002
+DATA vector00000002<>+12(SB)/4, $0x00000002
+DATA vector00000002<>+16(SB)/4, $0x00000002
+DATA vector00000002<>+20(SB)/4, $0x00000002
+DATA vector00000002<>+24(SB)/4, $0x00000002
+DATA vector00000002<>+28(SB)/4, $0x00000002
+DATA vector00000002<>+32(SB)/4, $0x00000002
+DATA vector00000002<>+36(SB)/4, $0x00000002
+DATA vector00000002<>+40(SB)/4, $0x00000002
+DATA vector00000002<>+44(SB)/4, $0x00000002
+DATA vector00000002<>+48(SB)/4, $0x00000002
+DATA vector00000002<>+52(SB)/4, $0x00000002
+DATA vector00000002<>+56(SB)/4, $0x00000002
+DATA vector00000002<>+60(SB)/4, $0x00000002
+GLOBL vector00000002<>(SB), RODATA|NOPTR, $64
+
+DATA vector000000ff<>+0(SB)/4, $0x000000ff
+DATA vector000000ff<>+4(SB)/4, $0x000000ff
+DATA vector000000ff<>+8(SB)/4, $0x000000ff
+DATA vector000000ff<>+12(SB)/4, $0x000000ff
+DATA vector000000ff<>+16(SB)/4, $0x000000ff
+DATA vector000000ff<>+20(SB)/4, $0x000000ff
+DATA vector000000ff<>+24(SB)/4, $0x000000ff
+DATA vector000000ff<>+28(SB)/4, $0x000000ff
+DATA vector000000ff<>+32(SB)/4, $0x000000ff
+DATA vector000000ff<>+36(SB)/4, $0x000000ff
+DATA vector000000ff<>+40(SB)/4, $0x000000ff
+DATA vector000000ff<>+44(SB)/4, $0x000000ff
+DATA vector000000ff<>+48(SB)/4, $0x000000ff
+DATA vector000000ff<>+52(SB)/4, $0x000000ff
+DATA vector000000ff<>+56(SB)/4, $0x000000ff
+DATA vector000000ff<>+60(SB)/4, $0x000000ff
+GLOBL vector000000ff<>(SB), RODATA|NOPTR, $64
+
+DATA vector00000001<>+0(SB)/4, $0x00000001
+DATA vector00000001<>+4(SB)/4, $0x00000001
+DATA vector00000001<>+8(SB)/4, $0x00000001
+DATA vector00000001<>+12(SB)/4, $0x00000001
+DATA vector00000001<>+16(SB)/4, $0x00000001
+DATA vector00000001<>+20(SB)/4, $0x00000001
+DATA vector00000001<>+24(SB)/4, $0x00000001
+DATA vector00000001<>+28(SB)/4, $0x00000001
+DATA vector00000001<>+32(SB)/4, $0x00000001
+DATA vector00000001<>+36(SB)/4, $0x00000001
+DATA vector00000001<>+40(SB)/4, $0x00000001
+DATA vector00000001<>+44(SB)/4, $0x00000001
+DATA vector00000001<>+48(SB)/4, $0x00000001
+DATA vector00000001<>+52(SB)/4, $0x00000001
+DATA vector00000001<>+56(SB)/4, $0x00000001
+DATA vector00000001<>+60(SB)/4, $0x00000001
+GLOBL vector00000001<>(SB), RODATA|NOPTR, $64
 
 DATA vector3f000000<>+0(SB)/4, $0x3f000000
 DATA vector3f000000<>+4(SB)/4, $0x3f000000
@@ -3870,135 +4012,151 @@ block:
 
 // func encodeMXFP4AVX512(dst *byte, src *float32, blocks int) int
 // Requires: AVX, AVX2, AVX512DQ, AVX512F, CMOV
-TEXT ·encodeMXFP4AVX512(SB), NOSPLIT, $0-32
-	MOVQ dst+0(FP), CX
-	MOVQ src+8(FP), AX
-	MOVQ blocks+16(FP), DX
-	MOVQ DX, BX
+TEXT ·encodeMXFP4AVX512(SB), NOSPLIT, $640-32
+	MOVQ         dst+0(FP), CX
+	MOVQ         src+8(FP), AX
+	MOVQ         blocks+16(FP), DX
+	VBROADCASTSS word7fffffff<>+0(SB), Z0
+	MOVQ         DX, BX
 
-block:
-	VBROADCASTSS  word7fffffff<>+0(SB), Z0
+turn:
+	MOVQ    $0x00000020, DI
+	CMPQ    DX, DI
+	CMOVQCS DX, DI
+	MOVQ    AX, R8
+	XORQ    SI, SI
+
+measure:
 	VANDPS        (AX), Z0, Z1
-	VANDPS        64(AX), Z0, Z0
-	VPMAXUD       Z0, Z1, Z1
-	VEXTRACTF64X4 $0x01, Z1, Y0
-	VPMAXUD       Y0, Y1, Y0
-	VEXTRACTF128  $0x01, Y0, X1
-	VPMAXUD       X1, X0, X1
-	VPSHUFD       $0x4e, X1, X0
-	VPMAXUD       X0, X1, X1
-	VPSHUFD       $0xb1, X1, X0
-	VPMAXUD       X0, X1, X1
-	VMOVD         X1, SI
-	XORL          R9, R9
-	MOVL          SI, DI
-	MOVL          SI, R8
-	ANDL          $0x007fffff, R8
-	CMPL          R8, $0x007fff00
-	JHI           odd
-	SHRL          $0x17, DI
-	SUBL          $0x02, DI
-	TESTL         SI, SI
-	CMOVLEQ       R9, DI
-	JEQ           exponent
-	CMPL          SI, $0x00800000
-	JCS           odd
+	VANDPS        64(AX), Z0, Z2
+	VPMAXUD       Z2, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y2
+	VPMAXUD       Y2, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X2
+	VPMAXUD       X2, X1, X2
+	VPSHUFD       $0x4e, X2, X1
+	VPMAXUD       X1, X2, X2
+	VPSHUFD       $0xb1, X2, X1
+	VPMAXUD       X1, X2, X2
+	VMOVD         X2, (SP)(SI*4)
+	ADDQ          $0x00000080, AX
+	INCQ          SI
+	CMPQ          SI, DI
+	JNE           measure
+	XORQ          SI, SI
 
-exponent:
-	ANDL         $0x000000ff, DI
-	MOVB         DI, (CX)
-	LEAL         1(DI), R8
-	SHLL         $0x15, R8
-	LEAL         -1(DI), SI
-	SHLL         $0x17, SI
-	CMPL         DI, $0x02
-	CMOVLCS      R8, SI
-	VMOVD        SI, X0
-	VBROADCASTSS X0, Z0
-	VMULPS       vector3f000000<>+0(SB), Z0, Z1
-	VMULPS       vector3fc00000<>+0(SB), Z0, Z4
-	VMULPS       vector40200000<>+0(SB), Z0, Z5
-	VMULPS       vector40600000<>+0(SB), Z0, Z6
-	VMULPS       vector40a00000<>+0(SB), Z0, Z7
-	VMULPS       vector40e00000<>+0(SB), Z0, Z8
-	VMULPS       vector41200000<>+0(SB), Z0, Z0
-	VMOVUPS      (AX), Z9
-	VPXORD       Z2, Z2, Z2
-	VANDPS       vector7fffffff<>+0(SB), Z9, Z9
-	VPCMPGTD     Z1, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z4, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z5, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z6, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z7, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z8, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z0, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VMOVUPS      (AX), Z9
-	VPSRLD       $0x1c, Z9, Z9
-	VPADDD       vector00000007<>+0(SB), Z2, Z10
-	VANDPS       Z9, Z10, Z10
-	VANDPS       vector00000008<>+0(SB), Z10, Z10
-	VORPS        Z10, Z2, Z2
-	VMOVUPS      64(AX), Z9
+scale:
+	VMOVUPS   (SP)(SI*4), Y1
+	VXORPS    Y2, Y2, Y2
+	VPAND     vector007fffff<>+0(SB), Y1, Y5
+	VMOVUPS   vector007fff00<>+0(SB), Y6
+	VPCMPGTD  Y6, Y5, Y5
+	VMOVUPS   vector00800000<>+0(SB), Y6
+	VPCMPGTD  Y1, Y6, Y6
+	VPCMPGTD  Y2, Y1, Y7
+	VANDPS    Y6, Y7, Y6
+	VORPS     Y5, Y6, Y5
+	VPCMPEQD  Y5, Y2, Y5
+	VMOVUPS   Y5, 512(SP)(SI*4)
+	VPSRLD    $0x17, Y1, Y5
+	VMOVUPS   vector00000002<>+0(SB), Y6
+	VPSUBD    Y6, Y5, Y5
+	VPAND     vector000000ff<>+0(SB), Y5, Y5
+	VPCMPGTD  Y2, Y1, Y1
+	VPAND     Y1, Y5, Y5
+	VMOVUPS   Y5, (SP)(SI*4)
+	VMOVUPS   vector00000001<>+0(SB), Y1
+	VPADDD    Y1, Y5, Y2
+	VPSLLD    $0x15, Y2, Y2
+	VPSUBD    Y1, Y5, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMOVUPS   vector00000002<>+0(SB), Y6
+	VPCMPGTD  Y5, Y6, Y5
+	VBLENDVPS Y5, Y2, Y1, Y1
+	VMOVUPS   Y1, 128(SP)(SI*4)
+	ADDQ      $0x08, SI
+	CMPQ      SI, DI
+	JCS       scale
+	MOVQ      R8, AX
+	XORQ      SI, SI
+
+finish:
+	CMPL         512(SP)(SI*4), $0x00
+	JEQ          odd
+	MOVL         (SP)(SI*4), R8
+	MOVB         R8, (CX)
+	VBROADCASTSS 128(SP)(SI*4), Z1
+	VMULPS       vector3f000000<>+0(SB), Z1, Z2
+	VMULPS       vector3fc00000<>+0(SB), Z1, Z5
+	VMULPS       vector40200000<>+0(SB), Z1, Z6
+	VMULPS       vector40600000<>+0(SB), Z1, Z7
+	VMULPS       vector40a00000<>+0(SB), Z1, Z8
+	VMULPS       vector40e00000<>+0(SB), Z1, Z9
+	VMULPS       vector41200000<>+0(SB), Z1, Z1
+	VMOVUPS      (AX), Z10
 	VPXORD       Z3, Z3, Z3
-	VANDPS       vector7fffffff<>+0(SB), Z9, Z9
-	VPCMPGTD     Z1, Z9, K1
+	VANDPS       vector7fffffff<>+0(SB), Z10, Z10
+	VPCMPGTD     Z2, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z4, Z9, K1
+	VPCMPGTD     Z5, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z5, Z9, K1
+	VPCMPGTD     Z6, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z6, Z9, K1
+	VPCMPGTD     Z7, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z7, Z9, K1
+	VPCMPGTD     Z8, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z8, Z9, K1
+	VPCMPGTD     Z9, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z0, Z9, K1
+	VPCMPGTD     Z1, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VMOVUPS      64(AX), Z9
-	VPSRLD       $0x1c, Z9, Z9
-	VPADDD       vector00000007<>+0(SB), Z3, Z0
-	VANDPS       Z9, Z0, Z0
-	VANDPS       vector00000008<>+0(SB), Z0, Z0
-	VORPS        Z0, Z3, Z3
-	VPSLLD       $0x04, Z3, Z3
-	VORPS        Z3, Z2, Z0
-	VPMOVDB      Z0, 1(CX)
+	VMOVUPS      (AX), Z10
+	VPSRLD       $0x1c, Z10, Z10
+	VPADDD       vector00000007<>+0(SB), Z3, Z11
+	VANDPS       Z10, Z11, Z11
+	VANDPS       vector00000008<>+0(SB), Z11, Z11
+	VORPS        Z11, Z3, Z3
+	VMOVUPS      64(AX), Z10
+	VPXORD       Z4, Z4, Z4
+	VANDPS       vector7fffffff<>+0(SB), Z10, Z10
+	VPCMPGTD     Z2, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z5, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z6, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z7, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z8, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z9, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z1, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VMOVUPS      64(AX), Z10
+	VPSRLD       $0x1c, Z10, Z10
+	VPADDD       vector00000007<>+0(SB), Z4, Z1
+	VANDPS       Z10, Z1, Z1
+	VANDPS       vector00000008<>+0(SB), Z1, Z1
+	VORPS        Z1, Z4, Z4
+	VPSLLD       $0x04, Z4, Z4
+	VORPS        Z4, Z3, Z1
+	VPMOVDB      Z1, 1(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000011, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         SI
+	CMPQ         SI, DI
+	JNE          finish
+	SUBQ         DI, DX
+	JNZ          turn
+	XORQ         SI, SI
 
 odd:
+	SUBQ SI, DX
 	SUBQ DX, BX
 	MOVQ BX, ret+24(FP)
 	VZEROUPPER
 	RET
-
-DATA vector00000001<>+0(SB)/4, $0x00000001
-DATA vector00000001<>+4(SB)/4, $0x00000001
-DATA vector00000001<>+8(SB)/4, $0x00000001
-DATA vector00000001<>+12(SB)/4, $0x00000001
-DATA vector00000001<>+16(SB)/4, $0x00000001
-DATA vector00000001<>+20(SB)/4, $0x00000001
-DATA vector00000001<>+24(SB)/4, $0x00000001
-DATA vector00000001<>+28(SB)/4, $0x00000001
-DATA vector00000001<>+32(SB)/4, $0x00000001
-DATA vector00000001<>+36(SB)/4, $0x00000001
-DATA vector00000001<>+40(SB)/4, $0x00000001
-DATA vector00000001<>+44(SB)/4, $0x00000001
-DATA vector00000001<>+48(SB)/4, $0x00000001
-DATA vector00000001<>+52(SB)/4, $0x00000001
-DATA vector00000001<>+56(SB)/4, $0x00000001
-DATA vector00000001<>+60(SB)/4, $0x00000001
-GLOBL vector00000001<>(SB), RODATA|NOPTR, $64
 
 // func encodeNVFP4AVX512(dst *byte, src *float32, blocks int) int
 // Requires: AVX, AVX2, AVX512DQ, AVX512F
