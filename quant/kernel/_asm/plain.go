@@ -70,7 +70,7 @@ func (e *encoder) each(body func()) {
 	})
 }
 
-// out addresses bytes of the block, in the words of one vector, its elements.
+// out addresses bytes of the block, in a vector of its elements.
 func (e *encoder) out(at int) Mem { return Mem{Base: e.dst, Disp: at} }
 func (e *encoder) in(v int) Mem   { return Mem{Base: e.src, Disp: v * e.isa.size()} }
 
@@ -155,7 +155,7 @@ func (s isa) finite(v ...reg.VecVirtual) reg.VecVirtual {
 	return s.cmp(equal, sum, s.zero(s.vec())).v
 }
 
-// halves is dtype.ToF16.
+// halves are the constants of dtype.ToF16.
 type halves struct{ magnitude, infinite reg.VecVirtual }
 
 // newHalves prepares the constants, in vectors like v.
