@@ -21,6 +21,7 @@ import (
 //go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels iq1 -out ../iq1_amd64.s -stubs ../iq1_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels plain -out ../plain_amd64.s -stubs ../plain_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
 const Groups = 32
@@ -56,6 +57,9 @@ const (
 
 // Scratch is memory for what FitIQ4 keeps: vectors of one number per lane.
 type Scratch = [176][16]float32
+
+// Encoder encodes blocks that lie side by side.
+type Encoder = func(dst *byte, src *float32, blocks int)
 
 // Set is the kernels of one instruction set. All arrays are read and written in
 // full as stated; pointers to single numbers are those of slices long enough.
@@ -141,6 +145,27 @@ type Set struct {
 	// that lie one after another: it sets A and B. q is nil or the importance,
 	// and sigma its variances.
 	SumsIQ1 func(a, b *[8]float32, x, q *float32, sigma *[8]float32, cells *[32]CellIQ1, space *Space)
+	// The encoders that search nothing, those of legacy types without
+	// importance, for whole blocks, at least one: Q4_0 is quant.encodeQ4_0 and so
+	// on. Any bits give what the portable code gives.
+	Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0, Q2_0 Encoder
+	// F16 and BF16 are dtype.EncodeF16 and dtype.EncodeBF16 for blocks of 32.
+	F16, BF16 Encoder
+	// Q1_0 is quant.encodeQ1_0 for eight times as many blocks as it is told.
+	Q1_0 Encoder
+	// MXFP4 and NVFP4 are quant.encodeMXFP4 and quant.encodeNVFP4. They stop at
+	// a block that needs the portable code and return how many are before it.
+	MXFP4, NVFP4 func(dst *byte, src *float32, blocks int) int
+	// FromF16 and FromBF16 are dtype.Decode for blocks of 32 numbers, FromQ8_0
+	// is quant.decodeQ8_0.
+	FromF16, FromBF16, FromQ8_0 func(dst *float32, src *byte, blocks int)
+	// Finite16 and Finite32 return how many stretches of 128 bytes there are
+	// before one that holds a number, of 2 or 4 bytes, with all bits of exponent
+	// set. Finite16 wants them twice, side by side.
+	Finite16, Finite32 func(src *byte, stretches int, exponent uint32) int
+	// FiniteScales returns how many blocks of size bytes there are before one
+	// that has, at one of two offsets, a half that is NaN or infinite.
+	FiniteScales func(src *byte, blocks, size, first, last int) int
 	// GridLosses is quant.gridLosses: the errors Σw·e² of one group of length
 	// elements for 16·units scales, given by inverse and square, and all offsets.
 	// out gets 16 numbers for each 16 scales and offset, offsets running faster.

@@ -254,10 +254,10 @@ func (s isa) narrowFloats(a, b reg.VecVirtual) reg.VecVirtual {
 
 // Constants of 64 bits.
 var (
-	lowBits64 = repeated("low64", 31, 0)
-	highs64   = repeated("high64", 0xffffffe0, 0xffffffff)
-	one64     = repeated("one64", 1, 0)
-	infinity  = repeated("infinity64", 0, 0x7ff00000)
+	lowBits64  = repeated("low64", 31, 0)
+	highs64    = repeated("high64", 0xffffffe0, 0xffffffff)
+	one64      = repeated("one64", 1, 0)
+	infinity64 = repeated("infinity64", 0, 0x7ff00000)
 )
 
 // keys sets the keys, as they come and to be sorted.
@@ -279,7 +279,7 @@ func (s split) keys() {
 		}
 		VPADDQ(one, number, number)
 	})
-	last := s.load(infinity())
+	last := s.load(infinity64())
 	for h := range 2 {
 		VMOVUPS(last, s.in(s.space, spaceSorted+2*s.elements()+h))
 	}

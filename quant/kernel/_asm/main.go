@@ -18,6 +18,7 @@ var files = map[string]func(){
 	"iq1":      iq1,
 	"lanes":    lanes,
 	"losses":   losses,
+	"plain":    plain,
 }
 
 func main() {
