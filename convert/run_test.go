@@ -69,10 +69,11 @@ func TestUnitSize(t *testing.T) {
 	for _, c := range []struct {
 		budget  int64
 		workers int
+		outputs int
 		want    int64
-	}{{0, 1, maxUnit}, {1, 1, minUnit}, {baseMemory, 8, minUnit}, {baseMemory + 20<<20, 10, 1 << 20 / 10}, {1 << 40, 4, maxUnit}} {
-		if got := unitSize(c.budget, c.workers); got != c.want {
-			t.Errorf("%d bytes, %d workers: %d elements, want %d", c.budget, c.workers, got, c.want)
+	}{{0, 1, 1, maxUnit}, {1, 1, 1, minUnit}, {baseMemory, 8, 1, minUnit}, {baseMemory + 20<<20, 10, 1, 1 << 20 / 10}, {baseMemory + 56<<20, 2, 3, 1 << 20}, {1 << 40, 4, 20, maxUnit}} {
+		if got := unitSize(c.budget, c.workers, c.outputs); got != c.want {
+			t.Errorf("%d bytes, %d workers, %d outputs: %d elements, want %d", c.budget, c.workers, c.outputs, got, c.want)
 		}
 	}
 }

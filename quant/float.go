@@ -48,6 +48,9 @@ func le16(b []byte) uint16 { return binary.LittleEndian.Uint16(b) }
 // checkF32 and its kin find the first value with all exponent bits set.
 
 func checkF32(b []byte) (int, string) {
+	if !exponentF32.full(b) {
+		return -1, ""
+	}
 	for i := 0; len(b) >= 4; i++ {
 		if u := binary.LittleEndian.Uint32(b); u&0x7f800000 == 0x7f800000 {
 			return i, nonFinite("value", u&0x7fffff != 0)
@@ -58,6 +61,9 @@ func checkF32(b []byte) (int, string) {
 }
 
 func checkF16(b []byte) (int, string) {
+	if !exponentF16.full(b) {
+		return -1, ""
+	}
 	for i := 0; len(b) >= 2; i++ {
 		if u := le16(b); u&0x7c00 == 0x7c00 {
 			return i, nonFinite("value", u&0x3ff != 0)
@@ -68,6 +74,9 @@ func checkF16(b []byte) (int, string) {
 }
 
 func checkBF16(b []byte) (int, string) {
+	if !exponentBF16.full(b) {
+		return -1, ""
+	}
 	for i := 0; len(b) >= 2; i++ {
 		if u := le16(b); u&0x7f80 == 0x7f80 {
 			return i, nonFinite("value", u&0x7f != 0)

@@ -17,6 +17,7 @@ import (
 
 //go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels finite -out ../finite_amd64.s -stubs ../finite_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
@@ -82,6 +83,11 @@ type Set struct {
 	// It is −1 if no sum is below the largest float; NaN is not. Up to 16 codes
 	// are read behind the list.
 	Nearest3 func(terms *[8][4]float32, codes *uint16, n int) int
+	// FullExponent reports whether any of the 64-bit words of units of 128 bytes
+	// has (word&mask)+step beyond mask: quant.exponent.full. NotFinite reports
+	// NaN and infinities among units of 32 numbers.
+	FullExponent func(src *byte, units int, mask, step uint64) bool
+	NotFinite    func(src *float32, units int) bool
 	// GridLosses is quant.gridLosses: the errors Σw·e² of one group of length
 	// elements for 16·units scales, given by inverse and square, and all offsets.
 	// out gets 16 numbers for each 16 scales and offset, offsets running faster.

@@ -23,6 +23,8 @@ func available() []*Set {
 			DivideCodes: divideCodesAVX512, MultiplyCodes: multiplyCodesAVX512,
 			Nearest3:   nearest3AVX512,
 			GridLosses: gridLossesAVX512,
+			// It waits for memory.
+			FullExponent: fullExponentAVX2, NotFinite: notFiniteAVX2,
 		})
 	}
 	return append(s, &Set{
@@ -33,7 +35,8 @@ func available() []*Set {
 		FitSymmetric: fitSymmetricAVX2, FitThreeBit: fitThreeBitAVX2,
 		FitPositive: fitPositiveAVX2,
 		DivideCodes: divideCodesAVX2, MultiplyCodes: multiplyCodesAVX2,
-		Nearest3:   nearest3AVX2,
-		GridLosses: gridLossesAVX2,
+		Nearest3:     nearest3AVX2,
+		GridLosses:   gridLossesAVX2,
+		FullExponent: fullExponentAVX2, NotFinite: notFiniteAVX2,
 	})
 }

@@ -13,6 +13,7 @@ import (
 // files are the kernels of each file, by its name.
 var files = map[string]func(){
 	"codebook": codebook,
+	"finite":   finite,
 	"lanes":    lanes,
 	"losses":   losses,
 }
