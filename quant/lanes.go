@@ -30,6 +30,25 @@ type workspace struct {
 
 var workspaces = sync.Pool{New: func() any { return new(workspace) }}
 
+// encodeBlocks encodes blocks of length elements and size bytes.
+func encodeBlocks(f kernel.Encoder, dst []byte, src []float32, size, length int) {
+	if n := len(src) / length; n > 0 {
+		f(&dst[:n*size][0], &src[0], n)
+	}
+}
+
+// encodeMost is encodeBlocks with a kernel that leaves some blocks to one.
+func encodeMost(f func(dst *byte, src *float32, blocks int) int, one func(dst []byte, x []float32), dst []byte, src []float32, size, length int) {
+	for n := len(src) / length; n > 0; n-- {
+		done := f(&dst[:n*size][0], &src[0], n)
+		if done == n {
+			return
+		}
+		one(dst[done*size:], src[done*length:][:length])
+		dst, src, n = dst[(done+1)*size:], src[(done+1)*length:], n-done
+	}
+}
+
 // rows returns rows of w.lanes as an array.
 func (w *workspace) rows(first int) *[32][kernel.Groups]float32 {
 	return (*[32][kernel.Groups]float32)(w.lanes[first:])

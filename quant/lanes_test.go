@@ -25,7 +25,8 @@ func use(tb testing.TB, isa string) {
 }
 
 // kernelTypes are the types whose encoders use kernels.
-var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K}
+var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K,
+	gguf.Q8_0, gguf.TQ1_0, gguf.TQ2_0, gguf.Q1_0, gguf.Q2_0, gguf.MXFP4, gguf.NVFP4, gguf.F16, gguf.BF16, gguf.F32}
 
 // sameAsPortable encodes a row as every type with kernels, with all of them.
 func sameAsPortable(t *testing.T, what string, x, w []float32) {

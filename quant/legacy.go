@@ -3,6 +3,8 @@ package quant
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
 )
 
 // The block types of 32 elements (ggml-common.h block_q4_0 … block_q8_0).
@@ -74,6 +76,11 @@ func decodeQ5_1(dst []float32, src []byte) {
 }
 
 func decodeQ8_0(dst []float32, src []byte) {
+	if k := kernel.Active(); k != nil && len(src) >= sizeQ8_0 {
+		n := len(src) / sizeQ8_0
+		k.FromQ8_0(&dst[:n*blockLen][0], &src[0], n)
+		return
+	}
 	for len(src) >= sizeQ8_0 {
 		b, y := (*[sizeQ8_0]byte)(src), (*[blockLen]float32)(dst)
 		d := half(b[0:])
@@ -85,18 +92,34 @@ func decodeQ8_0(dst []float32, src []byte) {
 }
 
 func encodeQ4_0(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil && weights == nil {
+		encodeBlocks(k.Q4_0, dst, src, sizeQ4_0, blockLen)
+		return
+	}
 	encodeSymmetric(dst, src, weights, sizeQ4_0, 8)
 }
 
 func encodeQ5_0(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil && weights == nil {
+		encodeBlocks(k.Q5_0, dst, src, sizeQ5_0, blockLen)
+		return
+	}
 	encodeSymmetric(dst, src, weights, sizeQ5_0, 16)
 }
 
 func encodeQ4_1(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil && weights == nil {
+		encodeBlocks(k.Q4_1, dst, src, sizeQ4_1, blockLen)
+		return
+	}
 	encodeAffine(dst, src, weights, sizeQ4_1, 15)
 }
 
 func encodeQ5_1(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil && weights == nil {
+		encodeBlocks(k.Q5_1, dst, src, sizeQ5_1, blockLen)
+		return
+	}
 	encodeAffine(dst, src, weights, sizeQ5_1, 31)
 }
 
@@ -208,6 +231,10 @@ func packLegacy(dst []byte, codes *[blockLen]uint8) {
 }
 
 func encodeQ8_0(dst []byte, src, _ []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeBlocks(k.Q8_0, dst, src, sizeQ8_0, blockLen)
+		return
+	}
 	for ; len(src) >= blockLen; dst, src = dst[sizeQ8_0:], src[blockLen:] {
 		x, b := (*[blockLen]float32)(src), (*[sizeQ8_0]byte)(dst)
 		var magnitude uint32

@@ -17,8 +17,8 @@ import (
 
 //go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
-//go:generate go -C _asm run . -kernels finite -out ../finite_amd64.s -stubs ../finite_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels plain -out ../plain_amd64.s -stubs ../plain_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
 const Groups = 32
@@ -40,6 +40,9 @@ const (
 	RowBase  = 69
 	RowCodes = 94 // of FitPositive
 )
+
+// Encoder encodes blocks that lie side by side.
+type Encoder = func(dst *byte, src *float32, blocks int)
 
 // Set is the kernels of one instruction set. All arrays are read and written in
 // full as stated; pointers to single numbers are those of slices long enough.
@@ -83,11 +86,24 @@ type Set struct {
 	// It is −1 if no sum is below the largest float; NaN is not. Up to 16 codes
 	// are read behind the list.
 	Nearest3 func(terms *[8][4]float32, codes *uint16, n int) int
-	// FullExponent reports whether any of the 64-bit words of units of 128 bytes
-	// has (word&mask)+step beyond mask: quant.exponent.full. NotFinite reports
-	// NaN and infinities among units of 32 numbers.
-	FullExponent func(src *byte, units int, mask, step uint64) bool
-	NotFinite    func(src *float32, units int) bool
+	// The encoders that search nothing, those of legacy types without
+	// importance, for whole blocks, at least one: Q4_0 is quant.encodeQ4_0 and so
+	// on. Any bits give what the portable code gives.
+	Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, TQ1_0, TQ2_0, Q2_0 Encoder
+	// F16 and BF16 are dtype.EncodeF16 and dtype.EncodeBF16 for blocks of 32.
+	F16, BF16 Encoder
+	// Q1_0 is quant.encodeQ1_0 for eight times as many blocks as it is told.
+	Q1_0 Encoder
+	// MXFP4 and NVFP4 are quant.encodeMXFP4 and quant.encodeNVFP4. They stop at
+	// a block that needs the portable code and return how many are before it.
+	MXFP4, NVFP4 func(dst *byte, src *float32, blocks int) int
+	// FromF16 and FromBF16 are dtype.Decode for blocks of 32 numbers, FromQ8_0
+	// is quant.decodeQ8_0.
+	FromF16, FromBF16, FromQ8_0 func(dst *float32, src *byte, blocks int)
+	// Finite16 and Finite32 return how many stretches of 128 bytes there are
+	// before one that holds a number, of 2 or 4 bytes, with all bits of exponent
+	// set. Finite16 wants them twice, side by side.
+	Finite16, Finite32 func(src *byte, stretches int, exponent uint32) int
 	// GridLosses is quant.gridLosses: the errors Σw·e² of one group of length
 	// elements for 16·units scales, given by inverse and square, and all offsets.
 	// out gets 16 numbers for each 16 scales and offset, offsets running faster.

@@ -13,9 +13,9 @@ import (
 // files are the kernels of each file, by its name.
 var files = map[string]func(){
 	"codebook": codebook,
-	"finite":   finite,
 	"lanes":    lanes,
 	"losses":   losses,
+	"plain":    plain,
 }
 
 func main() {

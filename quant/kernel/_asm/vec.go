@@ -27,9 +27,15 @@ func (s isa) text(name, signature string, doc ...string) {
 
 func (s isa) ret() { VZEROUPPER(); RET() }
 
+// four is the width of a few numbers that whole vectors were folded into.
+var four = isa{lanes: 4}
+
 func (s isa) vec() reg.VecVirtual {
-	if s.wide() {
+	switch s.lanes {
+	case 16:
 		return ZMM()
+	case 4:
+		return XMM()
 	}
 	return YMM()
 }
@@ -100,6 +106,7 @@ const (
 // Comparison predicates; those called not are true for NaN.
 const (
 	less       = 0x11
+	atLeast    = 0x1d
 	notLess    = 0x15
 	lessEqual  = 0x12
 	greater    = 0x1e
@@ -122,7 +129,7 @@ func (s isa) cmp(predicate uint8, a reg.VecVirtual, b Op) mask {
 		VCMPPS(U8(predicate), b, a, m.k)
 		return m
 	}
-	m := mask{v: YMM()}
+	m := mask{v: s.vec()}
 	VCMPPS(U8(predicate), b, a, m.v)
 	return m
 }
