@@ -96,16 +96,27 @@ func (rd *reader) read(ctx context.Context, src int, r0, r1, c0, c1 int64, dst [
 // decode reads len(dst) consecutive elements from element first on.
 func (rd *reader) decode(ctx context.Context, src int, first int64, dst []float32) error {
 	s := &rd.inv.Tensors[src]
-	rd.raw = grow(rd.raw, s.bytes(int64(len(dst))))
-	if err := rd.data.ReadAt(ctx, src, s.bytes(first), rd.raw); err != nil {
+	t, ok := s.Storage.blocks()
+	var raw []byte
+	if ok && t == gguf.F32 {
+		raw = quant.StoredF32(dst)
+	}
+	inPlace := raw != nil
+	if !inPlace {
+		rd.raw = grow(rd.raw, s.bytes(int64(len(dst))))
+		raw = rd.raw
+	}
+	if err := rd.data.ReadAt(ctx, src, s.bytes(first), raw); err != nil {
 		return err
 	}
-	t, ok := s.Storage.blocks()
-	rd.suspect = rd.suspect || !ok || nonFinite(t, rd.raw)
-	if ok {
-		return quant.DecodeRows(t, dst, rd.raw)
+	rd.suspect = rd.suspect || !ok || nonFinite(t, raw)
+	switch {
+	case inPlace:
+		return nil
+	case ok:
+		return quant.DecodeRows(t, dst, raw)
 	}
-	return dtype.Decode(s.Storage.DType, dst, rd.raw)
+	return dtype.Decode(s.Storage.DType, dst, raw)
 }
 
 // nonFinite reports whether numbers stored as t may be NaN or infinite. It looks

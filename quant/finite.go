@@ -19,3 +19,12 @@ func AllFinite(x []float32) bool {
 	}
 	return true
 }
+
+// StoredF32 returns the memory of x if it holds the numbers as files do, in
+// little endian order, and nil where that is not known.
+func StoredF32(x []float32) []byte {
+	if kernel.Active() == nil {
+		return nil
+	}
+	return kernel.Bytes(x)
+}

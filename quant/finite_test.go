@@ -1,6 +1,7 @@
 package quant
 
 import (
+	"bytes"
 	"math"
 	"testing"
 
@@ -42,6 +43,24 @@ func TestAllFinite(t *testing.T) {
 					x[i] = old
 				}
 			}
+		}
+	})
+}
+
+func TestStoredF32(t *testing.T) {
+	eachISA(t, func(t *testing.T) {
+		x := []float32{1, -2, 3e38}
+		got := StoredF32(x)
+		if kernel.Active() == nil {
+			if got != nil {
+				t.Error("without kernels the order of bytes is not known")
+			}
+			return
+		}
+		want := make([]byte, 12)
+		encodeF32(want, x, nil)
+		if !bytes.Equal(got, want) {
+			t.Errorf("got % x, want % x", got, want)
 		}
 	})
 }

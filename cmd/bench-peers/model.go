@@ -17,8 +17,10 @@ import (
 
 // model is an input for both programs.
 type model struct {
+	typeName      string
+	blocks        int
 	path, imatrix string
-	bytes         int64 // of matrices
+	bytes         int64 // of weights
 }
 
 func (m *model) remove() {
@@ -40,7 +42,7 @@ var names = []string{"attn_output", "attn_q", "ffn_gate", "ffn_up"}
 // importance matrix for it. Weights are normal with a few heavier columns.
 func writeModel(dir, typeName string, blocks int) (*model, error) {
 	t, _ := gguf.ParseType(typeName)
-	m := &model{path: filepath.Join(dir, "model.gguf"), imatrix: filepath.Join(dir, "imatrix.gguf")}
+	m := &model{typeName: typeName, blocks: blocks, path: filepath.Join(dir, "model.gguf"), imatrix: filepath.Join(dir, "imatrix.gguf")}
 	meta := &gguf.Metadata{}
 	meta.Set("general.architecture", "llama")
 	for key, v := range map[string]uint32{
