@@ -104,6 +104,9 @@ type Set struct {
 	// before one that holds a number, of 2 or 4 bytes, with all bits of exponent
 	// set. Finite16 wants them twice, side by side.
 	Finite16, Finite32 func(src *byte, stretches int, exponent uint32) int
+	// FiniteScales returns how many blocks of size bytes there are before one
+	// that has, at one of two offsets, a half that is NaN or infinite.
+	FiniteScales func(src *byte, blocks, size, first, last int) int
 	// GridLosses is quant.gridLosses: the errors Σw·e² of one group of length
 	// elements for 16·units scales, given by inverse and square, and all offsets.
 	// out gets 16 numbers for each 16 scales and offset, offsets running faster.

@@ -186,3 +186,9 @@ func finite16AVX512(src *byte, stretches int, exponent uint32) int
 //
 //go:noescape
 func encodeQ1_0AVX2(dst *byte, src *float32, eights int)
+
+// finiteScales is the number of blocks, of size bytes, before the first that has, at one of two offsets, a
+// half with all exponent bits set.
+//
+//go:noescape
+func finiteScales(src *byte, blocks int, size int, first int, last int) int

@@ -5,82 +5,113 @@
 #include "textflag.h"
 
 // func encodeQ8_0AVX2(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, F16C
-TEXT ·encodeQ8_0AVX2(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, CMOV, F16C
+TEXT ·encodeQ8_0AVX2(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
 	VBROADCASTSS word7fffffff<>+0(SB), Y0
 	VBROADCASTSS word80000000<>+0(SB), Y1
 	VBROADCASTSS word3effffff<>+0(SB), Y2
-	VBROADCASTSS word42fe0000<>+0(SB), X3
-	VBROADCASTSS word3f800000<>+0(SB), X4
-	VMOVUPS      packed<>+0(SB), Y5
-	VBROADCASTSS word7fff7fff<>+0(SB), X6
-	VBROADCASTSS word7c007c00<>+0(SB), X7
+	VMOVUPS      packed<>+0(SB), Y3
 
-block:
-	VANDPS       (AX), Y0, Y8
-	VANDPS       32(AX), Y0, Y9
-	VPMAXUD      Y9, Y8, Y8
-	VANDPS       64(AX), Y0, Y9
-	VPMAXUD      Y9, Y8, Y8
-	VANDPS       96(AX), Y0, Y9
-	VPMAXUD      Y9, Y8, Y8
-	VEXTRACTF128 $0x01, Y8, X9
-	VPMAXUD      X9, X8, X9
-	VPSHUFD      $0x4e, X9, X8
-	VPMAXUD      X8, X9, X9
-	VPSHUFD      $0xb1, X9, X8
-	VPMAXUD      X8, X9, X9
-	VDIVPS       X3, X9, X9
-	VDIVPS       X9, X4, X8
-	VXORPS       X10, X10, X10
-	VCMPPS       $0x04, X10, X9, X10
-	VANDPS       X10, X8, X8
-	VSUBPS       X9, X9, X10
-	VSUBPS       X8, X8, X11
-	VADDPS       X11, X10, X10
-	VXORPS       X11, X11, X11
-	VCMPPS       $0x00, X11, X10, X10
-	VCVTPS2PH    $0x00, X9, X9
-	VPAND        X6, X9, X11
-	VPCMPGTW     X7, X11, X11
-	VPSRLW       $0x07, X11, X11
-	VPANDN       X9, X11, X9
-	VPEXTRW      $0x00, X9, (CX)
-	VBROADCASTSS X8, Y8
-	VMULPS       (AX), Y8, Y9
-	VANDPS       Y1, Y9, Y11
-	VORPS        Y2, Y11, Y11
-	VADDPS       Y11, Y9, Y9
-	VCVTTPS2DQ   Y9, Y9
-	VMULPS       32(AX), Y8, Y11
-	VANDPS       Y1, Y11, Y12
-	VORPS        Y2, Y12, Y12
-	VADDPS       Y12, Y11, Y11
-	VCVTTPS2DQ   Y11, Y11
-	VMULPS       64(AX), Y8, Y12
-	VANDPS       Y1, Y12, Y13
-	VORPS        Y2, Y13, Y13
-	VADDPS       Y13, Y12, Y12
-	VCVTTPS2DQ   Y12, Y12
-	VMULPS       96(AX), Y8, Y8
-	VANDPS       Y1, Y8, Y13
-	VORPS        Y2, Y13, Y13
-	VADDPS       Y13, Y8, Y8
-	VCVTTPS2DQ   Y8, Y8
-	VPACKSSDW    Y11, Y9, Y9
-	VPACKSSDW    Y8, Y12, Y8
-	VPACKSSWB    Y8, Y9, Y9
-	VBROADCASTSS X10, Y8
-	VPAND        Y8, Y9, Y9
-	VPERMD       Y9, Y5, Y9
-	VMOVDQU      Y9, 2(CX)
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
+	VANDPS       (AX), Y0, Y4
+	VANDPS       32(AX), Y0, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       64(AX), Y0, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VANDPS       96(AX), Y0, Y5
+	VPMAXUD      Y5, Y4, Y4
+	VEXTRACTF128 $0x01, Y4, X5
+	VPMAXUD      X5, X4, X5
+	VPSHUFD      $0x4e, X5, X4
+	VPMAXUD      X4, X5, X5
+	VPSHUFD      $0xb1, X5, X4
+	VPMAXUD      X4, X5, X5
+	VMOVSS       X5, (SP)(BX*4)
+	ADDQ         $0x00000080, AX
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          measure
+	XORQ         BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y4
+	VBROADCASTSS word42fe0000<>+0(SB), Y5
+	VDIVPS       Y5, Y4, Y4
+	VBROADCASTSS word3f800000<>+0(SB), Y5
+	VDIVPS       Y4, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x04, Y6, Y4, Y6
+	VANDPS       Y6, Y5, Y5
+	VMOVUPS      Y5, 384(SP)(BX*4)
+	VSUBPS       Y4, Y4, Y6
+	VSUBPS       Y5, Y5, Y5
+	VADDPS       Y5, Y6, Y6
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x00, Y5, Y6, Y5
+	VMOVUPS      Y5, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X5
+	VBROADCASTSS word7c007c00<>+0(SB), X6
+	VCVTPS2PH    $0x00, Y4, X4
+	VPAND        X5, X4, X5
+	VPCMPGTW     X6, X5, X5
+	VPSRLW       $0x07, X5, X5
+	VPANDN       X4, X5, X4
+	VPMOVZXWD    X4, Y4
+	VMOVDQU      Y4, (SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	VBROADCASTSS 384(SP)(BX*4), Y4
+	VMULPS       (AX), Y4, Y5
+	VANDPS       Y1, Y5, Y6
+	VORPS        Y2, Y6, Y6
+	VADDPS       Y6, Y5, Y5
+	VCVTTPS2DQ   Y5, Y5
+	VMULPS       32(AX), Y4, Y6
+	VANDPS       Y1, Y6, Y7
+	VORPS        Y2, Y7, Y7
+	VADDPS       Y7, Y6, Y6
+	VCVTTPS2DQ   Y6, Y6
+	VMULPS       64(AX), Y4, Y7
+	VANDPS       Y1, Y7, Y8
+	VORPS        Y2, Y8, Y8
+	VADDPS       Y8, Y7, Y7
+	VCVTTPS2DQ   Y7, Y7
+	VMULPS       96(AX), Y4, Y4
+	VANDPS       Y1, Y4, Y8
+	VORPS        Y2, Y8, Y8
+	VADDPS       Y8, Y4, Y4
+	VCVTTPS2DQ   Y4, Y4
+	VPACKSSDW    Y6, Y5, Y5
+	VPACKSSDW    Y4, Y7, Y4
+	VPACKSSWB    Y4, Y5, Y5
+	VBROADCASTSS 512(SP)(BX*4), Y4
+	VPAND        Y4, Y5, Y5
+	VPERMD       Y5, Y3, Y5
+	VMOVDQU      Y5, 2(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000022, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
@@ -93,12 +124,6 @@ GLOBL word80000000<>(SB), RODATA|NOPTR, $4
 DATA word3effffff<>+0(SB)/4, $0x3effffff
 GLOBL word3effffff<>(SB), RODATA|NOPTR, $4
 
-DATA word42fe0000<>+0(SB)/4, $0x42fe0000
-GLOBL word42fe0000<>(SB), RODATA|NOPTR, $4
-
-DATA word3f800000<>+0(SB)/4, $0x3f800000
-GLOBL word3f800000<>(SB), RODATA|NOPTR, $4
-
 DATA packed<>+0(SB)/4, $0x00000000
 DATA packed<>+4(SB)/4, $0x00000004
 DATA packed<>+8(SB)/4, $0x00000001
@@ -109,6 +134,12 @@ DATA packed<>+24(SB)/4, $0x00000003
 DATA packed<>+28(SB)/4, $0x00000007
 GLOBL packed<>(SB), RODATA|NOPTR, $32
 
+DATA word42fe0000<>+0(SB)/4, $0x42fe0000
+GLOBL word42fe0000<>(SB), RODATA|NOPTR, $4
+
+DATA word3f800000<>+0(SB)/4, $0x3f800000
+GLOBL word3f800000<>(SB), RODATA|NOPTR, $4
+
 DATA word7fff7fff<>+0(SB)/4, $0x7fff7fff
 GLOBL word7fff7fff<>(SB), RODATA|NOPTR, $4
 
@@ -116,8 +147,8 @@ DATA word7c007c00<>+0(SB)/4, $0x7c007c00
 GLOBL word7c007c00<>(SB), RODATA|NOPTR, $4
 
 // func encodeQ4_0AVX2(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, F16C
-TEXT ·encodeQ4_0AVX2(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, CMOV, F16C
+TEXT ·encodeQ4_0AVX2(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
@@ -126,7 +157,14 @@ TEXT ·encodeQ4_0AVX2(SB), NOSPLIT, $0-24
 	VMOVUPS      packed<>+0(SB), Y2
 	VPBROADCASTD word0f0f0f0f<>+0(SB), Y3
 
-block:
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
 	VMOVUPS      (AX), Y4
 	VMOVUPS      32(AX), Y5
 	VMOVUPS      64(AX), Y6
@@ -153,82 +191,106 @@ block:
 	VPSHUFD      $0xb1, X8, X9
 	VMAXPS       X9, X8, X8
 	VXORPS       X0, X11, X9
-	VUCOMISS     X9, X8
-	JHI          known1
-	VMOVAPS      X8, X9
-	VMOVAPS      X11, X8
+	VMOVAPS      X8, X12
+	VCMPPS       $0x1e, X8, X9, X13
+	VBLENDVPS    X13, X11, X8, X8
+	VUCOMISS     X9, X12
 	JNE          known1
-	VUCOMISS     X10, X9
+	VUCOMISS     X10, X12
 	JEQ          known1
-	VBROADCASTSS X9, Y8
-	VANDNPS      Y4, Y0, Y9
-	VCMPPS       $0x00, Y8, Y9, Y9
-	VMOVMSKPS    Y9, BX
-	VANDNPS      Y5, Y0, Y9
-	VCMPPS       $0x00, Y8, Y9, Y9
-	VMOVMSKPS    Y9, SI
-	SHLL         $0x08, SI
-	ORL          SI, BX
-	VANDNPS      Y6, Y0, Y9
-	VCMPPS       $0x00, Y8, Y9, Y9
-	VMOVMSKPS    Y9, SI
-	SHLL         $0x10, SI
-	ORL          SI, BX
-	VANDNPS      Y7, Y0, Y9
-	VCMPPS       $0x00, Y8, Y9, Y8
-	VMOVMSKPS    Y8, SI
-	SHLL         $0x18, SI
-	ORL          SI, BX
-	BSFL         BX, BX
-	VBROADCASTSS (AX)(BX*4), X8
+	VBROADCASTSS X12, Y8
+	VANDNPS      Y4, Y0, Y4
+	VCMPPS       $0x00, Y8, Y4, Y4
+	VMOVMSKPS    Y4, R8
+	VANDNPS      Y5, Y0, Y4
+	VCMPPS       $0x00, Y8, Y4, Y4
+	VMOVMSKPS    Y4, R9
+	SHLL         $0x08, R9
+	ORL          R9, R8
+	VANDNPS      Y6, Y0, Y4
+	VCMPPS       $0x00, Y8, Y4, Y4
+	VMOVMSKPS    Y4, R9
+	SHLL         $0x10, R9
+	ORL          R9, R8
+	VANDNPS      Y7, Y0, Y4
+	VCMPPS       $0x00, Y8, Y4, Y4
+	VMOVMSKPS    Y4, R9
+	SHLL         $0x18, R9
+	ORL          R9, R8
+	BSFL         R8, R8
+	VBROADCASTSS (AX)(R8*4), X8
 
 known1:
-	VBROADCASTSS wordbe000000<>+0(SB), X9
-	VMULPS       X9, X8, X8
-	VBROADCASTSS word3f800000<>+0(SB), X9
-	VDIVPS       X8, X9, X9
-	VXORPS       X10, X10, X10
-	VCMPPS       $0x04, X10, X8, X10
-	VANDPS       X10, X9, X9
-	VSUBPS       X9, X9, X10
-	VXORPS       X11, X11, X11
-	VCMPPS       $0x00, X11, X10, X10
-	VBROADCASTSS word7fff7fff<>+0(SB), X11
-	VBROADCASTSS word7c007c00<>+0(SB), X12
-	VCVTPS2PH    $0x00, X8, X8
-	VPAND        X11, X8, X11
-	VPCMPGTW     X12, X11, X11
-	VPSRLW       $0x07, X11, X11
-	VPANDN       X8, X11, X8
-	VPEXTRW      $0x00, X8, (CX)
-	VBROADCASTSS X9, Y8
-	VMULPS       Y8, Y4, Y4
-	VADDPS       Y1, Y4, Y4
-	VCVTTPS2DQ   Y4, Y4
-	VMULPS       Y8, Y5, Y5
+	VMOVSS X8, (SP)(BX*4)
+	ADDQ   $0x00000080, AX
+	INCQ   BX
+	CMPQ   BX, SI
+	JNE    measure
+	XORQ   BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y4
+	VBROADCASTSS wordbe000000<>+0(SB), Y5
+	VMULPS       Y5, Y4, Y4
+	VBROADCASTSS word3f800000<>+0(SB), Y5
+	VDIVPS       Y4, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x04, Y6, Y4, Y6
+	VANDPS       Y6, Y5, Y5
+	VMOVUPS      Y5, 384(SP)(BX*4)
+	VSUBPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x00, Y6, Y5, Y5
+	VMOVUPS      Y5, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X5
+	VBROADCASTSS word7c007c00<>+0(SB), X6
+	VCVTPS2PH    $0x00, Y4, X4
+	VPAND        X5, X4, X5
+	VPCMPGTW     X6, X5, X5
+	VPSRLW       $0x07, X5, X5
+	VPANDN       X4, X5, X4
+	VPMOVZXWD    X4, Y4
+	VMOVDQU      Y4, (SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	VBROADCASTSS 384(SP)(BX*4), Y4
+	VMULPS       (AX), Y4, Y5
 	VADDPS       Y1, Y5, Y5
 	VCVTTPS2DQ   Y5, Y5
-	VMULPS       Y8, Y6, Y6
+	VMULPS       32(AX), Y4, Y6
 	VADDPS       Y1, Y6, Y6
 	VCVTTPS2DQ   Y6, Y6
-	VMULPS       Y8, Y7, Y7
+	VMULPS       64(AX), Y4, Y7
 	VADDPS       Y1, Y7, Y7
 	VCVTTPS2DQ   Y7, Y7
-	VPACKSSDW    Y5, Y4, Y4
-	VPACKSSDW    Y7, Y6, Y5
-	VPACKUSWB    Y5, Y4, Y4
-	VPMINUB      Y3, Y4, Y4
-	VBROADCASTSS X10, Y5
-	VPAND        Y5, Y4, Y4
-	VPERMD       Y4, Y2, Y4
-	VEXTRACTI128 $0x01, Y4, X5
-	VPSLLW       $0x04, X5, X5
-	VPOR         X4, X5, X5
-	VMOVDQU      X5, 2(CX)
+	VMULPS       96(AX), Y4, Y4
+	VADDPS       Y1, Y4, Y4
+	VCVTTPS2DQ   Y4, Y4
+	VPACKSSDW    Y6, Y5, Y5
+	VPACKSSDW    Y4, Y7, Y4
+	VPACKUSWB    Y4, Y5, Y5
+	VPMINUB      Y3, Y5, Y5
+	VBROADCASTSS 512(SP)(BX*4), Y4
+	VPAND        Y4, Y5, Y5
+	VPERMD       Y5, Y2, Y5
+	VEXTRACTI128 $0x01, Y5, X4
+	VPSLLW       $0x04, X4, X4
+	VPOR         X5, X4, X4
+	VMOVDQU      X4, 2(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000012, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
@@ -242,8 +304,8 @@ DATA wordbe000000<>+0(SB)/4, $0xbe000000
 GLOBL wordbe000000<>(SB), RODATA|NOPTR, $4
 
 // func encodeQ5_0AVX2(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, F16C
-TEXT ·encodeQ5_0AVX2(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, CMOV, F16C
+TEXT ·encodeQ5_0AVX2(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
@@ -252,7 +314,14 @@ TEXT ·encodeQ5_0AVX2(SB), NOSPLIT, $0-24
 	VMOVUPS      packed<>+0(SB), Y2
 	VPBROADCASTD word1f1f1f1f<>+0(SB), Y3
 
-block:
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
 	VMOVUPS      (AX), Y4
 	VMOVUPS      32(AX), Y5
 	VMOVUPS      64(AX), Y6
@@ -279,87 +348,111 @@ block:
 	VPSHUFD      $0xb1, X8, X9
 	VMAXPS       X9, X8, X8
 	VXORPS       X0, X11, X9
-	VUCOMISS     X9, X8
-	JHI          known2
-	VMOVAPS      X8, X9
-	VMOVAPS      X11, X8
+	VMOVAPS      X8, X12
+	VCMPPS       $0x1e, X8, X9, X13
+	VBLENDVPS    X13, X11, X8, X8
+	VUCOMISS     X9, X12
 	JNE          known2
-	VUCOMISS     X10, X9
+	VUCOMISS     X10, X12
 	JEQ          known2
-	VBROADCASTSS X9, Y8
-	VANDNPS      Y4, Y0, Y9
-	VCMPPS       $0x00, Y8, Y9, Y9
-	VMOVMSKPS    Y9, BX
-	VANDNPS      Y5, Y0, Y9
-	VCMPPS       $0x00, Y8, Y9, Y9
-	VMOVMSKPS    Y9, SI
-	SHLL         $0x08, SI
-	ORL          SI, BX
-	VANDNPS      Y6, Y0, Y9
-	VCMPPS       $0x00, Y8, Y9, Y9
-	VMOVMSKPS    Y9, SI
-	SHLL         $0x10, SI
-	ORL          SI, BX
-	VANDNPS      Y7, Y0, Y9
-	VCMPPS       $0x00, Y8, Y9, Y8
-	VMOVMSKPS    Y8, SI
-	SHLL         $0x18, SI
-	ORL          SI, BX
-	BSFL         BX, BX
-	VBROADCASTSS (AX)(BX*4), X8
+	VBROADCASTSS X12, Y8
+	VANDNPS      Y4, Y0, Y4
+	VCMPPS       $0x00, Y8, Y4, Y4
+	VMOVMSKPS    Y4, R8
+	VANDNPS      Y5, Y0, Y4
+	VCMPPS       $0x00, Y8, Y4, Y4
+	VMOVMSKPS    Y4, R9
+	SHLL         $0x08, R9
+	ORL          R9, R8
+	VANDNPS      Y6, Y0, Y4
+	VCMPPS       $0x00, Y8, Y4, Y4
+	VMOVMSKPS    Y4, R9
+	SHLL         $0x10, R9
+	ORL          R9, R8
+	VANDNPS      Y7, Y0, Y4
+	VCMPPS       $0x00, Y8, Y4, Y4
+	VMOVMSKPS    Y4, R9
+	SHLL         $0x18, R9
+	ORL          R9, R8
+	BSFL         R8, R8
+	VBROADCASTSS (AX)(R8*4), X8
 
 known2:
-	VBROADCASTSS wordbd800000<>+0(SB), X9
-	VMULPS       X9, X8, X8
-	VBROADCASTSS word3f800000<>+0(SB), X9
-	VDIVPS       X8, X9, X9
-	VXORPS       X10, X10, X10
-	VCMPPS       $0x04, X10, X8, X10
-	VANDPS       X10, X9, X9
-	VSUBPS       X9, X9, X10
-	VXORPS       X11, X11, X11
-	VCMPPS       $0x00, X11, X10, X10
-	VBROADCASTSS word7fff7fff<>+0(SB), X11
-	VBROADCASTSS word7c007c00<>+0(SB), X12
-	VCVTPS2PH    $0x00, X8, X8
-	VPAND        X11, X8, X11
-	VPCMPGTW     X12, X11, X11
-	VPSRLW       $0x07, X11, X11
-	VPANDN       X8, X11, X8
-	VPEXTRW      $0x00, X8, (CX)
-	VBROADCASTSS X9, Y8
-	VMULPS       Y8, Y4, Y4
-	VADDPS       Y1, Y4, Y4
-	VCVTTPS2DQ   Y4, Y4
-	VMULPS       Y8, Y5, Y5
+	VMOVSS X8, (SP)(BX*4)
+	ADDQ   $0x00000080, AX
+	INCQ   BX
+	CMPQ   BX, SI
+	JNE    measure
+	XORQ   BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y4
+	VBROADCASTSS wordbd800000<>+0(SB), Y5
+	VMULPS       Y5, Y4, Y4
+	VBROADCASTSS word3f800000<>+0(SB), Y5
+	VDIVPS       Y4, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x04, Y6, Y4, Y6
+	VANDPS       Y6, Y5, Y5
+	VMOVUPS      Y5, 384(SP)(BX*4)
+	VSUBPS       Y5, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x00, Y6, Y5, Y5
+	VMOVUPS      Y5, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X5
+	VBROADCASTSS word7c007c00<>+0(SB), X6
+	VCVTPS2PH    $0x00, Y4, X4
+	VPAND        X5, X4, X5
+	VPCMPGTW     X6, X5, X5
+	VPSRLW       $0x07, X5, X5
+	VPANDN       X4, X5, X4
+	VPMOVZXWD    X4, Y4
+	VMOVDQU      Y4, (SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	VBROADCASTSS 384(SP)(BX*4), Y4
+	VMULPS       (AX), Y4, Y5
 	VADDPS       Y1, Y5, Y5
 	VCVTTPS2DQ   Y5, Y5
-	VMULPS       Y8, Y6, Y6
+	VMULPS       32(AX), Y4, Y6
 	VADDPS       Y1, Y6, Y6
 	VCVTTPS2DQ   Y6, Y6
-	VMULPS       Y8, Y7, Y7
+	VMULPS       64(AX), Y4, Y7
 	VADDPS       Y1, Y7, Y7
 	VCVTTPS2DQ   Y7, Y7
-	VPACKSSDW    Y5, Y4, Y4
-	VPACKSSDW    Y7, Y6, Y5
-	VPACKUSWB    Y5, Y4, Y4
-	VPMINUB      Y3, Y4, Y4
-	VBROADCASTSS X10, Y5
-	VPAND        Y5, Y4, Y4
-	VPERMD       Y4, Y2, Y4
-	VPSLLW       $0x03, Y4, Y5
-	VPMOVMSKB    Y5, BX
-	MOVL         BX, 2(CX)
-	VPBROADCASTD word0f0f0f0f<>+0(SB), Y5
-	VPAND        Y5, Y4, Y4
-	VEXTRACTI128 $0x01, Y4, X5
-	VPSLLW       $0x04, X5, X5
-	VPOR         X4, X5, X5
-	VMOVDQU      X5, 6(CX)
+	VMULPS       96(AX), Y4, Y4
+	VADDPS       Y1, Y4, Y4
+	VCVTTPS2DQ   Y4, Y4
+	VPACKSSDW    Y6, Y5, Y5
+	VPACKSSDW    Y4, Y7, Y4
+	VPACKUSWB    Y4, Y5, Y5
+	VPMINUB      Y3, Y5, Y5
+	VBROADCASTSS 512(SP)(BX*4), Y4
+	VPAND        Y4, Y5, Y5
+	VPERMD       Y5, Y2, Y5
+	VPSLLW       $0x03, Y5, Y4
+	VPMOVMSKB    Y4, DI
+	MOVL         DI, 2(CX)
+	VPBROADCASTD word0f0f0f0f<>+0(SB), Y4
+	VPAND        Y4, Y5, Y5
+	VEXTRACTI128 $0x01, Y5, X4
+	VPSLLW       $0x04, X4, X4
+	VPOR         X5, X4, X4
+	VMOVDQU      X4, 6(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000016, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
@@ -373,8 +466,8 @@ DATA wordbd800000<>+0(SB)/4, $0xbd800000
 GLOBL wordbd800000<>(SB), RODATA|NOPTR, $4
 
 // func encodeQ4_1AVX2(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, F16C
-TEXT ·encodeQ4_1AVX2(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, CMOV, F16C
+TEXT ·encodeQ4_1AVX2(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
@@ -382,7 +475,14 @@ TEXT ·encodeQ4_1AVX2(SB), NOSPLIT, $0-24
 	VMOVUPS      packed<>+0(SB), Y1
 	VPBROADCASTD word0f0f0f0f<>+0(SB), Y2
 
-block:
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
 	VMOVUPS      (AX), Y3
 	VMOVUPS      32(AX), Y4
 	VMOVUPS      64(AX), Y5
@@ -413,69 +513,106 @@ block:
 	VUCOMISS     X8, X9
 	JNE          known3
 	JPS          known3
-	VCMPPS       $0x00, Y8, Y3, Y9
-	VMOVMSKPS    Y9, BX
-	VCMPPS       $0x00, Y8, Y4, Y9
-	VMOVMSKPS    Y9, SI
-	SHLL         $0x08, SI
-	ORL          SI, BX
-	VCMPPS       $0x00, Y8, Y5, Y9
-	VMOVMSKPS    Y9, SI
-	SHLL         $0x10, SI
-	ORL          SI, BX
-	VCMPPS       $0x00, Y8, Y6, Y8
-	VMOVMSKPS    Y8, SI
-	SHLL         $0x18, SI
-	ORL          SI, BX
-	BSFL         BX, BX
-	VBROADCASTSS (AX)(BX*4), X9
+	VCMPPS       $0x00, Y8, Y3, Y3
+	VMOVMSKPS    Y3, R8
+	VCMPPS       $0x00, Y8, Y4, Y3
+	VMOVMSKPS    Y3, R9
+	SHLL         $0x08, R9
+	ORL          R9, R8
+	VCMPPS       $0x00, Y8, Y5, Y3
+	VMOVMSKPS    Y3, R9
+	SHLL         $0x10, R9
+	ORL          R9, R8
+	VCMPPS       $0x00, Y8, Y6, Y3
+	VMOVMSKPS    Y3, R9
+	SHLL         $0x18, R9
+	ORL          R9, R8
+	BSFL         R8, R8
+	VBROADCASTSS (AX)(R8*4), X9
 
 known3:
-	VSUBPS       X9, X7, X7
-	VBROADCASTSS word41700000<>+0(SB), X8
-	VDIVPS       X8, X7, X7
-	VBROADCASTSS word3f800000<>+0(SB), X8
-	VDIVPS       X7, X8, X8
-	VXORPS       X10, X10, X10
-	VCMPPS       $0x04, X10, X7, X10
-	VANDPS       X10, X8, X8
-	VSUBPS       X7, X7, X10
-	VSUBPS       X8, X8, X11
-	VADDPS       X11, X10, X10
-	VXORPS       X11, X11, X11
-	VCMPPS       $0x00, X11, X10, X10
-	VBROADCASTSS X8, Y8
-	VBROADCASTSS X9, Y11
-	VUNPCKLPS    X9, X7, X7
-	VBROADCASTSS word7fff7fff<>+0(SB), X9
-	VBROADCASTSS word7c007c00<>+0(SB), X12
-	VCVTPS2PH    $0x00, X7, X7
-	VPAND        X9, X7, X9
-	VPCMPGTW     X12, X9, X9
-	VPSRLW       $0x07, X9, X9
-	VPANDN       X7, X9, X7
-	VMOVD        X7, (CX)
-	VSUBPS       Y11, Y3, Y3
-	VMULPS       Y8, Y3, Y3
-	VADDPS       Y0, Y3, Y3
-	VCVTTPS2DQ   Y3, Y3
-	VSUBPS       Y11, Y4, Y4
-	VMULPS       Y8, Y4, Y4
-	VADDPS       Y0, Y4, Y4
-	VCVTTPS2DQ   Y4, Y4
-	VSUBPS       Y11, Y5, Y5
-	VMULPS       Y8, Y5, Y5
+	VMOVSS X9, 128(SP)(BX*4)
+	VMOVSS X7, (SP)(BX*4)
+	ADDQ   $0x00000080, AX
+	INCQ   BX
+	CMPQ   BX, SI
+	JNE    measure
+	XORQ   BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y4
+	VMOVUPS      128(SP)(BX*4), Y3
+	VSUBPS       Y3, Y4, Y4
+	VBROADCASTSS word41700000<>+0(SB), Y5
+	VDIVPS       Y5, Y4, Y4
+	VBROADCASTSS word3f800000<>+0(SB), Y5
+	VDIVPS       Y4, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x04, Y6, Y4, Y6
+	VANDPS       Y6, Y5, Y5
+	VMOVUPS      Y5, 384(SP)(BX*4)
+	VSUBPS       Y4, Y4, Y6
+	VSUBPS       Y5, Y5, Y5
+	VADDPS       Y5, Y6, Y6
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x00, Y5, Y6, Y5
+	VMOVUPS      Y5, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X5
+	VBROADCASTSS word7c007c00<>+0(SB), X6
+	VCVTPS2PH    $0x00, Y4, X4
+	VPAND        X5, X4, X5
+	VPCMPGTW     X6, X5, X5
+	VPSRLW       $0x07, X5, X5
+	VPANDN       X4, X5, X4
+	VPMOVZXWD    X4, Y4
+	VMOVDQU      Y4, (SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X4
+	VBROADCASTSS word7c007c00<>+0(SB), X5
+	VCVTPS2PH    $0x00, Y3, X3
+	VPAND        X4, X3, X4
+	VPCMPGTW     X5, X4, X4
+	VPSRLW       $0x07, X4, X4
+	VPANDN       X3, X4, X3
+	VPMOVZXWD    X3, Y3
+	VMOVDQU      Y3, 256(SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	MOVL         256(SP)(BX*4), DI
+	MOVW         DI, 2(CX)
+	VBROADCASTSS 384(SP)(BX*4), Y3
+	VBROADCASTSS 128(SP)(BX*4), Y4
+	VMOVUPS      (AX), Y5
+	VSUBPS       Y4, Y5, Y5
+	VMULPS       Y3, Y5, Y5
 	VADDPS       Y0, Y5, Y5
 	VCVTTPS2DQ   Y5, Y5
-	VSUBPS       Y11, Y6, Y6
-	VMULPS       Y8, Y6, Y6
+	VMOVUPS      32(AX), Y6
+	VSUBPS       Y4, Y6, Y6
+	VMULPS       Y3, Y6, Y6
 	VADDPS       Y0, Y6, Y6
 	VCVTTPS2DQ   Y6, Y6
-	VPACKSSDW    Y4, Y3, Y3
-	VPACKSSDW    Y6, Y5, Y4
+	VMOVUPS      64(AX), Y7
+	VSUBPS       Y4, Y7, Y7
+	VMULPS       Y3, Y7, Y7
+	VADDPS       Y0, Y7, Y7
+	VCVTTPS2DQ   Y7, Y7
+	VMOVUPS      96(AX), Y8
+	VSUBPS       Y4, Y8, Y8
+	VMULPS       Y3, Y8, Y8
+	VADDPS       Y0, Y8, Y8
+	VCVTTPS2DQ   Y8, Y8
+	VPACKSSDW    Y6, Y5, Y3
+	VPACKSSDW    Y8, Y7, Y4
 	VPACKUSWB    Y4, Y3, Y3
 	VPMINUB      Y2, Y3, Y3
-	VBROADCASTSS X10, Y4
+	VBROADCASTSS 512(SP)(BX*4), Y4
 	VPAND        Y4, Y3, Y3
 	VPERMD       Y3, Y1, Y3
 	VEXTRACTI128 $0x01, Y3, X4
@@ -484,8 +621,11 @@ known3:
 	VMOVDQU      X4, 4(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000014, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
@@ -496,8 +636,8 @@ DATA word41700000<>+0(SB)/4, $0x41700000
 GLOBL word41700000<>(SB), RODATA|NOPTR, $4
 
 // func encodeQ5_1AVX2(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, F16C
-TEXT ·encodeQ5_1AVX2(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, CMOV, F16C
+TEXT ·encodeQ5_1AVX2(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
@@ -505,7 +645,14 @@ TEXT ·encodeQ5_1AVX2(SB), NOSPLIT, $0-24
 	VMOVUPS      packed<>+0(SB), Y1
 	VPBROADCASTD word1f1f1f1f<>+0(SB), Y2
 
-block:
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
 	VMOVUPS      (AX), Y3
 	VMOVUPS      32(AX), Y4
 	VMOVUPS      64(AX), Y5
@@ -536,74 +683,111 @@ block:
 	VUCOMISS     X8, X9
 	JNE          known4
 	JPS          known4
-	VCMPPS       $0x00, Y8, Y3, Y9
-	VMOVMSKPS    Y9, BX
-	VCMPPS       $0x00, Y8, Y4, Y9
-	VMOVMSKPS    Y9, SI
-	SHLL         $0x08, SI
-	ORL          SI, BX
-	VCMPPS       $0x00, Y8, Y5, Y9
-	VMOVMSKPS    Y9, SI
-	SHLL         $0x10, SI
-	ORL          SI, BX
-	VCMPPS       $0x00, Y8, Y6, Y8
-	VMOVMSKPS    Y8, SI
-	SHLL         $0x18, SI
-	ORL          SI, BX
-	BSFL         BX, BX
-	VBROADCASTSS (AX)(BX*4), X9
+	VCMPPS       $0x00, Y8, Y3, Y3
+	VMOVMSKPS    Y3, R8
+	VCMPPS       $0x00, Y8, Y4, Y3
+	VMOVMSKPS    Y3, R9
+	SHLL         $0x08, R9
+	ORL          R9, R8
+	VCMPPS       $0x00, Y8, Y5, Y3
+	VMOVMSKPS    Y3, R9
+	SHLL         $0x10, R9
+	ORL          R9, R8
+	VCMPPS       $0x00, Y8, Y6, Y3
+	VMOVMSKPS    Y3, R9
+	SHLL         $0x18, R9
+	ORL          R9, R8
+	BSFL         R8, R8
+	VBROADCASTSS (AX)(R8*4), X9
 
 known4:
-	VSUBPS       X9, X7, X7
-	VBROADCASTSS word41f80000<>+0(SB), X8
-	VDIVPS       X8, X7, X7
-	VBROADCASTSS word3f800000<>+0(SB), X8
-	VDIVPS       X7, X8, X8
-	VXORPS       X10, X10, X10
-	VCMPPS       $0x04, X10, X7, X10
-	VANDPS       X10, X8, X8
-	VSUBPS       X7, X7, X10
-	VSUBPS       X8, X8, X11
-	VADDPS       X11, X10, X10
-	VXORPS       X11, X11, X11
-	VCMPPS       $0x00, X11, X10, X10
-	VBROADCASTSS X8, Y8
-	VBROADCASTSS X9, Y11
-	VUNPCKLPS    X9, X7, X7
-	VBROADCASTSS word7fff7fff<>+0(SB), X9
-	VBROADCASTSS word7c007c00<>+0(SB), X12
-	VCVTPS2PH    $0x00, X7, X7
-	VPAND        X9, X7, X9
-	VPCMPGTW     X12, X9, X9
-	VPSRLW       $0x07, X9, X9
-	VPANDN       X7, X9, X7
-	VMOVD        X7, (CX)
-	VSUBPS       Y11, Y3, Y3
-	VMULPS       Y8, Y3, Y3
-	VADDPS       Y0, Y3, Y3
-	VCVTTPS2DQ   Y3, Y3
-	VSUBPS       Y11, Y4, Y4
-	VMULPS       Y8, Y4, Y4
-	VADDPS       Y0, Y4, Y4
-	VCVTTPS2DQ   Y4, Y4
-	VSUBPS       Y11, Y5, Y5
-	VMULPS       Y8, Y5, Y5
+	VMOVSS X9, 128(SP)(BX*4)
+	VMOVSS X7, (SP)(BX*4)
+	ADDQ   $0x00000080, AX
+	INCQ   BX
+	CMPQ   BX, SI
+	JNE    measure
+	XORQ   BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y4
+	VMOVUPS      128(SP)(BX*4), Y3
+	VSUBPS       Y3, Y4, Y4
+	VBROADCASTSS word41f80000<>+0(SB), Y5
+	VDIVPS       Y5, Y4, Y4
+	VBROADCASTSS word3f800000<>+0(SB), Y5
+	VDIVPS       Y4, Y5, Y5
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x04, Y6, Y4, Y6
+	VANDPS       Y6, Y5, Y5
+	VMOVUPS      Y5, 384(SP)(BX*4)
+	VSUBPS       Y4, Y4, Y6
+	VSUBPS       Y5, Y5, Y5
+	VADDPS       Y5, Y6, Y6
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x00, Y5, Y6, Y5
+	VMOVUPS      Y5, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X5
+	VBROADCASTSS word7c007c00<>+0(SB), X6
+	VCVTPS2PH    $0x00, Y4, X4
+	VPAND        X5, X4, X5
+	VPCMPGTW     X6, X5, X5
+	VPSRLW       $0x07, X5, X5
+	VPANDN       X4, X5, X4
+	VPMOVZXWD    X4, Y4
+	VMOVDQU      Y4, (SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X4
+	VBROADCASTSS word7c007c00<>+0(SB), X5
+	VCVTPS2PH    $0x00, Y3, X3
+	VPAND        X4, X3, X4
+	VPCMPGTW     X5, X4, X4
+	VPSRLW       $0x07, X4, X4
+	VPANDN       X3, X4, X3
+	VPMOVZXWD    X3, Y3
+	VMOVDQU      Y3, 256(SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	MOVL         256(SP)(BX*4), DI
+	MOVW         DI, 2(CX)
+	VBROADCASTSS 384(SP)(BX*4), Y3
+	VBROADCASTSS 128(SP)(BX*4), Y4
+	VMOVUPS      (AX), Y5
+	VSUBPS       Y4, Y5, Y5
+	VMULPS       Y3, Y5, Y5
 	VADDPS       Y0, Y5, Y5
 	VCVTTPS2DQ   Y5, Y5
-	VSUBPS       Y11, Y6, Y6
-	VMULPS       Y8, Y6, Y6
+	VMOVUPS      32(AX), Y6
+	VSUBPS       Y4, Y6, Y6
+	VMULPS       Y3, Y6, Y6
 	VADDPS       Y0, Y6, Y6
 	VCVTTPS2DQ   Y6, Y6
-	VPACKSSDW    Y4, Y3, Y3
-	VPACKSSDW    Y6, Y5, Y4
+	VMOVUPS      64(AX), Y7
+	VSUBPS       Y4, Y7, Y7
+	VMULPS       Y3, Y7, Y7
+	VADDPS       Y0, Y7, Y7
+	VCVTTPS2DQ   Y7, Y7
+	VMOVUPS      96(AX), Y8
+	VSUBPS       Y4, Y8, Y8
+	VMULPS       Y3, Y8, Y8
+	VADDPS       Y0, Y8, Y8
+	VCVTTPS2DQ   Y8, Y8
+	VPACKSSDW    Y6, Y5, Y3
+	VPACKSSDW    Y8, Y7, Y4
 	VPACKUSWB    Y4, Y3, Y3
 	VPMINUB      Y2, Y3, Y3
-	VBROADCASTSS X10, Y4
+	VBROADCASTSS 512(SP)(BX*4), Y4
 	VPAND        Y4, Y3, Y3
 	VPERMD       Y3, Y1, Y3
 	VPSLLW       $0x03, Y3, Y4
-	VPMOVMSKB    Y4, BX
-	MOVL         BX, 4(CX)
+	VPMOVMSKB    Y4, DI
+	MOVL         DI, 4(CX)
 	VPBROADCASTD word0f0f0f0f<>+0(SB), Y4
 	VPAND        Y4, Y3, Y3
 	VEXTRACTI128 $0x01, Y3, X4
@@ -612,8 +796,11 @@ known4:
 	VMOVDQU      X4, 8(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000018, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
@@ -1483,113 +1670,92 @@ GLOBL word00100001<>(SB), RODATA|NOPTR, $4
 
 // func encodeMXFP4AVX2(dst *byte, src *float32, blocks int) int
 // Requires: AVX, AVX2, CMOV
-TEXT ·encodeMXFP4AVX2(SB), NOSPLIT, $0-32
-	MOVQ dst+0(FP), CX
-	MOVQ src+8(FP), AX
-	MOVQ blocks+16(FP), DX
-	MOVQ DX, BX
-
-block:
+TEXT ·encodeMXFP4AVX2(SB), NOSPLIT, $640-32
+	MOVQ         dst+0(FP), CX
+	MOVQ         src+8(FP), AX
+	MOVQ         blocks+16(FP), DX
 	VBROADCASTSS word7fffffff<>+0(SB), Y0
+	MOVQ         DX, BX
+
+turn:
+	MOVQ    $0x00000020, DI
+	CMPQ    DX, DI
+	CMOVQCS DX, DI
+	MOVQ    AX, R8
+	XORQ    SI, SI
+
+measure:
 	VANDPS       (AX), Y0, Y1
 	VANDPS       32(AX), Y0, Y2
 	VPMAXUD      Y2, Y1, Y1
 	VANDPS       64(AX), Y0, Y2
 	VPMAXUD      Y2, Y1, Y1
-	VANDPS       96(AX), Y0, Y0
-	VPMAXUD      Y0, Y1, Y1
-	VEXTRACTF128 $0x01, Y1, X0
-	VPMAXUD      X0, X1, X0
-	VPSHUFD      $0x4e, X0, X1
-	VPMAXUD      X1, X0, X0
-	VPSHUFD      $0xb1, X0, X1
-	VPMAXUD      X1, X0, X0
-	VMOVD        X0, SI
-	XORL         R9, R9
-	MOVL         SI, DI
-	MOVL         SI, R8
-	ANDL         $0x007fffff, R8
-	CMPL         R8, $0x007fff00
-	JHI          odd
-	SHRL         $0x17, DI
-	SUBL         $0x02, DI
-	TESTL        SI, SI
-	CMOVLEQ      R9, DI
-	JEQ          exponent
-	CMPL         SI, $0x00800000
-	JCS          odd
+	VANDPS       96(AX), Y0, Y2
+	VPMAXUD      Y2, Y1, Y1
+	VEXTRACTF128 $0x01, Y1, X2
+	VPMAXUD      X2, X1, X2
+	VPSHUFD      $0x4e, X2, X1
+	VPMAXUD      X1, X2, X2
+	VPSHUFD      $0xb1, X2, X1
+	VPMAXUD      X1, X2, X2
+	VMOVD        X2, (SP)(SI*4)
+	ADDQ         $0x00000080, AX
+	INCQ         SI
+	CMPQ         SI, DI
+	JNE          measure
+	XORQ         SI, SI
 
-exponent:
-	ANDL         $0x000000ff, DI
-	MOVB         DI, (CX)
-	LEAL         1(DI), R8
-	SHLL         $0x15, R8
-	LEAL         -1(DI), SI
-	SHLL         $0x17, SI
-	CMPL         DI, $0x02
-	CMOVLCS      R8, SI
-	VMOVD        SI, X0
-	VBROADCASTSS X0, Y0
-	VMULPS       vector3f000000<>+0(SB), Y0, Y1
-	VMULPS       vector3fc00000<>+0(SB), Y0, Y2
-	VMULPS       vector40200000<>+0(SB), Y0, Y3
-	VMULPS       vector40600000<>+0(SB), Y0, Y4
-	VMULPS       vector40a00000<>+0(SB), Y0, Y5
-	VMULPS       vector40e00000<>+0(SB), Y0, Y6
-	VMULPS       vector41200000<>+0(SB), Y0, Y0
-	VMOVUPS      (AX), Y7
-	VXORPS       Y8, Y8, Y8
-	VANDPS       vector7fffffff<>+0(SB), Y7, Y7
-	VPCMPGTD     Y1, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y2, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y3, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y4, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y5, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y6, Y7, Y9
-	VPSUBD       Y9, Y8, Y8
-	VPCMPGTD     Y0, Y7, Y7
-	VPSUBD       Y7, Y8, Y8
-	VMOVUPS      (AX), Y7
-	VPSRLD       $0x1c, Y7, Y7
-	VPADDD       vector00000007<>+0(SB), Y8, Y9
-	VANDPS       Y7, Y9, Y9
-	VANDPS       vector00000008<>+0(SB), Y9, Y9
-	VORPS        Y9, Y8, Y8
-	VMOVUPS      64(AX), Y7
-	VXORPS       Y9, Y9, Y9
-	VANDPS       vector7fffffff<>+0(SB), Y7, Y7
-	VPCMPGTD     Y1, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y2, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y3, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y4, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y5, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y6, Y7, Y10
-	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y0, Y7, Y7
-	VPSUBD       Y7, Y9, Y9
-	VMOVUPS      64(AX), Y7
-	VPSRLD       $0x1c, Y7, Y7
-	VPADDD       vector00000007<>+0(SB), Y9, Y10
-	VANDPS       Y7, Y10, Y10
-	VANDPS       vector00000008<>+0(SB), Y10, Y10
-	VORPS        Y10, Y9, Y9
-	VPSLLD       $0x04, Y9, Y9
-	VORPS        Y9, Y8, Y7
-	VMOVUPS      32(AX), Y8
+scale:
+	VMOVUPS   (SP)(SI*4), Y1
+	VXORPS    Y2, Y2, Y2
+	VPAND     vector007fffff<>+0(SB), Y1, Y3
+	VMOVUPS   vector007fff00<>+0(SB), Y4
+	VPCMPGTD  Y4, Y3, Y3
+	VMOVUPS   vector00800000<>+0(SB), Y4
+	VPCMPGTD  Y1, Y4, Y4
+	VPCMPGTD  Y2, Y1, Y5
+	VANDPS    Y4, Y5, Y4
+	VORPS     Y3, Y4, Y3
+	VPCMPEQD  Y3, Y2, Y3
+	VMOVUPS   Y3, 512(SP)(SI*4)
+	VPSRLD    $0x17, Y1, Y3
+	VMOVUPS   vector00000002<>+0(SB), Y4
+	VPSUBD    Y4, Y3, Y3
+	VPAND     vector000000ff<>+0(SB), Y3, Y3
+	VPCMPGTD  Y2, Y1, Y1
+	VPAND     Y1, Y3, Y3
+	VMOVUPS   Y3, (SP)(SI*4)
+	VMOVUPS   vector00000001<>+0(SB), Y1
+	VPADDD    Y1, Y3, Y2
+	VPSLLD    $0x15, Y2, Y2
+	VPSUBD    Y1, Y3, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMOVUPS   vector00000002<>+0(SB), Y4
+	VPCMPGTD  Y3, Y4, Y3
+	VBLENDVPS Y3, Y2, Y1, Y1
+	VMOVUPS   Y1, 128(SP)(SI*4)
+	ADDQ      $0x08, SI
+	CMPQ      SI, DI
+	JCS       scale
+	MOVQ      R8, AX
+	XORQ      SI, SI
+
+finish:
+	CMPL         512(SP)(SI*4), $0x00
+	JEQ          odd
+	MOVL         (SP)(SI*4), R8
+	MOVB         R8, (CX)
+	VBROADCASTSS 128(SP)(SI*4), Y1
+	VMULPS       vector3f000000<>+0(SB), Y1, Y2
+	VMULPS       vector3fc00000<>+0(SB), Y1, Y3
+	VMULPS       vector40200000<>+0(SB), Y1, Y4
+	VMULPS       vector40600000<>+0(SB), Y1, Y5
+	VMULPS       vector40a00000<>+0(SB), Y1, Y6
+	VMULPS       vector40e00000<>+0(SB), Y1, Y7
+	VMULPS       vector41200000<>+0(SB), Y1, Y1
+	VMOVUPS      (AX), Y8
 	VXORPS       Y9, Y9, Y9
 	VANDPS       vector7fffffff<>+0(SB), Y8, Y8
-	VPCMPGTD     Y1, Y8, Y10
-	VPSUBD       Y10, Y9, Y9
 	VPCMPGTD     Y2, Y8, Y10
 	VPSUBD       Y10, Y9, Y9
 	VPCMPGTD     Y3, Y8, Y10
@@ -1600,54 +1766,217 @@ exponent:
 	VPSUBD       Y10, Y9, Y9
 	VPCMPGTD     Y6, Y8, Y10
 	VPSUBD       Y10, Y9, Y9
-	VPCMPGTD     Y0, Y8, Y8
+	VPCMPGTD     Y7, Y8, Y10
+	VPSUBD       Y10, Y9, Y9
+	VPCMPGTD     Y1, Y8, Y8
 	VPSUBD       Y8, Y9, Y9
-	VMOVUPS      32(AX), Y8
+	VMOVUPS      (AX), Y8
 	VPSRLD       $0x1c, Y8, Y8
 	VPADDD       vector00000007<>+0(SB), Y9, Y10
 	VANDPS       Y8, Y10, Y10
 	VANDPS       vector00000008<>+0(SB), Y10, Y10
 	VORPS        Y10, Y9, Y9
-	VMOVUPS      96(AX), Y8
+	VMOVUPS      64(AX), Y8
 	VXORPS       Y10, Y10, Y10
 	VANDPS       vector7fffffff<>+0(SB), Y8, Y8
-	VPCMPGTD     Y1, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y2, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y3, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y4, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y5, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y6, Y8, Y1
-	VPSUBD       Y1, Y10, Y10
-	VPCMPGTD     Y0, Y8, Y0
-	VPSUBD       Y0, Y10, Y10
-	VMOVUPS      96(AX), Y8
+	VPCMPGTD     Y2, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y3, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y4, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y5, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y6, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y7, Y8, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y1, Y8, Y8
+	VPSUBD       Y8, Y10, Y10
+	VMOVUPS      64(AX), Y8
 	VPSRLD       $0x1c, Y8, Y8
-	VPADDD       vector00000007<>+0(SB), Y10, Y0
-	VANDPS       Y8, Y0, Y0
-	VANDPS       vector00000008<>+0(SB), Y0, Y0
-	VORPS        Y0, Y10, Y10
+	VPADDD       vector00000007<>+0(SB), Y10, Y11
+	VANDPS       Y8, Y11, Y11
+	VANDPS       vector00000008<>+0(SB), Y11, Y11
+	VORPS        Y11, Y10, Y10
 	VPSLLD       $0x04, Y10, Y10
-	VORPS        Y10, Y9, Y0
-	VPACKUSDW    Y0, Y7, Y0
-	VPERMQ       $0xd8, Y0, Y0
-	VEXTRACTI128 $0x01, Y0, X1
-	VPACKUSWB    X1, X0, X1
-	VMOVDQU      X1, 1(CX)
+	VORPS        Y10, Y9, Y8
+	VMOVUPS      32(AX), Y9
+	VXORPS       Y10, Y10, Y10
+	VANDPS       vector7fffffff<>+0(SB), Y9, Y9
+	VPCMPGTD     Y2, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y3, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y4, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y5, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y6, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y7, Y9, Y11
+	VPSUBD       Y11, Y10, Y10
+	VPCMPGTD     Y1, Y9, Y9
+	VPSUBD       Y9, Y10, Y10
+	VMOVUPS      32(AX), Y9
+	VPSRLD       $0x1c, Y9, Y9
+	VPADDD       vector00000007<>+0(SB), Y10, Y11
+	VANDPS       Y9, Y11, Y11
+	VANDPS       vector00000008<>+0(SB), Y11, Y11
+	VORPS        Y11, Y10, Y10
+	VMOVUPS      96(AX), Y9
+	VXORPS       Y11, Y11, Y11
+	VANDPS       vector7fffffff<>+0(SB), Y9, Y9
+	VPCMPGTD     Y2, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y3, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y4, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y5, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y6, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y7, Y9, Y2
+	VPSUBD       Y2, Y11, Y11
+	VPCMPGTD     Y1, Y9, Y1
+	VPSUBD       Y1, Y11, Y11
+	VMOVUPS      96(AX), Y9
+	VPSRLD       $0x1c, Y9, Y9
+	VPADDD       vector00000007<>+0(SB), Y11, Y1
+	VANDPS       Y9, Y1, Y1
+	VANDPS       vector00000008<>+0(SB), Y1, Y1
+	VORPS        Y1, Y11, Y11
+	VPSLLD       $0x04, Y11, Y11
+	VORPS        Y11, Y10, Y1
+	VPACKUSDW    Y1, Y8, Y1
+	VPERMQ       $0xd8, Y1, Y1
+	VEXTRACTI128 $0x01, Y1, X2
+	VPACKUSWB    X2, X1, X2
+	VMOVDQU      X2, 1(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000011, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         SI
+	CMPQ         SI, DI
+	JNE          finish
+	SUBQ         DI, DX
+	JNZ          turn
+	XORQ         SI, SI
 
 odd:
+	SUBQ SI, DX
 	SUBQ DX, BX
 	MOVQ BX, ret+24(FP)
 	VZEROUPPER
 	RET
+
+DATA vector007fffff<>+0(SB)/4, $0x007fffff
+DATA vector007fffff<>+4(SB)/4, $0x007fffff
+DATA vector007fffff<>+8(SB)/4, $0x007fffff
+DATA vector007fffff<>+12(SB)/4, $0x007fffff
+DATA vector007fffff<>+16(SB)/4, $0x007fffff
+DATA vector007fffff<>+20(SB)/4, $0x007fffff
+DATA vector007fffff<>+24(SB)/4, $0x007fffff
+DATA vector007fffff<>+28(SB)/4, $0x007fffff
+DATA vector007fffff<>+32(SB)/4, $0x007fffff
+DATA vector007fffff<>+36(SB)/4, $0x007fffff
+DATA vector007fffff<>+40(SB)/4, $0x007fffff
+DATA vector007fffff<>+44(SB)/4, $0x007fffff
+DATA vector007fffff<>+48(SB)/4, $0x007fffff
+DATA vector007fffff<>+52(SB)/4, $0x007fffff
+DATA vector007fffff<>+56(SB)/4, $0x007fffff
+DATA vector007fffff<>+60(SB)/4, $0x007fffff
+GLOBL vector007fffff<>(SB), RODATA|NOPTR, $64
+
+DATA vector007fff00<>+0(SB)/4, $0x007fff00
+DATA vector007fff00<>+4(SB)/4, $0x007fff00
+DATA vector007fff00<>+8(SB)/4, $0x007fff00
+DATA vector007fff00<>+12(SB)/4, $0x007fff00
+DATA vector007fff00<>+16(SB)/4, $0x007fff00
+DATA vector007fff00<>+20(SB)/4, $0x007fff00
+DATA vector007fff00<>+24(SB)/4, $0x007fff00
+DATA vector007fff00<>+28(SB)/4, $0x007fff00
+DATA vector007fff00<>+32(SB)/4, $0x007fff00
+DATA vector007fff00<>+36(SB)/4, $0x007fff00
+DATA vector007fff00<>+40(SB)/4, $0x007fff00
+DATA vector007fff00<>+44(SB)/4, $0x007fff00
+DATA vector007fff00<>+48(SB)/4, $0x007fff00
+DATA vector007fff00<>+52(SB)/4, $0x007fff00
+DATA vector007fff00<>+56(SB)/4, $0x007fff00
+DATA vector007fff00<>+60(SB)/4, $0x007fff00
+GLOBL vector007fff00<>(SB), RODATA|NOPTR, $64
+
+DATA vector00800000<>+0(SB)/4, $0x00800000
+DATA vector00800000<>+4(SB)/4, $0x00800000
+DATA vector00800000<>+8(SB)/4, $0x00800000
+DATA vector00800000<>+12(SB)/4, $0x00800000
+DATA vector00800000<>+16(SB)/4, $0x00800000
+DATA vector00800000<>+20(SB)/4, $0x00800000
+DATA vector00800000<>+24(SB)/4, $0x00800000
+DATA vector00800000<>+28(SB)/4, $0x00800000
+DATA vector00800000<>+32(SB)/4, $0x00800000
+DATA vector00800000<>+36(SB)/4, $0x00800000
+DATA vector00800000<>+40(SB)/4, $0x00800000
+DATA vector00800000<>+44(SB)/4, $0x00800000
+DATA vector00800000<>+48(SB)/4, $0x00800000
+DATA vector00800000<>+52(SB)/4, $0x00800000
+DATA vector00800000<>+56(SB)/4, $0x00800000
+DATA vector00800000<>+60(SB)/4, $0x00800000
+GLOBL vector00800000<>(SB), RODATA|NOPTR, $64
+
+DATA vector00000002<>+0(SB)/4, $0x00000002
+DATA vector00000002<>+4(SB)/4, $0x00000002
+DATA vector00000002<>+8(SB)/4, $0x00000002
+DATA vector00000002<>+12(SB)/4, $0x00000002
+DATA vector00000002<>+16(SB)/4, $0x00000002
+DATA vector00000002<>+20(SB)/4, $0x00000002
+DATA vector00000002<>+24(SB)/4, $0x00000002
+DATA vector00000002<>+28(SB)/4, $0x00000002
+DATA vector00000002<>+32(SB)/4, $0x00000002
+DATA vector00000002<>+36(SB)/4, $0x00000002
+DATA vector00000002<>+40(SB)/4, $0x00000002
+DATA vector00000002<>+44(SB)/4, $0x00000002
+DATA vector00000002<>+48(SB)/4, $0x00000002
+DATA vector00000002<>+52(SB)/4, $0x00000002
+DATA vector00000002<>+56(SB)/4, $0x00000002
+DATA vector00000002<>+60(SB)/4, $0x00000002
+GLOBL vector00000002<>(SB), RODATA|NOPTR, $64
+
+DATA vector000000ff<>+0(SB)/4, $0x000000ff
+DATA vector000000ff<>+4(SB)/4, $0x000000ff
+DATA vector000000ff<>+8(SB)/4, $0x000000ff
+DATA vector000000ff<>+12(SB)/4, $0x000000ff
+DATA vector000000ff<>+16(SB)/4, $0x000000ff
+DATA vector000000ff<>+20(SB)/4, $0x000000ff
+DATA vector000000ff<>+24(SB)/4, $0x000000ff
+DATA vector000000ff<>+28(SB)/4, $0x000000ff
+DATA vector000000ff<>+32(SB)/4, $0x000000ff
+DATA vector000000ff<>+36(SB)/4, $0x000000ff
+DATA vector000000ff<>+40(SB)/4, $0x000000ff
+DATA vector000000ff<>+44(SB)/4, $0x000000ff
+DATA vector000000ff<>+48(SB)/4, $0x000000ff
+DATA vector000000ff<>+52(SB)/4, $0x000000ff
+DATA vector000000ff<>+56(SB)/4, $0x000000ff
+DATA vector000000ff<>+60(SB)/4, $0x000000ff
+GLOBL vector000000ff<>(SB), RODATA|NOPTR, $64
+
+DATA vector00000001<>+0(SB)/4, $0x00000001
+DATA vector00000001<>+4(SB)/4, $0x00000001
+DATA vector00000001<>+8(SB)/4, $0x00000001
+DATA vector00000001<>+12(SB)/4, $0x00000001
+DATA vector00000001<>+16(SB)/4, $0x00000001
+DATA vector00000001<>+20(SB)/4, $0x00000001
+DATA vector00000001<>+24(SB)/4, $0x00000001
+DATA vector00000001<>+28(SB)/4, $0x00000001
+DATA vector00000001<>+32(SB)/4, $0x00000001
+DATA vector00000001<>+36(SB)/4, $0x00000001
+DATA vector00000001<>+40(SB)/4, $0x00000001
+DATA vector00000001<>+44(SB)/4, $0x00000001
+DATA vector00000001<>+48(SB)/4, $0x00000001
+DATA vector00000001<>+52(SB)/4, $0x00000001
+DATA vector00000001<>+56(SB)/4, $0x00000001
+DATA vector00000001<>+60(SB)/4, $0x00000001
+GLOBL vector00000001<>(SB), RODATA|NOPTR, $64
 
 DATA vector3f000000<>+0(SB)/4, $0x3f000000
 DATA vector3f000000<>+4(SB)/4, $0x3f000000
@@ -2453,74 +2782,105 @@ found:
 	RET
 
 // func encodeQ8_0AVX512(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, AVX512DQ, AVX512F, F16C
-TEXT ·encodeQ8_0AVX512(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, CMOV, F16C
+TEXT ·encodeQ8_0AVX512(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
 	VBROADCASTSS word7fffffff<>+0(SB), Z0
 	VBROADCASTSS word80000000<>+0(SB), Z1
 	VBROADCASTSS word3effffff<>+0(SB), Z2
-	VBROADCASTSS word42fe0000<>+0(SB), X3
-	VBROADCASTSS word3f800000<>+0(SB), X4
-	VBROADCASTSS word7fff7fff<>+0(SB), X5
-	VBROADCASTSS word7c007c00<>+0(SB), X6
 
-block:
-	VANDPS        (AX), Z0, Z7
-	VANDPS        64(AX), Z0, Z8
-	VPMAXUD       Z8, Z7, Z7
-	VEXTRACTF64X4 $0x01, Z7, Y8
-	VPMAXUD       Y8, Y7, Y7
-	VEXTRACTF128  $0x01, Y7, X8
-	VPMAXUD       X8, X7, X8
-	VPSHUFD       $0x4e, X8, X7
-	VPMAXUD       X7, X8, X8
-	VPSHUFD       $0xb1, X8, X7
-	VPMAXUD       X7, X8, X8
-	VDIVPS        X3, X8, X8
-	VDIVPS        X8, X4, X9
-	VXORPS        X7, X7, X7
-	VCMPPS        $0x04, X7, X8, X7
-	VANDPS        X7, X9, X9
-	VSUBPS        X8, X8, X7
-	VSUBPS        X9, X9, X10
-	VADDPS        X10, X7, X7
-	VXORPS        X10, X10, X10
-	VCMPPS        $0x00, X10, X7, X7
-	VCVTPS2PH     $0x00, X8, X8
-	VPAND         X5, X8, X10
-	VPCMPGTW      X6, X10, X10
-	VPSRLW        $0x07, X10, X10
-	VPANDN        X8, X10, X8
-	VPEXTRW       $0x00, X8, (CX)
-	VBROADCASTSS  X9, Z8
-	VMULPS        (AX), Z8, Z10
-	VANDPS        Z1, Z10, Z11
-	VORPS         Z2, Z11, Z11
-	VADDPS        Z11, Z10, Z10
-	VCVTTPS2DQ    Z10, Z10
-	VMULPS        64(AX), Z8, Z8
-	VANDPS        Z1, Z8, Z11
-	VORPS         Z2, Z11, Z11
-	VADDPS        Z11, Z8, Z8
-	VCVTTPS2DQ    Z8, Z8
-	VPMOVDB       Z10, X9
-	VPMOVDB       Z8, X8
-	VINSERTI128   $0x01, X8, Y9, Y9
-	VBROADCASTSS  X7, Y7
-	VPAND         Y7, Y9, Y9
-	VMOVDQU       Y9, 2(CX)
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
+	VANDPS        (AX), Z0, Z3
+	VANDPS        64(AX), Z0, Z4
+	VPMAXUD       Z4, Z3, Z3
+	VEXTRACTF64X4 $0x01, Z3, Y4
+	VPMAXUD       Y4, Y3, Y3
+	VEXTRACTF128  $0x01, Y3, X4
+	VPMAXUD       X4, X3, X4
+	VPSHUFD       $0x4e, X4, X3
+	VPMAXUD       X3, X4, X4
+	VPSHUFD       $0xb1, X4, X3
+	VPMAXUD       X3, X4, X4
+	VMOVSS        X4, (SP)(BX*4)
 	ADDQ          $0x00000080, AX
-	ADDQ          $0x00000022, CX
-	DECQ          DX
-	JNZ           block
+	INCQ          BX
+	CMPQ          BX, SI
+	JNE           measure
+	XORQ          BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y3
+	VBROADCASTSS word42fe0000<>+0(SB), Y4
+	VDIVPS       Y4, Y3, Y3
+	VBROADCASTSS word3f800000<>+0(SB), Y4
+	VDIVPS       Y3, Y4, Y4
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x04, Y6, Y3, Y6
+	VANDPS       Y6, Y4, Y4
+	VMOVUPS      Y4, 384(SP)(BX*4)
+	VSUBPS       Y3, Y3, Y6
+	VSUBPS       Y4, Y4, Y4
+	VADDPS       Y4, Y6, Y6
+	VXORPS       Y4, Y4, Y4
+	VCMPPS       $0x00, Y4, Y6, Y4
+	VMOVUPS      Y4, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X4
+	VBROADCASTSS word7c007c00<>+0(SB), X5
+	VCVTPS2PH    $0x00, Y3, X3
+	VPAND        X4, X3, X4
+	VPCMPGTW     X5, X4, X4
+	VPSRLW       $0x07, X4, X4
+	VPANDN       X3, X4, X3
+	VPMOVZXWD    X3, Y3
+	VMOVDQU      Y3, (SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	VBROADCASTSS 384(SP)(BX*4), Z3
+	VMULPS       (AX), Z3, Z4
+	VANDPS       Z1, Z4, Z6
+	VORPS        Z2, Z6, Z6
+	VADDPS       Z6, Z4, Z4
+	VCVTTPS2DQ   Z4, Z4
+	VMULPS       64(AX), Z3, Z3
+	VANDPS       Z1, Z3, Z6
+	VORPS        Z2, Z6, Z6
+	VADDPS       Z6, Z3, Z3
+	VCVTTPS2DQ   Z3, Z3
+	VPMOVDB      Z4, X5
+	VPMOVDB      Z3, X3
+	VINSERTI128  $0x01, X3, Y5, Y5
+	VBROADCASTSS 512(SP)(BX*4), Y3
+	VPAND        Y3, Y5, Y5
+	VMOVDQU      Y5, 2(CX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000022, CX
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
 // func encodeQ4_0AVX512(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, AVX512DQ, AVX512F, F16C
-TEXT ·encodeQ4_0AVX512(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, CMOV, F16C
+TEXT ·encodeQ4_0AVX512(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
@@ -2528,7 +2888,14 @@ TEXT ·encodeQ4_0AVX512(SB), NOSPLIT, $0-24
 	VBROADCASTSS word41080000<>+0(SB), Z1
 	VPBROADCASTD word0f0f0f0f<>+0(SB), Y2
 
-block:
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
 	VMOVUPS       (AX), Z3
 	VMOVUPS       64(AX), Z4
 	VPXORD        Z7, Z7, Z7
@@ -2553,56 +2920,77 @@ block:
 	VPSHUFD       $0xb1, X6, X5
 	VMAXPS        X5, X6, X6
 	VXORPS        X0, X8, X5
-	VUCOMISS      X5, X6
-	JHI           known5
-	VMOVAPS       X6, X5
-	VMOVAPS       X8, X6
+	VMOVAPS       X6, X9
+	VCMPPS        $0x1e, X6, X5, X10
+	VBLENDVPS     X10, X8, X6, X6
+	VUCOMISS      X5, X9
 	JNE           known5
-	VUCOMISS      X7, X5
+	VUCOMISS      X7, X9
 	JEQ           known5
-	VBROADCASTSS  X5, Z5
-	VANDNPS       Z3, Z0, Z6
-	VCMPPS        $0x00, Z5, Z6, K1
-	KMOVW         K1, BX
-	VANDNPS       Z4, Z0, Z6
-	VCMPPS        $0x00, Z5, Z6, K1
-	KMOVW         K1, SI
-	SHLL          $0x10, SI
-	ORL           SI, BX
-	BSFL          BX, BX
-	VBROADCASTSS  (AX)(BX*4), X6
+	VBROADCASTSS  X9, Z5
+	VANDNPS       Z3, Z0, Z3
+	VCMPPS        $0x00, Z5, Z3, K1
+	KMOVW         K1, R8
+	VANDNPS       Z4, Z0, Z3
+	VCMPPS        $0x00, Z5, Z3, K1
+	KMOVW         K1, R9
+	SHLL          $0x10, R9
+	ORL           R9, R8
+	BSFL          R8, R8
+	VBROADCASTSS  (AX)(R8*4), X6
 
 known5:
-	VBROADCASTSS wordbe000000<>+0(SB), X5
-	VMULPS       X5, X6, X6
-	VBROADCASTSS word3f800000<>+0(SB), X5
-	VDIVPS       X6, X5, X8
-	VXORPS       X5, X5, X5
-	VCMPPS       $0x04, X5, X6, X5
-	VANDPS       X5, X8, X8
-	VSUBPS       X8, X8, X5
-	VXORPS       X9, X9, X9
-	VCMPPS       $0x00, X9, X5, X5
-	VBROADCASTSS word7fff7fff<>+0(SB), X9
-	VBROADCASTSS word7c007c00<>+0(SB), X10
-	VCVTPS2PH    $0x00, X6, X6
-	VPAND        X9, X6, X9
-	VPCMPGTW     X10, X9, X9
-	VPSRLW       $0x07, X9, X9
-	VPANDN       X6, X9, X6
-	VPEXTRW      $0x00, X6, (CX)
-	VBROADCASTSS X8, Z6
-	VMULPS       Z6, Z3, Z3
-	VADDPS       Z1, Z3, Z3
-	VCVTTPS2DQ   Z3, Z3
-	VMULPS       Z6, Z4, Z4
+	VMOVSS X6, (SP)(BX*4)
+	ADDQ   $0x00000080, AX
+	INCQ   BX
+	CMPQ   BX, SI
+	JNE    measure
+	XORQ   BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y3
+	VBROADCASTSS wordbe000000<>+0(SB), Y4
+	VMULPS       Y4, Y3, Y3
+	VBROADCASTSS word3f800000<>+0(SB), Y4
+	VDIVPS       Y3, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x04, Y5, Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      Y4, 384(SP)(BX*4)
+	VSUBPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x00, Y5, Y4, Y4
+	VMOVUPS      Y4, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X4
+	VBROADCASTSS word7c007c00<>+0(SB), X5
+	VCVTPS2PH    $0x00, Y3, X3
+	VPAND        X4, X3, X4
+	VPCMPGTW     X5, X4, X4
+	VPSRLW       $0x07, X4, X4
+	VPANDN       X3, X4, X3
+	VPMOVZXWD    X3, Y3
+	VMOVDQU      Y3, (SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	VBROADCASTSS 384(SP)(BX*4), Z3
+	VMULPS       (AX), Z3, Z4
 	VADDPS       Z1, Z4, Z4
 	VCVTTPS2DQ   Z4, Z4
-	VPMOVDB      Z3, X9
-	VPMOVDB      Z4, X3
+	VMULPS       64(AX), Z3, Z3
+	VADDPS       Z1, Z3, Z3
+	VCVTTPS2DQ   Z3, Z3
+	VPMOVDB      Z4, X9
+	VPMOVDB      Z3, X3
 	VINSERTI128  $0x01, X3, Y9, Y9
 	VPMINUB      Y2, Y9, Y9
-	VBROADCASTSS X5, Y3
+	VBROADCASTSS 512(SP)(BX*4), Y3
 	VPAND        Y3, Y9, Y9
 	VEXTRACTI128 $0x01, Y9, X3
 	VPSLLW       $0x04, X3, X3
@@ -2610,14 +2998,17 @@ known5:
 	VMOVDQU      X3, 2(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000012, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
 // func encodeQ5_0AVX512(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, AVX512DQ, AVX512F, F16C
-TEXT ·encodeQ5_0AVX512(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, CMOV, F16C
+TEXT ·encodeQ5_0AVX512(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
@@ -2625,7 +3016,14 @@ TEXT ·encodeQ5_0AVX512(SB), NOSPLIT, $0-24
 	VBROADCASTSS word41840000<>+0(SB), Z1
 	VPBROADCASTD word1f1f1f1f<>+0(SB), Y2
 
-block:
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
 	VMOVUPS       (AX), Z3
 	VMOVUPS       64(AX), Z4
 	VPXORD        Z7, Z7, Z7
@@ -2650,60 +3048,81 @@ block:
 	VPSHUFD       $0xb1, X6, X5
 	VMAXPS        X5, X6, X6
 	VXORPS        X0, X8, X5
-	VUCOMISS      X5, X6
-	JHI           known6
-	VMOVAPS       X6, X5
-	VMOVAPS       X8, X6
+	VMOVAPS       X6, X9
+	VCMPPS        $0x1e, X6, X5, X10
+	VBLENDVPS     X10, X8, X6, X6
+	VUCOMISS      X5, X9
 	JNE           known6
-	VUCOMISS      X7, X5
+	VUCOMISS      X7, X9
 	JEQ           known6
-	VBROADCASTSS  X5, Z5
-	VANDNPS       Z3, Z0, Z6
-	VCMPPS        $0x00, Z5, Z6, K1
-	KMOVW         K1, BX
-	VANDNPS       Z4, Z0, Z6
-	VCMPPS        $0x00, Z5, Z6, K1
-	KMOVW         K1, SI
-	SHLL          $0x10, SI
-	ORL           SI, BX
-	BSFL          BX, BX
-	VBROADCASTSS  (AX)(BX*4), X6
+	VBROADCASTSS  X9, Z5
+	VANDNPS       Z3, Z0, Z3
+	VCMPPS        $0x00, Z5, Z3, K1
+	KMOVW         K1, R8
+	VANDNPS       Z4, Z0, Z3
+	VCMPPS        $0x00, Z5, Z3, K1
+	KMOVW         K1, R9
+	SHLL          $0x10, R9
+	ORL           R9, R8
+	BSFL          R8, R8
+	VBROADCASTSS  (AX)(R8*4), X6
 
 known6:
-	VBROADCASTSS wordbd800000<>+0(SB), X5
-	VMULPS       X5, X6, X6
-	VBROADCASTSS word3f800000<>+0(SB), X5
-	VDIVPS       X6, X5, X8
-	VXORPS       X5, X5, X5
-	VCMPPS       $0x04, X5, X6, X5
-	VANDPS       X5, X8, X8
-	VSUBPS       X8, X8, X5
-	VXORPS       X9, X9, X9
-	VCMPPS       $0x00, X9, X5, X5
-	VBROADCASTSS word7fff7fff<>+0(SB), X9
-	VBROADCASTSS word7c007c00<>+0(SB), X10
-	VCVTPS2PH    $0x00, X6, X6
-	VPAND        X9, X6, X9
-	VPCMPGTW     X10, X9, X9
-	VPSRLW       $0x07, X9, X9
-	VPANDN       X6, X9, X6
-	VPEXTRW      $0x00, X6, (CX)
-	VBROADCASTSS X8, Z6
-	VMULPS       Z6, Z3, Z3
-	VADDPS       Z1, Z3, Z3
-	VCVTTPS2DQ   Z3, Z3
-	VMULPS       Z6, Z4, Z4
+	VMOVSS X6, (SP)(BX*4)
+	ADDQ   $0x00000080, AX
+	INCQ   BX
+	CMPQ   BX, SI
+	JNE    measure
+	XORQ   BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y3
+	VBROADCASTSS wordbd800000<>+0(SB), Y4
+	VMULPS       Y4, Y3, Y3
+	VBROADCASTSS word3f800000<>+0(SB), Y4
+	VDIVPS       Y3, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x04, Y5, Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      Y4, 384(SP)(BX*4)
+	VSUBPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x00, Y5, Y4, Y4
+	VMOVUPS      Y4, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X4
+	VBROADCASTSS word7c007c00<>+0(SB), X5
+	VCVTPS2PH    $0x00, Y3, X3
+	VPAND        X4, X3, X4
+	VPCMPGTW     X5, X4, X4
+	VPSRLW       $0x07, X4, X4
+	VPANDN       X3, X4, X3
+	VPMOVZXWD    X3, Y3
+	VMOVDQU      Y3, (SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	VBROADCASTSS 384(SP)(BX*4), Z3
+	VMULPS       (AX), Z3, Z4
 	VADDPS       Z1, Z4, Z4
 	VCVTTPS2DQ   Z4, Z4
-	VPMOVDB      Z3, X9
-	VPMOVDB      Z4, X3
+	VMULPS       64(AX), Z3, Z3
+	VADDPS       Z1, Z3, Z3
+	VCVTTPS2DQ   Z3, Z3
+	VPMOVDB      Z4, X9
+	VPMOVDB      Z3, X3
 	VINSERTI128  $0x01, X3, Y9, Y9
 	VPMINUB      Y2, Y9, Y9
-	VBROADCASTSS X5, Y3
+	VBROADCASTSS 512(SP)(BX*4), Y3
 	VPAND        Y3, Y9, Y9
 	VPSLLW       $0x03, Y9, Y3
-	VPMOVMSKB    Y3, BX
-	MOVL         BX, 2(CX)
+	VPMOVMSKB    Y3, DI
+	MOVL         DI, 2(CX)
 	VPBROADCASTD word0f0f0f0f<>+0(SB), Y3
 	VPAND        Y3, Y9, Y9
 	VEXTRACTI128 $0x01, Y9, X3
@@ -2712,21 +3131,31 @@ known6:
 	VMOVDQU      X3, 6(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000016, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
 // func encodeQ4_1AVX512(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, AVX512F, F16C
-TEXT ·encodeQ4_1AVX512(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, AVX512F, CMOV, F16C
+TEXT ·encodeQ4_1AVX512(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
 	VBROADCASTSS word3f000000<>+0(SB), Z0
 	VPBROADCASTD word0f0f0f0f<>+0(SB), Y1
 
-block:
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
 	VMOVUPS       (AX), Z2
 	VMOVUPS       64(AX), Z3
 	VBROADCASTSS  (AX), Z4
@@ -2756,52 +3185,87 @@ block:
 	JNE           known7
 	JPS           known7
 	VCMPPS        $0x00, Z7, Z2, K1
-	KMOVW         K1, BX
+	KMOVW         K1, R8
 	VCMPPS        $0x00, Z7, Z3, K1
-	KMOVW         K1, SI
-	SHLL          $0x10, SI
-	ORL           SI, BX
-	BSFL          BX, BX
-	VBROADCASTSS  (AX)(BX*4), X6
+	KMOVW         K1, R9
+	SHLL          $0x10, R9
+	ORL           R9, R8
+	BSFL          R8, R8
+	VBROADCASTSS  (AX)(R8*4), X6
 
 known7:
-	VSUBPS       X6, X5, X5
-	VBROADCASTSS word41700000<>+0(SB), X4
-	VDIVPS       X4, X5, X5
-	VBROADCASTSS word3f800000<>+0(SB), X4
-	VDIVPS       X5, X4, X8
-	VXORPS       X4, X4, X4
-	VCMPPS       $0x04, X4, X5, X4
-	VANDPS       X4, X8, X8
-	VSUBPS       X5, X5, X4
-	VSUBPS       X8, X8, X9
-	VADDPS       X9, X4, X4
-	VXORPS       X9, X9, X9
-	VCMPPS       $0x00, X9, X4, X4
-	VBROADCASTSS X8, Z9
-	VBROADCASTSS X6, Z10
-	VUNPCKLPS    X6, X5, X5
-	VBROADCASTSS word7fff7fff<>+0(SB), X6
-	VBROADCASTSS word7c007c00<>+0(SB), X8
-	VCVTPS2PH    $0x00, X5, X5
-	VPAND        X6, X5, X6
-	VPCMPGTW     X8, X6, X6
-	VPSRLW       $0x07, X6, X6
-	VPANDN       X5, X6, X5
-	VMOVD        X5, (CX)
-	VSUBPS       Z10, Z2, Z2
-	VMULPS       Z9, Z2, Z2
-	VADDPS       Z0, Z2, Z2
-	VCVTTPS2DQ   Z2, Z2
-	VSUBPS       Z10, Z3, Z3
-	VMULPS       Z9, Z3, Z3
-	VADDPS       Z0, Z3, Z3
-	VCVTTPS2DQ   Z3, Z3
-	VPMOVDB      Z2, X8
-	VPMOVDB      Z3, X2
+	VMOVSS X6, 128(SP)(BX*4)
+	VMOVSS X5, (SP)(BX*4)
+	ADDQ   $0x00000080, AX
+	INCQ   BX
+	CMPQ   BX, SI
+	JNE    measure
+	XORQ   BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y3
+	VMOVUPS      128(SP)(BX*4), Y2
+	VSUBPS       Y2, Y3, Y3
+	VBROADCASTSS word41700000<>+0(SB), Y4
+	VDIVPS       Y4, Y3, Y3
+	VBROADCASTSS word3f800000<>+0(SB), Y4
+	VDIVPS       Y3, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x04, Y5, Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      Y4, 384(SP)(BX*4)
+	VSUBPS       Y3, Y3, Y5
+	VSUBPS       Y4, Y4, Y4
+	VADDPS       Y4, Y5, Y5
+	VXORPS       Y4, Y4, Y4
+	VCMPPS       $0x00, Y4, Y5, Y4
+	VMOVUPS      Y4, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X4
+	VBROADCASTSS word7c007c00<>+0(SB), X5
+	VCVTPS2PH    $0x00, Y3, X3
+	VPAND        X4, X3, X4
+	VPCMPGTW     X5, X4, X4
+	VPSRLW       $0x07, X4, X4
+	VPANDN       X3, X4, X3
+	VPMOVZXWD    X3, Y3
+	VMOVDQU      Y3, (SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X3
+	VBROADCASTSS word7c007c00<>+0(SB), X4
+	VCVTPS2PH    $0x00, Y2, X2
+	VPAND        X3, X2, X3
+	VPCMPGTW     X4, X3, X3
+	VPSRLW       $0x07, X3, X3
+	VPANDN       X2, X3, X2
+	VPMOVZXWD    X2, Y2
+	VMOVDQU      Y2, 256(SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	MOVL         256(SP)(BX*4), DI
+	MOVW         DI, 2(CX)
+	VBROADCASTSS 384(SP)(BX*4), Z2
+	VBROADCASTSS 128(SP)(BX*4), Z3
+	VMOVUPS      (AX), Z4
+	VSUBPS       Z3, Z4, Z4
+	VMULPS       Z2, Z4, Z4
+	VADDPS       Z0, Z4, Z4
+	VCVTTPS2DQ   Z4, Z4
+	VMOVUPS      64(AX), Z5
+	VSUBPS       Z3, Z5, Z5
+	VMULPS       Z2, Z5, Z5
+	VADDPS       Z0, Z5, Z5
+	VCVTTPS2DQ   Z5, Z5
+	VPMOVDB      Z4, X8
+	VPMOVDB      Z5, X2
 	VINSERTI128  $0x01, X2, Y8, Y8
 	VPMINUB      Y1, Y8, Y8
-	VBROADCASTSS X4, Y2
+	VBROADCASTSS 512(SP)(BX*4), Y2
 	VPAND        Y2, Y8, Y8
 	VEXTRACTI128 $0x01, Y8, X2
 	VPSLLW       $0x04, X2, X2
@@ -2809,21 +3273,31 @@ known7:
 	VMOVDQU      X2, 4(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000014, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
 // func encodeQ5_1AVX512(dst *byte, src *float32, blocks int)
-// Requires: AVX, AVX2, AVX512F, F16C
-TEXT ·encodeQ5_1AVX512(SB), NOSPLIT, $0-24
+// Requires: AVX, AVX2, AVX512F, CMOV, F16C
+TEXT ·encodeQ5_1AVX512(SB), NOSPLIT, $640-24
 	MOVQ         dst+0(FP), CX
 	MOVQ         src+8(FP), AX
 	MOVQ         blocks+16(FP), DX
 	VBROADCASTSS word3f000000<>+0(SB), Z0
 	VPBROADCASTD word1f1f1f1f<>+0(SB), Y1
 
-block:
+turn:
+	MOVQ    $0x00000020, SI
+	CMPQ    DX, SI
+	CMOVQCS DX, SI
+	MOVQ    AX, DI
+	XORQ    BX, BX
+
+measure:
 	VMOVUPS       (AX), Z2
 	VMOVUPS       64(AX), Z3
 	VBROADCASTSS  (AX), Z4
@@ -2853,56 +3327,91 @@ block:
 	JNE           known8
 	JPS           known8
 	VCMPPS        $0x00, Z7, Z2, K1
-	KMOVW         K1, BX
+	KMOVW         K1, R8
 	VCMPPS        $0x00, Z7, Z3, K1
-	KMOVW         K1, SI
-	SHLL          $0x10, SI
-	ORL           SI, BX
-	BSFL          BX, BX
-	VBROADCASTSS  (AX)(BX*4), X6
+	KMOVW         K1, R9
+	SHLL          $0x10, R9
+	ORL           R9, R8
+	BSFL          R8, R8
+	VBROADCASTSS  (AX)(R8*4), X6
 
 known8:
-	VSUBPS       X6, X5, X5
-	VBROADCASTSS word41f80000<>+0(SB), X4
-	VDIVPS       X4, X5, X5
-	VBROADCASTSS word3f800000<>+0(SB), X4
-	VDIVPS       X5, X4, X8
-	VXORPS       X4, X4, X4
-	VCMPPS       $0x04, X4, X5, X4
-	VANDPS       X4, X8, X8
-	VSUBPS       X5, X5, X4
-	VSUBPS       X8, X8, X9
-	VADDPS       X9, X4, X4
-	VXORPS       X9, X9, X9
-	VCMPPS       $0x00, X9, X4, X4
-	VBROADCASTSS X8, Z9
-	VBROADCASTSS X6, Z10
-	VUNPCKLPS    X6, X5, X5
-	VBROADCASTSS word7fff7fff<>+0(SB), X6
-	VBROADCASTSS word7c007c00<>+0(SB), X8
-	VCVTPS2PH    $0x00, X5, X5
-	VPAND        X6, X5, X6
-	VPCMPGTW     X8, X6, X6
-	VPSRLW       $0x07, X6, X6
-	VPANDN       X5, X6, X5
-	VMOVD        X5, (CX)
-	VSUBPS       Z10, Z2, Z2
-	VMULPS       Z9, Z2, Z2
-	VADDPS       Z0, Z2, Z2
-	VCVTTPS2DQ   Z2, Z2
-	VSUBPS       Z10, Z3, Z3
-	VMULPS       Z9, Z3, Z3
-	VADDPS       Z0, Z3, Z3
-	VCVTTPS2DQ   Z3, Z3
-	VPMOVDB      Z2, X8
-	VPMOVDB      Z3, X2
+	VMOVSS X6, 128(SP)(BX*4)
+	VMOVSS X5, (SP)(BX*4)
+	ADDQ   $0x00000080, AX
+	INCQ   BX
+	CMPQ   BX, SI
+	JNE    measure
+	XORQ   BX, BX
+
+scale:
+	VMOVUPS      (SP)(BX*4), Y3
+	VMOVUPS      128(SP)(BX*4), Y2
+	VSUBPS       Y2, Y3, Y3
+	VBROADCASTSS word41f80000<>+0(SB), Y4
+	VDIVPS       Y4, Y3, Y3
+	VBROADCASTSS word3f800000<>+0(SB), Y4
+	VDIVPS       Y3, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+	VCMPPS       $0x04, Y5, Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      Y4, 384(SP)(BX*4)
+	VSUBPS       Y3, Y3, Y5
+	VSUBPS       Y4, Y4, Y4
+	VADDPS       Y4, Y5, Y5
+	VXORPS       Y4, Y4, Y4
+	VCMPPS       $0x00, Y4, Y5, Y4
+	VMOVUPS      Y4, 512(SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X4
+	VBROADCASTSS word7c007c00<>+0(SB), X5
+	VCVTPS2PH    $0x00, Y3, X3
+	VPAND        X4, X3, X4
+	VPCMPGTW     X5, X4, X4
+	VPSRLW       $0x07, X4, X4
+	VPANDN       X3, X4, X3
+	VPMOVZXWD    X3, Y3
+	VMOVDQU      Y3, (SP)(BX*4)
+	VBROADCASTSS word7fff7fff<>+0(SB), X3
+	VBROADCASTSS word7c007c00<>+0(SB), X4
+	VCVTPS2PH    $0x00, Y2, X2
+	VPAND        X3, X2, X3
+	VPCMPGTW     X4, X3, X3
+	VPSRLW       $0x07, X3, X3
+	VPANDN       X2, X3, X2
+	VPMOVZXWD    X2, Y2
+	VMOVDQU      Y2, 256(SP)(BX*4)
+	ADDQ         $0x08, BX
+	CMPQ         BX, SI
+	JCS          scale
+	MOVQ         DI, AX
+	XORQ         BX, BX
+
+finish:
+	MOVL         (SP)(BX*4), DI
+	MOVW         DI, (CX)
+	MOVL         256(SP)(BX*4), DI
+	MOVW         DI, 2(CX)
+	VBROADCASTSS 384(SP)(BX*4), Z2
+	VBROADCASTSS 128(SP)(BX*4), Z3
+	VMOVUPS      (AX), Z4
+	VSUBPS       Z3, Z4, Z4
+	VMULPS       Z2, Z4, Z4
+	VADDPS       Z0, Z4, Z4
+	VCVTTPS2DQ   Z4, Z4
+	VMOVUPS      64(AX), Z5
+	VSUBPS       Z3, Z5, Z5
+	VMULPS       Z2, Z5, Z5
+	VADDPS       Z0, Z5, Z5
+	VCVTTPS2DQ   Z5, Z5
+	VPMOVDB      Z4, X8
+	VPMOVDB      Z5, X2
 	VINSERTI128  $0x01, X2, Y8, Y8
 	VPMINUB      Y1, Y8, Y8
-	VBROADCASTSS X4, Y2
+	VBROADCASTSS 512(SP)(BX*4), Y2
 	VPAND        Y2, Y8, Y8
 	VPSLLW       $0x03, Y8, Y2
-	VPMOVMSKB    Y2, BX
-	MOVL         BX, 4(CX)
+	VPMOVMSKB    Y2, DI
+	MOVL         DI, 4(CX)
 	VPBROADCASTD word0f0f0f0f<>+0(SB), Y2
 	VPAND        Y2, Y8, Y8
 	VEXTRACTI128 $0x01, Y8, X2
@@ -2911,8 +3420,11 @@ known8:
 	VMOVDQU      X2, 8(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000018, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         BX
+	CMPQ         BX, SI
+	JNE          finish
+	SUBQ         SI, DX
+	JNZ          turn
 	VZEROUPPER
 	RET
 
@@ -3500,135 +4012,151 @@ block:
 
 // func encodeMXFP4AVX512(dst *byte, src *float32, blocks int) int
 // Requires: AVX, AVX2, AVX512DQ, AVX512F, CMOV
-TEXT ·encodeMXFP4AVX512(SB), NOSPLIT, $0-32
-	MOVQ dst+0(FP), CX
-	MOVQ src+8(FP), AX
-	MOVQ blocks+16(FP), DX
-	MOVQ DX, BX
+TEXT ·encodeMXFP4AVX512(SB), NOSPLIT, $640-32
+	MOVQ         dst+0(FP), CX
+	MOVQ         src+8(FP), AX
+	MOVQ         blocks+16(FP), DX
+	VBROADCASTSS word7fffffff<>+0(SB), Z0
+	MOVQ         DX, BX
 
-block:
-	VBROADCASTSS  word7fffffff<>+0(SB), Z0
+turn:
+	MOVQ    $0x00000020, DI
+	CMPQ    DX, DI
+	CMOVQCS DX, DI
+	MOVQ    AX, R8
+	XORQ    SI, SI
+
+measure:
 	VANDPS        (AX), Z0, Z1
-	VANDPS        64(AX), Z0, Z0
-	VPMAXUD       Z0, Z1, Z1
-	VEXTRACTF64X4 $0x01, Z1, Y0
-	VPMAXUD       Y0, Y1, Y0
-	VEXTRACTF128  $0x01, Y0, X1
-	VPMAXUD       X1, X0, X1
-	VPSHUFD       $0x4e, X1, X0
-	VPMAXUD       X0, X1, X1
-	VPSHUFD       $0xb1, X1, X0
-	VPMAXUD       X0, X1, X1
-	VMOVD         X1, SI
-	XORL          R9, R9
-	MOVL          SI, DI
-	MOVL          SI, R8
-	ANDL          $0x007fffff, R8
-	CMPL          R8, $0x007fff00
-	JHI           odd
-	SHRL          $0x17, DI
-	SUBL          $0x02, DI
-	TESTL         SI, SI
-	CMOVLEQ       R9, DI
-	JEQ           exponent
-	CMPL          SI, $0x00800000
-	JCS           odd
+	VANDPS        64(AX), Z0, Z2
+	VPMAXUD       Z2, Z1, Z1
+	VEXTRACTF64X4 $0x01, Z1, Y2
+	VPMAXUD       Y2, Y1, Y1
+	VEXTRACTF128  $0x01, Y1, X2
+	VPMAXUD       X2, X1, X2
+	VPSHUFD       $0x4e, X2, X1
+	VPMAXUD       X1, X2, X2
+	VPSHUFD       $0xb1, X2, X1
+	VPMAXUD       X1, X2, X2
+	VMOVD         X2, (SP)(SI*4)
+	ADDQ          $0x00000080, AX
+	INCQ          SI
+	CMPQ          SI, DI
+	JNE           measure
+	XORQ          SI, SI
 
-exponent:
-	ANDL         $0x000000ff, DI
-	MOVB         DI, (CX)
-	LEAL         1(DI), R8
-	SHLL         $0x15, R8
-	LEAL         -1(DI), SI
-	SHLL         $0x17, SI
-	CMPL         DI, $0x02
-	CMOVLCS      R8, SI
-	VMOVD        SI, X0
-	VBROADCASTSS X0, Z0
-	VMULPS       vector3f000000<>+0(SB), Z0, Z1
-	VMULPS       vector3fc00000<>+0(SB), Z0, Z4
-	VMULPS       vector40200000<>+0(SB), Z0, Z5
-	VMULPS       vector40600000<>+0(SB), Z0, Z6
-	VMULPS       vector40a00000<>+0(SB), Z0, Z7
-	VMULPS       vector40e00000<>+0(SB), Z0, Z8
-	VMULPS       vector41200000<>+0(SB), Z0, Z0
-	VMOVUPS      (AX), Z9
-	VPXORD       Z2, Z2, Z2
-	VANDPS       vector7fffffff<>+0(SB), Z9, Z9
-	VPCMPGTD     Z1, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z4, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z5, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z6, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z7, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z8, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VPCMPGTD     Z0, Z9, K1
-	VPADDD       vector00000001<>+0(SB), Z2, K1, Z2
-	VMOVUPS      (AX), Z9
-	VPSRLD       $0x1c, Z9, Z9
-	VPADDD       vector00000007<>+0(SB), Z2, Z10
-	VANDPS       Z9, Z10, Z10
-	VANDPS       vector00000008<>+0(SB), Z10, Z10
-	VORPS        Z10, Z2, Z2
-	VMOVUPS      64(AX), Z9
+scale:
+	VMOVUPS   (SP)(SI*4), Y1
+	VXORPS    Y2, Y2, Y2
+	VPAND     vector007fffff<>+0(SB), Y1, Y5
+	VMOVUPS   vector007fff00<>+0(SB), Y6
+	VPCMPGTD  Y6, Y5, Y5
+	VMOVUPS   vector00800000<>+0(SB), Y6
+	VPCMPGTD  Y1, Y6, Y6
+	VPCMPGTD  Y2, Y1, Y7
+	VANDPS    Y6, Y7, Y6
+	VORPS     Y5, Y6, Y5
+	VPCMPEQD  Y5, Y2, Y5
+	VMOVUPS   Y5, 512(SP)(SI*4)
+	VPSRLD    $0x17, Y1, Y5
+	VMOVUPS   vector00000002<>+0(SB), Y6
+	VPSUBD    Y6, Y5, Y5
+	VPAND     vector000000ff<>+0(SB), Y5, Y5
+	VPCMPGTD  Y2, Y1, Y1
+	VPAND     Y1, Y5, Y5
+	VMOVUPS   Y5, (SP)(SI*4)
+	VMOVUPS   vector00000001<>+0(SB), Y1
+	VPADDD    Y1, Y5, Y2
+	VPSLLD    $0x15, Y2, Y2
+	VPSUBD    Y1, Y5, Y1
+	VPSLLD    $0x17, Y1, Y1
+	VMOVUPS   vector00000002<>+0(SB), Y6
+	VPCMPGTD  Y5, Y6, Y5
+	VBLENDVPS Y5, Y2, Y1, Y1
+	VMOVUPS   Y1, 128(SP)(SI*4)
+	ADDQ      $0x08, SI
+	CMPQ      SI, DI
+	JCS       scale
+	MOVQ      R8, AX
+	XORQ      SI, SI
+
+finish:
+	CMPL         512(SP)(SI*4), $0x00
+	JEQ          odd
+	MOVL         (SP)(SI*4), R8
+	MOVB         R8, (CX)
+	VBROADCASTSS 128(SP)(SI*4), Z1
+	VMULPS       vector3f000000<>+0(SB), Z1, Z2
+	VMULPS       vector3fc00000<>+0(SB), Z1, Z5
+	VMULPS       vector40200000<>+0(SB), Z1, Z6
+	VMULPS       vector40600000<>+0(SB), Z1, Z7
+	VMULPS       vector40a00000<>+0(SB), Z1, Z8
+	VMULPS       vector40e00000<>+0(SB), Z1, Z9
+	VMULPS       vector41200000<>+0(SB), Z1, Z1
+	VMOVUPS      (AX), Z10
 	VPXORD       Z3, Z3, Z3
-	VANDPS       vector7fffffff<>+0(SB), Z9, Z9
-	VPCMPGTD     Z1, Z9, K1
+	VANDPS       vector7fffffff<>+0(SB), Z10, Z10
+	VPCMPGTD     Z2, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z4, Z9, K1
+	VPCMPGTD     Z5, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z5, Z9, K1
+	VPCMPGTD     Z6, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z6, Z9, K1
+	VPCMPGTD     Z7, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z7, Z9, K1
+	VPCMPGTD     Z8, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z8, Z9, K1
+	VPCMPGTD     Z9, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VPCMPGTD     Z0, Z9, K1
+	VPCMPGTD     Z1, Z10, K1
 	VPADDD       vector00000001<>+0(SB), Z3, K1, Z3
-	VMOVUPS      64(AX), Z9
-	VPSRLD       $0x1c, Z9, Z9
-	VPADDD       vector00000007<>+0(SB), Z3, Z0
-	VANDPS       Z9, Z0, Z0
-	VANDPS       vector00000008<>+0(SB), Z0, Z0
-	VORPS        Z0, Z3, Z3
-	VPSLLD       $0x04, Z3, Z3
-	VORPS        Z3, Z2, Z0
-	VPMOVDB      Z0, 1(CX)
+	VMOVUPS      (AX), Z10
+	VPSRLD       $0x1c, Z10, Z10
+	VPADDD       vector00000007<>+0(SB), Z3, Z11
+	VANDPS       Z10, Z11, Z11
+	VANDPS       vector00000008<>+0(SB), Z11, Z11
+	VORPS        Z11, Z3, Z3
+	VMOVUPS      64(AX), Z10
+	VPXORD       Z4, Z4, Z4
+	VANDPS       vector7fffffff<>+0(SB), Z10, Z10
+	VPCMPGTD     Z2, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z5, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z6, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z7, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z8, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z9, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VPCMPGTD     Z1, Z10, K1
+	VPADDD       vector00000001<>+0(SB), Z4, K1, Z4
+	VMOVUPS      64(AX), Z10
+	VPSRLD       $0x1c, Z10, Z10
+	VPADDD       vector00000007<>+0(SB), Z4, Z1
+	VANDPS       Z10, Z1, Z1
+	VANDPS       vector00000008<>+0(SB), Z1, Z1
+	VORPS        Z1, Z4, Z4
+	VPSLLD       $0x04, Z4, Z4
+	VORPS        Z4, Z3, Z1
+	VPMOVDB      Z1, 1(CX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000011, CX
-	DECQ         DX
-	JNZ          block
+	INCQ         SI
+	CMPQ         SI, DI
+	JNE          finish
+	SUBQ         DI, DX
+	JNZ          turn
+	XORQ         SI, SI
 
 odd:
+	SUBQ SI, DX
 	SUBQ DX, BX
 	MOVQ BX, ret+24(FP)
 	VZEROUPPER
 	RET
-
-DATA vector00000001<>+0(SB)/4, $0x00000001
-DATA vector00000001<>+4(SB)/4, $0x00000001
-DATA vector00000001<>+8(SB)/4, $0x00000001
-DATA vector00000001<>+12(SB)/4, $0x00000001
-DATA vector00000001<>+16(SB)/4, $0x00000001
-DATA vector00000001<>+20(SB)/4, $0x00000001
-DATA vector00000001<>+24(SB)/4, $0x00000001
-DATA vector00000001<>+28(SB)/4, $0x00000001
-DATA vector00000001<>+32(SB)/4, $0x00000001
-DATA vector00000001<>+36(SB)/4, $0x00000001
-DATA vector00000001<>+40(SB)/4, $0x00000001
-DATA vector00000001<>+44(SB)/4, $0x00000001
-DATA vector00000001<>+48(SB)/4, $0x00000001
-DATA vector00000001<>+52(SB)/4, $0x00000001
-DATA vector00000001<>+56(SB)/4, $0x00000001
-DATA vector00000001<>+60(SB)/4, $0x00000001
-GLOBL vector00000001<>(SB), RODATA|NOPTR, $64
 
 // func encodeNVFP4AVX512(dst *byte, src *float32, blocks int) int
 // Requires: AVX, AVX2, AVX512DQ, AVX512F
@@ -4231,3 +4759,33 @@ signs:
 
 DATA word3c000000<>+0(SB)/4, $0x3c000000
 GLOBL word3c000000<>(SB), RODATA|NOPTR, $4
+
+// func finiteScales(src *byte, blocks int, size int, first int, last int) int
+TEXT ·finiteScales(SB), NOSPLIT, $0-48
+	MOVQ src+0(FP), AX
+	MOVQ blocks+8(FP), CX
+	MOVQ size+16(FP), DX
+	MOVQ first+24(FP), BX
+	MOVQ last+32(FP), SI
+	MOVQ CX, DI
+	ADDQ AX, BX
+	ADDQ AX, SI
+
+block:
+	MOVWLZX (BX), AX
+	ANDL    $0x00007c00, AX
+	CMPL    AX, $0x00007c00
+	JEQ     found
+	ADDQ    DX, BX
+	MOVWLZX (SI), AX
+	ANDL    $0x00007c00, AX
+	CMPL    AX, $0x00007c00
+	JEQ     found
+	ADDQ    DX, SI
+	DECQ    CX
+	JNZ     block
+
+found:
+	SUBQ CX, DI
+	MOVQ DI, ret+40(FP)
+	RET

@@ -27,7 +27,7 @@ func available() []*Set {
 			TQ1_0: encodeTQ1_0AVX512, TQ2_0: encodeTQ2_0AVX512, Q1_0: encodeQ1_0AVX2, Q2_0: encodeQ2_0AVX512,
 			MXFP4: encodeMXFP4AVX512, NVFP4: encodeNVFP4AVX512, F16: encodeF16AVX512, BF16: encodeBF16AVX512,
 			FromF16: decodeF16AVX512, FromBF16: decodeBF16AVX512, FromQ8_0: decodeQ8_0AVX512,
-			Finite16: finite16AVX512, Finite32: finite32AVX512,
+			Finite16: finite16AVX512, Finite32: finite32AVX512, FiniteScales: finiteScales,
 		})
 	}
 	return append(s, &Set{
@@ -44,6 +44,6 @@ func available() []*Set {
 		TQ1_0: encodeTQ1_0AVX2, TQ2_0: encodeTQ2_0AVX2, Q1_0: encodeQ1_0AVX2, Q2_0: encodeQ2_0AVX2,
 		MXFP4: encodeMXFP4AVX2, NVFP4: encodeNVFP4AVX2, F16: encodeF16AVX2, BF16: encodeBF16AVX2,
 		FromF16: decodeF16AVX2, FromBF16: decodeBF16AVX2, FromQ8_0: decodeQ8_0AVX2,
-		Finite16: finite16AVX2, Finite32: finite32AVX2,
+		Finite16: finite16AVX2, Finite32: finite32AVX2, FiniteScales: finiteScales,
 	})
 }

@@ -25,10 +25,11 @@ func plain() {
 		s.decodeF16()
 		s.decodeBF16()
 		s.decodeQ8_0()
-		s.finite("finite32", 4)
-		s.finite("finite16", 2)
+		s.finiteNumbers("finite32", 4)
+		s.finiteNumbers("finite16", 2)
 	}
 	encodeQ1_0()
+	finiteScales()
 }
 
 const (
@@ -46,6 +47,8 @@ type encoder struct {
 	isa
 	src, dst, blocks reg.GPVirtual
 	size, length     int // bytes and elements of a block
+	slots            Mem // of turns
+	at               reg.GPVirtual
 }
 
 // encoder starts the function of an encoder.
@@ -67,7 +70,7 @@ func (e *encoder) each(body func()) {
 	})
 }
 
-// out addresses bytes of the block, in the words of one vector, its elements.
+// out addresses bytes of the block, in a vector of its elements.
 func (e *encoder) out(at int) Mem { return Mem{Base: e.dst, Disp: at} }
 func (e *encoder) in(v int) Mem   { return Mem{Base: e.src, Disp: v * e.isa.size()} }
 
@@ -131,28 +134,28 @@ func (e *encoder) magnitude(positive reg.VecVirtual) reg.VecVirtual {
 	return e.fold(e.largest(0, e.length, positive), maxBits)
 }
 
-// inverse returns quant.inverse of four numbers.
-func inverse(d, one reg.VecVirtual) reg.VecVirtual {
-	inv := XMM()
+// inverse returns quant.inverse of each number.
+func (s isa) inverse(d, one reg.VecVirtual) reg.VecVirtual {
+	inv := s.vec()
 	VDIVPS(d, one, inv)
-	m := four.cmp(notEqual, d, four.zero(XMM()))
+	m := s.cmp(notEqual, d, s.zero(s.vec()))
 	VANDPS(m.v, inv, inv)
 	return inv
 }
 
-// finite is true where all of the numbers v are finite.
-func finite(v ...reg.VecVirtual) reg.VecVirtual {
-	sum := XMM()
+// finite is true in the lanes where all of the numbers v are finite.
+func (s isa) finite(v ...reg.VecVirtual) reg.VecVirtual {
+	sum := s.vec()
 	VSUBPS(v[0], v[0], sum)
 	for _, x := range v[1:] {
-		t := XMM()
+		t := s.vec()
 		VSUBPS(x, x, t)
 		VADDPS(t, sum, sum)
 	}
-	return four.cmp(equal, sum, four.zero(XMM())).v
+	return s.cmp(equal, sum, s.zero(s.vec())).v
 }
 
-// halves is dtype.ToF16.
+// halves are the constants of dtype.ToF16.
 type halves struct{ magnitude, infinite reg.VecVirtual }
 
 // newHalves prepares the constants, in vectors like v.
@@ -267,21 +270,105 @@ func (s isa) wideOf(x reg.VecVirtual) reg.VecVirtual {
 	return v
 }
 
+// turn is the number of blocks of 32 elements that are measured before their
+// scales are computed together. So the long waits for divisions are shared.
+const turn = 32
+
+// turns is each in turns: measure leaves numbers of each block in slots, which
+// scale turns into others, eight blocks at a time, for finish.
+func (e *encoder) turns(measure, scale, finish func()) {
+	e.slots, e.at = AllocLocal(slotCount*4*turn), GP64()
+	n, start := GP64(), GP64()
+	Label("turn")
+	MOVQ(U32(turn), n)
+	CMPQ(e.blocks, n)
+	CMOVQCS(e.blocks, n)
+	MOVQ(e.src, start)
+	XORQ(e.at, e.at)
+	Label("measure")
+	measure()
+	ADDQ(U32(uint32(4*e.length)), e.src)
+	INCQ(e.at)
+	CMPQ(e.at, n)
+	JNE(LabelRef("measure"))
+
+	XORQ(e.at, e.at)
+	Label("scale")
+	scale()
+	ADDQ(U8(8), e.at)
+	CMPQ(e.at, n)
+	JCS(LabelRef("scale"))
+
+	MOVQ(start, e.src)
+	XORQ(e.at, e.at)
+	Label("finish")
+	finish()
+	ADDQ(U32(uint32(4*e.length)), e.src)
+	ADDQ(U32(uint32(e.size)), e.dst)
+	INCQ(e.at)
+	CMPQ(e.at, n)
+	JNE(LabelRef("finish"))
+	SUBQ(n, e.blocks)
+	JNZ(LabelRef("turn"))
+}
+
+// The slots: two measures, their halves (that of the scale in place of the
+// first), and what the codes need.
+const (
+	slotTop = iota
+	slotLow
+	slotHalf
+	slotInverse
+	slotKeep
+	slotCount
+)
+
+// slot addresses what belongs to the block, or to it and the seven after it.
+func (e *encoder) slot(i int) Mem {
+	return e.slots.Offset(i*4*turn).Idx(e.at, 4)
+}
+
+// putSlot stores a half from a slot.
+func (e *encoder) putSlot(i, at int) {
+	half := GP32()
+	MOVL(e.slot(i), half)
+	MOVW(half.As16(), e.out(at))
+}
+
+// halfSlot stores the halves of eight numbers in a slot.
+func (e *encoder) halfSlot(x reg.VecVirtual, i int) {
+	t, words, h := XMM(), YMM(), newHalves(four)
+	h.of(x, t)
+	h.clean(t)
+	VPMOVZXWD(t, words)
+	VMOVDQU(words, e.slot(i))
+}
+
+// mask clears the codes b where the block's are not to be kept.
+func (e *encoder) mask(b reg.VecVirtual) {
+	keep := YMM()
+	VBROADCASTSS(e.slot(slotKeep), keep)
+	VPAND(keep, b, b)
+}
+
 // encodeQ8_0 writes the encoder of Q8_0.
 func (s isa) encodeQ8_0() {
 	e := s.encoder("encodeQ8_0", "", 34, 32, "quant.encodeQ8_0 for whole blocks.")
-	positive, signs, below := s.bits(signless), s.bits(sign), s.bits(belowHalf)
-	top, one, order, h := four.number(127), four.number(1), s.order(), newHalves(four)
-	e.each(func() {
-		d := e.magnitude(positive)
-		VDIVPS(top, d, d)
-		inv := inverse(d, one)
-		keep := finite(d, inv)
-		h.put(d, e.out(0))
-		b := s.bytes(e.scaled(0, 32, s.wideOf(inv), signs, below), true)
-		mask := YMM()
-		VBROADCASTSS(keep, mask)
-		VPAND(mask, b, b)
+	positive, signs, below, order := s.bits(signless), s.bits(sign), s.bits(belowHalf), s.order()
+	e.turns(func() {
+		VMOVSS(e.magnitude(positive), e.slot(slotTop))
+	}, func() {
+		d, eight := YMM(), sets[0]
+		VMOVUPS(e.slot(slotTop), d)
+		VDIVPS(eight.number(127), d, d)
+		inv := eight.inverse(d, eight.number(1))
+		VMOVUPS(inv, e.slot(slotInverse))
+		VMOVUPS(eight.finite(d, inv), e.slot(slotKeep))
+		e.halfSlot(d, slotTop)
+	}, func() {
+		e.putSlot(slotTop, 0)
+		b := s.bytes(e.scaled(0, 32, s.splat(e.slot(slotInverse)), signs, below), true)
+		e.mask(b)
 		s.inOrder(b, order)
 		VMOVDQU(b, e.out(2))
 	})
@@ -301,12 +388,11 @@ func (e *encoder) peak(x []reg.VecVirtual, signs reg.VecVirtual) reg.VecVirtual 
 	}
 	least, top, opposite := e.fold(low, minimum), e.fold(high, maximum), XMM()
 	VXORPS(signs.AsX(), least, opposite)
-	known := e.label("known")
-	VUCOMISS(opposite, top)
-	JHI(LabelRef(known))
-	magnitude := XMM()
+	// Which sign wins is anybody's guess, a tie seldom.
+	magnitude, known := XMM(), e.label("known")
 	VMOVAPS(top, magnitude)
-	VMOVAPS(least, top)
+	four.choose(four.cmp(greater, opposite, top), least, top)
+	VUCOMISS(opposite, magnitude)
 	JNE(LabelRef(known))
 	VUCOMISS(zero.AsX(), magnitude)
 	JEQ(LabelRef(known))
@@ -364,30 +450,34 @@ func (s isa) encodeSymmetric(name string, size, n int) {
 	signs, half, order := s.bits(sign), s.number(float32(n)+0.5), s.order()
 	limit := YMM()
 	VPBROADCASTD(word(uint32(2*n-1)*0x01010101), limit)
-	e.each(func() {
-		x := e.inputs(0, 32)
-		d, share := e.peak(x, signs), four.number(-1/float32(n))
-		VMULPS(share, d, d) // exactly the quotient
-		inv := inverse(d, four.number(1))
-		keep := finite(inv)
-		newHalves(four).put(d, e.out(0))
-		inverses := s.wideOf(inv)
-		for _, c := range x {
-			VMULPS(inverses, c, c)
+	e.turns(func() {
+		VMOVSS(e.peak(e.inputs(0, 32), signs), e.slot(slotTop))
+	}, func() {
+		d, eight := YMM(), sets[0]
+		VMOVUPS(e.slot(slotTop), d)
+		VMULPS(eight.number(-1/float32(n)), d, d) // exactly the quotient
+		inv := eight.inverse(d, eight.number(1))
+		VMOVUPS(inv, e.slot(slotInverse))
+		VMOVUPS(eight.finite(inv), e.slot(slotKeep))
+		e.halfSlot(d, slotTop)
+	}, func() {
+		e.putSlot(slotTop, 0)
+		inv, x := s.splat(e.slot(slotInverse)), s.vecs(32/s.lanes)
+		for v, c := range x {
+			VMULPS(e.in(v), inv, c)
 			VADDPS(half, c, c)
 			VCVTTPS2DQ(c, c)
 		}
-		e.finish(x, limit, keep, order, 2, n == 16)
+		e.finish(x, limit, order, 2, n == 16)
 	})
 	s.ret()
 }
 
-// finish writes the codes x, limited, where keep holds, else zeros.
-func (e *encoder) finish(x []reg.VecVirtual, limit, keep, order reg.VecVirtual, at int, five bool) {
-	b, mask := e.bytes(x, false), YMM()
+// finish writes the codes x, limited, if the block's are to be kept, else zeros.
+func (e *encoder) finish(x []reg.VecVirtual, limit, order reg.VecVirtual, at int, five bool) {
+	b := e.bytes(x, false)
 	VPMINUB(limit, b, b)
-	VBROADCASTSS(keep, mask)
-	VPAND(mask, b, b)
+	e.mask(b)
 	e.inOrder(b, order)
 	e.codes(b, at, five)
 }
@@ -416,26 +506,33 @@ func (s isa) encodeAffine(name string, size, n int) {
 	e := s.encoder(name, "", size, 32, "quant."+name+" for whole blocks, without importance.")
 	half, order, limit := s.number(0.5), s.order(), YMM()
 	VPBROADCASTD(word(uint32(n)*0x01010101), limit)
-	e.each(func() {
-		x := e.inputs(0, 32)
-		low, d := e.extremes(x)
+	e.turns(func() {
+		low, high := e.extremes(e.inputs(0, 32))
+		VMOVSS(low, e.slot(slotLow))
+		VMOVSS(high, e.slot(slotTop))
+	}, func() {
+		low, d, eight := YMM(), YMM(), sets[0]
+		VMOVUPS(e.slot(slotTop), d)
+		VMOVUPS(e.slot(slotLow), low)
 		VSUBPS(low, d, d)
-		VDIVPS(four.number(float32(n)), d, d)
-		inv := inverse(d, four.number(1))
-		keep := finite(d, inv)
-		inverses, base, scales := s.wideOf(inv), s.wideOf(low), XMM()
-		VUNPCKLPS(low, d, scales)
-		h := newHalves(four)
-		h.of(scales, scales)
-		h.clean(scales)
-		VMOVD(scales, e.out(0))
-		for _, c := range x {
-			VSUBPS(base, c, c)
-			VMULPS(inverses, c, c)
+		VDIVPS(eight.number(float32(n)), d, d)
+		inv := eight.inverse(d, eight.number(1))
+		VMOVUPS(inv, e.slot(slotInverse))
+		VMOVUPS(eight.finite(d, inv), e.slot(slotKeep))
+		e.halfSlot(d, slotTop)
+		e.halfSlot(low, slotHalf)
+	}, func() {
+		e.putSlot(slotTop, 0)
+		e.putSlot(slotHalf, 2)
+		inv, low, x := s.splat(e.slot(slotInverse)), s.splat(e.slot(slotLow)), s.vecs(32/s.lanes)
+		for v, c := range x {
+			VMOVUPS(e.in(v), c)
+			VSUBPS(low, c, c)
+			VMULPS(inv, c, c)
 			VADDPS(half, c, c)
 			VCVTTPS2DQ(c, c)
 		}
-		e.finish(x, limit, keep, order, 4, n == 31)
+		e.finish(x, limit, order, 4, n == 31)
 	})
 	s.ret()
 }
@@ -450,8 +547,8 @@ type ternary struct {
 func (e *encoder) scaleTernary(at int) ternary {
 	d := e.magnitude(e.bits(signless))
 	newHalves(four).put(d, e.out(at))
-	inv := inverse(d, four.number(1))
-	VANDPS(finite(inv), inv, inv)
+	inv := four.inverse(d, four.number(1))
+	VANDPS(four.finite(inv), inv, inv)
 	t := ternary{encoder: e, inv: e.wideOf(inv), signs: e.bits(sign), below: e.bits(belowHalf), one: YMM(), low: YMM()}
 	VPBROADCASTD(word(0x01010101), t.one)
 	VPBROADCASTD(word(0x03030303), t.low)
@@ -565,8 +662,8 @@ func (s isa) encodeQ2_0() {
 	e.each(func() {
 		d := e.magnitude(s.bits(signless))
 		newHalves(four).put(d, e.out(0))
-		inv := inverse(d, four.number(1))
-		keep, mask := finite(inv), YMM()
+		inv := four.inverse(d, four.number(1))
+		keep, mask := four.finite(inv), YMM()
 		VBROADCASTSS(keep, mask)
 		t := ternary{encoder: e, inv: s.wideOf(inv), signs: s.bits(sign), below: s.bits(belowHalf), one: YMM(), low: YMM()}
 		VPBROADCASTD(word(0x01010101), t.one)

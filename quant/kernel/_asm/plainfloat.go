@@ -62,15 +62,17 @@ func (s isa) count(m mask, c reg.VecVirtual) {
 func (s isa) encodeMXFP4() {
 	e := s.encoder("encodeMXFP4", " int", 17, 32, "quant.encodeMXFP4 for whole blocks up to the first whose",
 		"exponent takes a logarithm; it returns their number.")
-	total := GP64()
+	total, positive := GP64(), s.bits(signless)
 	MOVQ(e.blocks, total)
-	e.each(func() {
-		top, scale := GP32(), e.exponent(e.magnitude(s.bits(signless)))
-		MOVB(scale.As8(), e.out(0))
-		e.halfE8M0(scale, top)
-		d := XMM()
-		VMOVD(top, d)
-		limits := s.limitsFP4(s.wideOf(d))
+	e.turns(func() {
+		VMOVD(e.magnitude(positive), e.slot(slotTop))
+	}, e.scaleMXFP4, func() {
+		CMPL(e.slot(slotKeep), U8(0))
+		JEQ(LabelRef("odd"))
+		exponent := GP32()
+		MOVL(e.slot(slotTop), exponent)
+		MOVB(exponent.As8(), e.out(0))
+		limits := s.limitsFP4(s.splat(e.slot(slotLow)))
 		bytes, n := s.vecs(16/s.lanes), 16/s.lanes
 		for v := range n {
 			c := e.codesFP4(v, limits)
@@ -80,43 +82,41 @@ func (s isa) encodeMXFP4() {
 		}
 		s.storeBytes(bytes, e.out(1))
 	})
+	XORQ(e.at, e.at)
 	Label("odd")
+	SUBQ(e.at, e.blocks)
 	SUBQ(e.blocks, total)
 	Store(total, ReturnIndex(0))
 	s.ret()
 }
 
-// exponent returns quant.exponentMXFP4, or goes to odd.
-func (e *encoder) exponent(magnitude reg.VecVirtual) reg.GPVirtual {
-	bits, exponent, mantissa, none := GP32(), GP32(), GP32(), GP32()
-	VMOVD(magnitude, bits)
-	XORL(none, none)
-	MOVL(bits, exponent)
-	MOVL(bits, mantissa)
-	ANDL(U32(0x7fffff), mantissa)
-	CMPL(mantissa, U32(0x7fff00))
-	JHI(LabelRef("odd"))
-	SHRL(U8(23), exponent)
-	SUBL(U8(2), exponent)
-	TESTL(bits, bits)
-	CMOVLEQ(none, exponent)
-	JEQ(LabelRef("exponent"))
-	CMPL(bits, U32(1<<23))
-	JCS(LabelRef("odd")) // subnormal
-	Label("exponent")
-	ANDL(U32(0xff), exponent)
-	return exponent
-}
+// scaleMXFP4 computes quant.exponentMXFP4 and, in slotLow, quant.halfE8M0 of
+// it. Magnitudes whose exponent takes a logarithm are not kept.
+func (e *encoder) scaleMXFP4() {
+	s := sets[0]
+	bits, zero := s.load(e.slot(slotTop)), s.zero(s.vec())
+	mantissa, exponent, d, small := s.vec(), s.vec(), s.vec(), s.vec()
+	VPAND(vector(0x7fffff), bits, mantissa)
+	odd := s.above(mantissa, s.load(vector(0x7fff00)))
+	subnormal := s.above(s.load(vector(1<<23)), bits)
+	s.and(subnormal, s.above(bits, zero))
+	s.or(odd, subnormal)
+	VPCMPEQD(odd.v, zero, odd.v)
+	VMOVUPS(odd.v, e.slot(slotKeep))
 
-// halfE8M0 sets d to the bits of quant.halfE8M0.
-func (e *encoder) halfE8M0(scale, d reg.GPVirtual) {
-	subnormal := GP32()
-	LEAL(Mem{Base: scale.As64(), Disp: 1}, subnormal)
-	SHLL(U8(21), subnormal)
-	LEAL(Mem{Base: scale.As64(), Disp: -1}, d)
-	SHLL(U8(23), d)
-	CMPL(scale, U8(2))
-	CMOVLCS(subnormal, d)
+	VPSRLD(U8(23), bits, exponent)
+	VPSUBD(s.load(vector(2)), exponent, exponent)
+	VPAND(vector(0xff), exponent, exponent)
+	VPAND(s.above(bits, zero).v, exponent, exponent)
+	VMOVUPS(exponent, e.slot(slotTop))
+
+	one := s.load(vector(1))
+	VPADDD(one, exponent, small)
+	VPSLLD(U8(21), small, small)
+	VPSUBD(one, exponent, d)
+	VPSLLD(U8(23), d, d)
+	s.choose(s.above(s.load(vector(2)), exponent), small, d)
+	VMOVUPS(d, e.slot(slotLow))
 }
 
 // encodeNVFP4 writes the encoder of NVFP4.
@@ -333,9 +333,9 @@ func (s isa) decodeQ8_0() {
 	})
 }
 
-// finite writes the search for numbers with all exponent bits set, of width
+// finiteNumbers writes the search for numbers with all exponent bits set, of width
 // bytes each.
-func (s isa) finite(name string, width int) {
+func (s isa) finiteNumbers(name string, width int) {
 	const stretch = 128
 	s.text(name, "func(src *byte, stretches int, exponent uint32) int",
 		"the number of stretches of 128 bytes before the first that holds a number, of "+strconv.Itoa(width),
@@ -436,4 +436,35 @@ func encodeQ1_0() {
 		})
 	})
 	s.ret()
+}
+
+// finiteScales writes the search for scales that are not finite.
+func finiteScales() {
+	s := isa{}
+	s.text("finiteScales", "func(src *byte, blocks, size, first, last int) int",
+		"the number of blocks, of size bytes, before the first that has, at one of two offsets, a",
+		"half with all exponent bits set.")
+	src, blocks, size, first, last, total := GP64(), GP64(), GP64(), GP64(), GP64(), GP64()
+	Load(Param("src"), src)
+	Load(Param("blocks"), blocks)
+	Load(Param("size"), size)
+	Load(Param("first"), first)
+	Load(Param("last"), last)
+	MOVQ(blocks, total)
+	ADDQ(src, first)
+	ADDQ(src, last)
+	repeat("block", blocks, func() {
+		for _, p := range []reg.GPVirtual{first, last} {
+			half := GP32()
+			MOVWLZX(Mem{Base: p}, half)
+			ANDL(U32(0x7c00), half)
+			CMPL(half, U32(0x7c00))
+			JEQ(LabelRef("found"))
+			ADDQ(size, p)
+		}
+	})
+	Label("found")
+	SUBQ(blocks, total)
+	Store(total, ReturnIndex(0))
+	RET()
 }
