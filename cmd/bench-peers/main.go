@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"log"
 	"os"
-	"runtime/debug"
 	"slices"
 	"strings"
 )
@@ -60,7 +59,7 @@ type subject struct {
 	args     []string // after the imatrix, before input and output
 	noRecipe bool     // args choose the type; the recipe is Q8_0
 	source   string   // type of the source's matrices
-	blocks   int      // size of the source: see writeModel
+	matrices int      // size of the source: see writeModel
 	plain    bool     // measured without imatrix
 	guided   bool     // measured with imatrix
 }
@@ -68,27 +67,26 @@ type subject struct {
 // subjects are ordered as the README's table. Fast types get more to do, so that
 // no run takes much less than a fifth of a second.
 var subjects = func() []subject {
-	const slow, medium, brisk, fast = 1, 3, 8, 24
-	list := func(blocks int, plain, guided bool, names ...string) (s []subject) {
+	const slowest, slow, medium, brisk, fast = 2, 4, 12, 32, 96
+	list := func(matrices int, plain, guided bool, names ...string) (s []subject) {
 		for _, n := range names {
-			s = append(s, subject{name: n, args: []string{"--pure", "--token-embedding-type", "f16"}, source: "F16", blocks: blocks, plain: plain, guided: guided})
+			s = append(s, subject{name: n, args: []string{"--pure", "--token-embedding-type", "f16"}, source: "F16", matrices: matrices, plain: plain, guided: guided})
 		}
 		return s
 	}
-	s := list(brisk, true, true, "Q4_K_S", "Q5_K_S", "Q6_K")
-	s = append(s, list(medium, true, true, "Q3_K_S", "Q2_K")...)
+	s := list(medium, true, true, "Q4_K_S", "Q5_K_S", "Q6_K", "Q3_K_S", "Q2_K")
 	s = append(s, list(slow, true, true, "IQ4_XS", "IQ4_NL", "IQ3_S")...)
-	s = append(s, list(slow, false, true, "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")...)
+	s = append(s, list(slowest, false, true, "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")...)
 	s = append(s, list(fast, true, false, "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")...)
 	s = append(s, list(brisk, false, true, "Q4_0", "Q4_1", "Q5_0", "Q5_1")...)
 	s = append(s, list(fast, true, false, "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")...)
 	for _, n := range []string{"MXFP4", "NVFP4"} {
-		s = append(s, subject{name: n, args: []string{"--tensor-type", "blk=" + strings.ToLower(n)}, noRecipe: true, source: "F16", blocks: brisk, plain: true})
+		s = append(s, subject{name: n, args: []string{"--tensor-type", "blk=" + strings.ToLower(n)}, noRecipe: true, source: "F16", matrices: brisk, plain: true})
 	}
 	s = append(s, list(fast, true, false, "F16", "BF16")...)
 	for i := range s {
 		if s[i].name == "F16" || s[i].name == "BF16" {
-			s[i].source, s[i].blocks = "F32", s[i].blocks/2
+			s[i].source, s[i].matrices = "F32", s[i].matrices/2
 		}
 	}
 	return s
@@ -158,12 +156,11 @@ func (b *bench) measure(s *subject) error {
 // prepare writes the source that a type is made from, unless it is there.
 func (b *bench) prepare(s *subject) (err error) {
 	if m := b.model; m != nil {
-		if m.typeName == s.source && m.blocks == s.blocks {
+		if m.typeName == s.source && m.matrices == s.matrices {
 			return nil
 		}
 		m.remove()
 	}
-	b.model, err = writeModel(b.dir, s.source, s.blocks)
-	debug.FreeOSMemory() // what this program holds counts as the peak of those it starts
+	b.model, err = writeModel(b.dir, s.source, s.matrices)
 	return err
 }
