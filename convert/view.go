@@ -75,7 +75,7 @@ func (v *View) fill(ctx context.Context, rd *reader, t int, first, n int64, dst 
 		if err := rd.rows(ctx, &pieces[i], at, k, dst[:k*cols]); err != nil {
 			return err
 		}
-		if err := finite(v.infos[t].Name, first, cols, dst[:k*cols]); err != nil {
+		if err := rd.finite(v.infos[t].Name, first, cols, dst[:k*cols]); err != nil {
 			return err
 		}
 		first, n, dst, i = first+k, n-k, dst[k*cols:], i+1

@@ -180,8 +180,8 @@ func DecodeRows(t gguf.Type, dst []float32, src []byte) error {
 
 // Validate reports the first block whose scales, or for unpacked types whose
 // values, are NaN or infinite: the rule of ggml_validate_row_data, without
-// which llama.cpp neither reads nor writes a tensor. rowBytes is the encoded
-// size of a row and only serves the message.
+// which llama.cpp neither reads nor writes a tensor. Such a block is a
+// *BlockError; rowBytes, the encoded size of a row, only serves to name it.
 func Validate(t gguf.Type, encoded []byte, rowBytes int) error {
 	c, ok := Lookup(t)
 	if !ok {
@@ -201,7 +201,19 @@ func Validate(t gguf.Type, encoded []byte, rowBytes int) error {
 		return nil
 	}
 	perRow := rowBytes / size
-	return fmt.Errorf("%s row %d, block %d: %s", t, block/perRow, block%perRow, what)
+	return &BlockError{t, int64(block / perRow), block % perRow, what}
+}
+
+// BlockError names a block that no file may hold.
+type BlockError struct {
+	Type  gguf.Type
+	Row   int64 // counted from the first of the rows checked
+	Block int   // of the row
+	What  string
+}
+
+func (e *BlockError) Error() string {
+	return fmt.Sprintf("%s row %d, block %d: %s", e.Type, e.Row, e.Block, e.What)
 }
 
 // checkScales finds the first block with a non-finite half precision scale.
