@@ -176,6 +176,9 @@ func (c *Checkpoint) ReadAt(ctx context.Context, tensor int, off int64, p []byte
 	return c.files.ReadAt(tensor, off, p)
 }
 
+// Prefetch implements Prefetcher.
+func (c *Checkpoint) Prefetch(tensor int, off, n int64) { c.files.Prefetch(tensor, off, n) }
+
 const configLimit = 64 << 20 // bytes; released config files are below 100 kB
 
 func readConfig(dir string) (*arch.Config, error) {

@@ -25,6 +25,23 @@ func (s Storage) String() string {
 	return s.DType.String()
 }
 
+// blocks returns the GGUF type whose codec reads the storage. Other types of
+// checkpoints have none, or one that does not insist on exact integers.
+func (s Storage) blocks() (t gguf.Type, ok bool) {
+	if s.IsGGUF {
+		return s.GGUF, true
+	}
+	switch s.DType {
+	case dtype.F16:
+		return gguf.F16, true
+	case dtype.BF16:
+		return gguf.BF16, true
+	case dtype.F32:
+		return gguf.F32, true
+	}
+	return 0, false
+}
+
 // Source is one tensor of the input, known from its header alone. A weight that
 // is stored in several tensors takes the place of the one that holds its codes,
 // with the name and shape of the weight.
@@ -100,6 +117,12 @@ func (inv *Inventory) Lookup(name string) (int, bool) { i, ok := inv.index[name]
 // use, and a short read is an error.
 type Data interface {
 	ReadAt(ctx context.Context, tensor int, off int64, p []byte) error
+}
+
+// Prefetcher is Data that can begin to fetch bytes before they are read.
+// Prefetch does not wait for them and may do nothing.
+type Prefetcher interface {
+	Prefetch(tensor int, off, n int64)
 }
 
 // rename gives tensor i the name and shape of the weight that it holds codes of.

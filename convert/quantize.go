@@ -44,6 +44,9 @@ func (s *GGUFSource) ReadAt(ctx context.Context, tensor int, off int64, p []byte
 	return nil
 }
 
+// Prefetch implements Prefetcher.
+func (s *GGUFSource) Prefetch(tensor int, off, n int64) { s.file.Prefetch(tensor, off, n) }
+
 // Inputs returns the paths of the file's parts.
 func (s *GGUFSource) Inputs() []string {
 	var paths []string

@@ -2,11 +2,11 @@ package convert
 
 import (
 	"context"
-	"encoding/binary"
 	"math"
 
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/dtype"
+	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
 )
 
@@ -23,6 +23,9 @@ type reader struct {
 	aux    []byte // stored scales or zero points
 	codes  []byte // blocks of a GGUF type
 	index  []int64
+	// suspect says that the rows read last may hold NaN or infinities; where it
+	// is false the stored numbers have been looked at and none is.
+	suspect bool
 }
 
 // grow returns a slice of n elements, reusing buf's memory when it suffices.
@@ -36,6 +39,7 @@ func grow[T any](buf []T, n int64) []T {
 // rows fills dst with rows [first, first+n) of what a piece contributes.
 // len(dst) is n times the output's row length.
 func (rd *reader) rows(ctx context.Context, p *Piece, first, n int64, dst []float32) error {
+	rd.suspect = false
 	if p.Mode == arch.CutTransposed {
 		return rd.columns(ctx, p, first, n, dst)
 	}
@@ -129,6 +133,7 @@ func (rd *reader) finish(t *Tensor, rows []float32) {
 			}
 		}
 	}
+	rd.suspect = rd.suspect || t.Op != arch.OpNone
 	switch t.Op {
 	case arch.OpAddOne:
 		for i := range rows {
@@ -165,6 +170,7 @@ func (rd *reader) read(ctx context.Context, src int, r0, r1, c0, c1 int64, dst [
 	s := &rd.inv.Tensors[src]
 	w := c1 - c0
 	if s.packed != nil {
+		rd.suspect = true // products may overflow
 		return rd.unpack(ctx, src, r0, r1, c0, c1, dst)
 	}
 	if w == s.Cols() {
@@ -219,22 +225,40 @@ func (rd *reader) decode(ctx context.Context, src int, first int64, dst []float3
 	s := &rd.inv.Tensors[src]
 	if s.Values != nil {
 		copy(dst, s.Values[first:])
+		rd.suspect = true // nobody has looked
 		return nil
 	}
-	rd.raw = grow(rd.raw, s.bytes(int64(len(dst))))
-	if err := rd.data.ReadAt(ctx, src, s.bytes(first), rd.raw); err != nil {
+	t, ok := s.Storage.blocks()
+	var raw []byte
+	if ok && t == gguf.F32 {
+		raw = quant.StoredF32(dst)
+	}
+	inPlace := raw != nil
+	if !inPlace {
+		rd.raw = grow(rd.raw, s.bytes(int64(len(dst))))
+		raw = rd.raw
+	}
+	if err := rd.data.ReadAt(ctx, src, s.bytes(first), raw); err != nil {
 		return err
 	}
-	if s.Storage.IsGGUF {
-		return quant.DecodeRows(s.Storage.GGUF, dst, rd.raw)
-	}
-	if s.Storage.DType == dtype.F32 {
-		for i := range dst { // the compiler turns this into plain loads
-			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(rd.raw[4*i:]))
-		}
+	rd.suspect = rd.suspect || !ok || nonFinite(t, raw)
+	switch {
+	case inPlace:
 		return nil
+	case ok:
+		return quant.DecodeRows(t, dst, raw)
 	}
-	return dtype.Decode(s.Storage.DType, dst, rd.raw)
+	return dtype.Decode(s.Storage.DType, dst, raw)
+}
+
+// nonFinite reports whether numbers stored as t may be NaN or infinite. It looks
+// at types whose numbers are float32 numbers, too.
+func nonFinite(t gguf.Type, raw []byte) bool {
+	switch t {
+	case gguf.F16, gguf.BF16, gguf.F32:
+		return quant.Validate(t, raw, t.BlockBytes()) != nil
+	}
+	return true
 }
 
 // blocks copies rows [first, first+n) of what a piece contributes in the blocks
@@ -261,22 +285,10 @@ func (rd *reader) rowBlocks(ctx context.Context, src int, r0, r1 int64, dst []by
 	return s.packed.(lossless).blocks(ctx, rd, src, r0, r1, dst)
 }
 
-// finite returns an error naming the first NaN or infinity among rows of cols
-// values, the first of which is row first of the tensor. A running sum of x·0
-// stays 0 unless a value is not finite.
-func finite(name string, first, cols int64, x []float32) error {
-	var a, b, c, d float32
-	i := 0
-	for ; i+4 <= len(x); i += 4 {
-		a += x[i] * 0
-		b += x[i+1] * 0
-		c += x[i+2] * 0
-		d += x[i+3] * 0
-	}
-	for ; i < len(x); i++ {
-		a += x[i] * 0
-	}
-	if a+b+c+d == 0 {
+// finite returns an error naming the first NaN or infinity among the rows read
+// last: x, of cols values each, the first of which is row first of the tensor.
+func (rd *reader) finite(name string, first, cols int64, x []float32) error {
+	if !rd.suspect || quant.AllFinite(x) {
 		return nil
 	}
 	for i, v := range x {

@@ -171,12 +171,13 @@ func TestFinite(t *testing.T) {
 		for i := range x {
 			x[i] = []float32{math.MaxFloat32, -math.MaxFloat32, math.SmallestNonzeroFloat32, float32(math.Copysign(0, -1)), 1}[i%5]
 		}
-		must(t, finite("w", 0, 3, x))
+		rd := &reader{suspect: true}
+		must(t, rd.finite("w", 0, 3, x))
 		for i := range x {
 			for bad, text := range map[float32]string{nan: "is NaN", inf: "is +Inf", -inf: "is -Inf"} {
 				old := x[i]
 				x[i] = bad
-				err := finite("w", 100, 3, x)
+				err := rd.finite("w", 100, 3, x)
 				wantRefusal(t, err, ErrInput, `"w"`, text, []string{"column 0", "column 1", "column 2"}[i%3], []string{"row 100", "row 101", "row 102", "row 103"}[i/3])
 				x[i] = old
 			}

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"runtime"
 	"slices"
@@ -15,8 +16,8 @@ import (
 
 // RunOptions bound what a run may use. They never change its output.
 type RunOptions struct {
-	// Threads is the number of tensors' parts worked on at a time, with some
-	// more that wait for the disk; 0 means one per core.
+	// Threads is the number of tensors' parts worked on at a time; 0 means one
+	// per core.
 	Threads int
 	// MaxMemory bounds resident memory in bytes; 0 means DefaultMaxMemory.
 	MaxMemory int64
@@ -44,12 +45,17 @@ const DefaultMaxMemory = 512 << 20
 const (
 	// baseMemory is set aside for the program, the plan and the runtime.
 	baseMemory = 192 << 20
-	// bytesPerElement is what a unit of work holds per element at most: eight
-	// stored, four decoded, four rearranged, four encoded.
-	bytesPerElement = 20
-	maxUnit         = 1 << 20 // elements; more brings no speed
-	minUnit         = 1 << 12
-	readAhead       = 2 // workers beyond Threads, so that the disk and the cores both stay busy
+	// elementBytes is what a unit of work holds per element at most, apart from
+	// the encoded rows: eight bytes stored, four decoded, four rearranged.
+	elementBytes = 16
+	maxUnit      = 1 << 20 // elements; more brings no speed
+	minUnit      = 1 << 12
+	// maxStrip is what is decoded, checked and encoded at a time, in elements:
+	// all of it stays in a core's own cache.
+	maxStrip = 1 << 15
+	// readAhead is how many bytes of input are fetched before their turn, so
+	// that the disk and the cores both stay busy.
+	readAhead = 32 << 20
 )
 
 // unit is a piece of work: n rows of what piece contributes to a tensor,
@@ -59,6 +65,17 @@ type unit struct {
 	piece      *Piece
 	first, out int64
 	n          int64
+}
+
+// strips cuts a unit into smaller ones, of so many rows.
+func (u unit) strips(rows int64) iter.Seq[unit] {
+	return func(yield func(unit) bool) {
+		for r := int64(0); r < u.n; r += rows {
+			if !yield(unit{u.tensor, u.piece, u.first + r, u.out + r, min(rows, u.n-r)}) {
+				return
+			}
+		}
+	}
 }
 
 // units cuts the plan into pieces of work of about limit elements, in file
@@ -154,16 +171,15 @@ func (ex *execution) run(ctx context.Context) error {
 		threads = runtime.GOMAXPROCS(0)
 	}
 	ex.total = ex.plan.inputBytes()
-	workers := threads + readAhead
 	g, ctx := errgroup.WithContext(ctx)
 	units := make(chan unit)
 	g.Go(func() error {
 		defer close(units)
-		return ex.feed(ctx, units, workers)
+		return ex.feed(ctx, units, unitSize(ex.opt.MaxMemory, threads, len(ex.writers)))
 	})
-	for range workers {
+	for range threads {
 		g.Go(func() error {
-			w := &worker{ex: ex, rd: reader{inv: ex.plan.inv, data: ex.data}}
+			w := &worker{ex: ex, rd: reader{inv: ex.plan.inv, data: ex.data}, encoded: make([][]byte, len(ex.writers))}
 			for u := range units {
 				if err := w.do(ctx, u); err != nil {
 					return err
@@ -175,14 +191,17 @@ func (ex *execution) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// feed hands out units in file order.
-func (ex *execution) feed(ctx context.Context, units chan<- unit, workers int) error {
+// feed hands out units of limit elements in file order.
+func (ex *execution) feed(ctx context.Context, units chan<- unit, limit int64) error {
+	ahead := newLookahead(ex.plan, ex.data, limit)
+	defer ahead.stop()
 	last := -1
-	for u := range ex.plan.units(unitSize(ex.opt.MaxMemory, workers)) {
+	for u := range ex.plan.units(limit) {
 		if u.tensor != last && ex.opt.Events.Tensor != nil {
 			ex.opt.Events.Tensor(ex.plan.Tensors[u.tensor].Name)
 		}
 		last = u.tensor
+		ahead.pass(u)
 		select {
 		case units <- u:
 		case <-ctx.Done():
@@ -193,11 +212,12 @@ func (ex *execution) feed(ctx context.Context, units chan<- unit, workers int) e
 }
 
 // unitSize divides the memory budget among the workers, in elements.
-func unitSize(budget int64, workers int) int64 {
+func unitSize(budget int64, workers, outputs int) int64 {
 	if budget <= 0 {
 		budget = DefaultMaxMemory
 	}
-	return min(maxUnit, max(minUnit, (budget-baseMemory)/int64(workers)/bytesPerElement))
+	perElement := int64(elementBytes + 4*outputs) // no output has more than four bytes
+	return min(maxUnit, max(minUnit, (budget-baseMemory)/int64(workers)/perElement))
 }
 
 // inputBytes is the number that progress counts to.
@@ -216,78 +236,119 @@ func (p *Plan) inputBytes() int64 {
 type worker struct {
 	ex      *execution
 	rd      reader
-	values  []float32
-	packed  []byte // encoded values
-	blocks  []byte // as the input has them
+	values  []float32 // a strip
+	encoded [][]byte  // a unit, for each output
 	weights tensorWeights
 }
 
 func (w *worker) do(ctx context.Context, u unit) error {
 	p := w.ex.plan
-	src := &p.inv.Tensors[u.piece.Source]
-	decoded, copied := false, false
-	for o := range w.ex.writers {
-		c := &p.Outputs[o].Choices[u.tensor]
-		var rows []byte
-		var err error
-		if p.Tensors[u.tensor].holds(c.Type) {
-			rows, err = w.stored(ctx, u, c.Type, &copied)
-		} else {
-			rows, err = w.encoded(ctx, u, c, &decoded)
-		}
-		if err == nil {
-			err = w.write(o, u, rows)
-		}
-		if err != nil {
+	for o := range w.encoded {
+		info := p.Info(o, u.tensor)
+		w.encoded[o] = grow(w.encoded[o], u.n*info.RowBytes())
+	}
+	for s := range u.strips(w.stripRows(u)) {
+		if err := w.strip(ctx, u, s); err != nil {
 			return err
 		}
 	}
-	done := w.ex.done.Add(src.bytes(p.elements(u.piece, u.n)))
+	for o := range w.ex.writers {
+		info := p.Info(o, u.tensor)
+		if err := w.ex.writers[o].WriteAt(u.tensor, u.out*info.RowBytes(), w.encoded[o]); err != nil {
+			return err
+		}
+	}
+	done := w.ex.done.Add(p.storedBytes(u))
 	if w.ex.opt.Events.Progress != nil {
 		w.ex.opt.Events.Progress(done, w.ex.total)
 	}
 	return nil
 }
 
-// stored returns a unit in the blocks of the input, read for the first output
-// that wants them.
-func (w *worker) stored(ctx context.Context, u unit, t gguf.Type, have *bool) ([]byte, error) {
-	if *have {
-		return w.blocks, nil
+// stripRows returns how many rows of a unit are worked on at once: as many as
+// stay in a core's cache, but all where few rows would be read in many small
+// places.
+func (w *worker) stripRows(u unit) int64 {
+	p := w.ex.plan
+	src, t := &p.inv.Tensors[u.piece.Source], &p.Tensors[u.tensor]
+	if u.piece.Mode == arch.CutTransposed || src.columnwise() {
+		return max(1, u.n)
 	}
-	*have = true
-	info := gguf.TensorInfo{Type: t, Shape: w.ex.plan.Tensors[u.tensor].Shape}
-	w.blocks = grow(w.blocks, u.n*info.RowBytes())
-	return w.blocks, w.rd.blocks(ctx, u.piece, u.first, u.n, w.blocks)
+	info := gguf.TensorInfo{Shape: t.Shape}
+	for o := range p.Outputs {
+		if !t.holds(p.Outputs[o].Choices[u.tensor].Type) {
+			return max(1, maxStrip/max(1, info.RowLen()))
+		}
+	}
+	copied := p.Info(0, u.tensor)
+	return max(1, 4*maxStrip/max(1, copied.RowBytes()))
 }
 
-// encoded returns a unit in the type of a choice; it is decoded for the first
-// output that wants it so.
-func (w *worker) encoded(ctx context.Context, u unit, c *quant.Choice, have *bool) ([]byte, error) {
+// strip fills the rows of a strip for every output: with the blocks of the
+// input where it has them in the type wanted, else with values encoded anew.
+// Each is read or decoded once.
+func (w *worker) strip(ctx context.Context, u, s unit) error {
 	t := &w.ex.plan.Tensors[u.tensor]
+	var blocks []byte
+	decoded := false
+	for o := range w.encoded {
+		c := &w.ex.plan.Outputs[o].Choices[u.tensor]
+		rows := w.rows(o, u, s)
+		var err error
+		switch {
+		case t.holds(c.Type) && blocks != nil:
+			copy(rows, blocks)
+			continue
+		case t.holds(c.Type):
+			blocks = rows
+			err = w.rd.blocks(ctx, s.piece, s.first, s.n, rows)
+		default:
+			if !decoded {
+				decoded = true
+				if err := w.decode(ctx, s); err != nil {
+					return err
+				}
+			}
+			err = w.encode(s, c, rows)
+		}
+		if err != nil {
+			return err
+		}
+		if err := w.check(o, s, rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decode sets values to those of a strip.
+func (w *worker) decode(ctx context.Context, s unit) error {
+	t := &w.ex.plan.Tensors[s.tensor]
 	info := gguf.TensorInfo{Shape: t.Shape}
 	cols := info.RowLen()
-	if !*have {
-		*have = true
-		w.values = grow(w.values, u.n*cols)
-		if err := w.rd.rows(ctx, u.piece, u.first, u.n, w.values); err != nil {
-			return nil, err
-		}
-		w.rd.finish(t, w.values)
-		if err := finite(t.Name, u.out, cols, w.values); err != nil {
-			return nil, err
-		}
+	w.values = grow(w.values, s.n*cols)
+	if err := w.rd.rows(ctx, s.piece, s.first, s.n, w.values); err != nil {
+		return err
 	}
-	w.packed = grow(w.packed, c.Type.RowBytes(cols)*u.n)
-	return w.packed, w.encode(u, c, cols)
+	w.rd.finish(t, w.values)
+	return w.rd.finite(t.Name, s.out, cols, w.values)
 }
 
-// encode packs the values of a unit, matrix by matrix, because each matrix of
+// rows returns the place of a strip's encoded rows among those of its unit.
+func (w *worker) rows(o int, u, strip unit) []byte {
+	info := w.ex.plan.Info(o, u.tensor)
+	row := info.RowBytes()
+	return w.encoded[o][(strip.out-u.out)*row:][:strip.n*row]
+}
+
+// encode packs the values of a strip, matrix by matrix, because each matrix of
 // a stack has importance weights of its own.
-func (w *worker) encode(u unit, c *quant.Choice, cols int64) error {
+func (w *worker) encode(u unit, c *quant.Choice, dst []byte) error {
 	p, typ := w.ex.plan, c.Type
+	info := gguf.TensorInfo{Shape: p.Tensors[u.tensor].Shape}
+	cols := info.RowLen()
 	if codec, _ := quant.Lookup(typ); p.importance == nil || !codec.UsesWeights {
-		return c.Search.EncodeRows(typ, w.packed, w.values, int(cols), nil)
+		return c.Search.EncodeRows(typ, dst, w.values, int(cols), nil)
 	}
 	if err := w.weights.load(p, u.tensor); err != nil {
 		return err
@@ -300,7 +361,7 @@ func (w *worker) encode(u unit, c *quant.Choice, cols int64) error {
 		if (u.out+r)%perMatrix == 0 && weights != nil && allZero(weights) && w.ex.opt.Events.ZeroImportance != nil {
 			w.ex.opt.Events.ZeroImportance(p.Tensors[u.tensor].Name, matrix)
 		}
-		err := c.Search.EncodeRows(typ, w.packed[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), weights)
+		err := c.Search.EncodeRows(typ, dst[r*rowBytes:(r+n)*rowBytes], w.values[r*cols:(r+n)*cols], int(cols), weights)
 		if err != nil {
 			return formatError("tensor %q: %v", p.Tensors[u.tensor].Name, err)
 		}
@@ -313,14 +374,19 @@ func allZero(s []float32) bool {
 	return !slices.ContainsFunc(s, func(x float32) bool { return x != 0 })
 }
 
-// write checks encoded rows, as llama-quantize does, and stores them.
-func (w *worker) write(o int, u unit, rows []byte) error {
+// check makes sure, as llama-quantize does, that a file may hold encoded rows.
+func (w *worker) check(o int, u unit, rows []byte) error {
 	info := w.ex.plan.Info(o, u.tensor)
 	if len(rows) == 0 {
 		return nil
 	}
-	if err := quant.Validate(info.Type, rows, int(info.RowBytes())); err != nil {
-		return formatError("tensor %q does not fit the range of %s: %v", info.Name, info.Type, err)
+	err := quant.Validate(info.Type, rows, int(info.RowBytes()))
+	if err == nil {
+		return nil
 	}
-	return w.ex.writers[o].WriteAt(u.tensor, u.out*info.RowBytes(), rows)
+	var block *quant.BlockError
+	if errors.As(err, &block) {
+		block.Row += u.out
+	}
+	return formatError("tensor %q does not fit the range of %s: %v", info.Name, info.Type, err)
 }

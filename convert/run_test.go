@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -67,10 +68,11 @@ func TestUnitSize(t *testing.T) {
 	for _, c := range []struct {
 		budget  int64
 		workers int
+		outputs int
 		want    int64
-	}{{0, 1, maxUnit}, {1, 1, minUnit}, {baseMemory, 8, minUnit}, {baseMemory + 20<<20, 10, 1 << 20 / 10}, {1 << 40, 4, maxUnit}} {
-		if got := unitSize(c.budget, c.workers); got != c.want {
-			t.Errorf("%d bytes, %d workers: %d elements, want %d", c.budget, c.workers, got, c.want)
+	}{{0, 1, 1, maxUnit}, {1, 1, 1, minUnit}, {baseMemory, 8, 1, minUnit}, {baseMemory + 20<<20, 10, 1, 1 << 20 / 10}, {baseMemory + 56<<20, 2, 3, 1 << 20}, {1 << 40, 4, 20, maxUnit}} {
+		if got := unitSize(c.budget, c.workers, c.outputs); got != c.want {
+			t.Errorf("%d bytes, %d workers, %d outputs: %d elements, want %d", c.budget, c.workers, c.outputs, got, c.want)
 		}
 	}
 }
@@ -181,7 +183,7 @@ func TestValuesRefused(t *testing.T) {
 	plan, err = ck.Plan(request(t, dir, "F16"))
 	must(t, err)
 	err = Run(t.Context(), plan, data, RunOptions{})
-	wantRefusal(t, err, ErrInput, "blk.1.ffn_down_exps.weight", "F16")
+	wantRefusal(t, err, ErrInput, "blk.1.ffn_down_exps.weight", "F16 row 194, block 3")
 	wantEmpty(t, dir)
 	plan, err = ck.Plan(request(t, dir, "BF16"))
 	must(t, err, Run(t.Context(), plan, data, RunOptions{}))
@@ -194,6 +196,53 @@ func wantEmpty(t *testing.T, dir string, but ...string) {
 	for _, e := range left {
 		if !slices.Contains(but, e.Name()) {
 			t.Errorf("%q is left behind", e.Name())
+		}
+	}
+}
+
+// fetching notes what is fetched ahead and what is read without.
+type fetching struct {
+	memory
+	mu      sync.Mutex
+	fetched [][]bool // byte by byte
+	total   int64
+	missed  []string
+}
+
+func (f *fetching) Prefetch(i int, off, n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for j := off; j < off+n; j++ {
+		f.fetched[i][j] = true
+	}
+	f.total += n
+}
+
+func (f *fetching) ReadAt(ctx context.Context, i int, off int64, p []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if slices.Contains(f.fetched[i][off:off+int64(len(p))], false) {
+		f.missed = append(f.missed, fmt.Sprintf("tensor %d, byte %d", i, off))
+	}
+	return f.memory.ReadAt(ctx, i, off, p)
+}
+
+// TestLookahead: all input is fetched once, before it is read, however it is
+// rearranged.
+func TestLookahead(t *testing.T) {
+	for _, family := range []string{"deepseek_v3", "llama"} {
+		m := loadModel(t, family, map[string]any{"rope_scaling": nil}, false)
+		ck := inMemory(t, m, literal(m), &quantConfig{})
+		for _, budget := range []int64{0, 1} {
+			f := &fetching{memory: values(ck.inv.Tensors)}
+			for _, raw := range f.memory {
+				f.fetched = append(f.fetched, make([]bool, len(raw)))
+			}
+			plan, err := ck.Plan(request(t, t.TempDir(), "F16"))
+			must(t, err, Run(t.Context(), plan, f, RunOptions{Threads: 2, MaxMemory: budget}))
+			if f.total != plan.inputBytes() || len(f.missed) > 0 {
+				t.Errorf("%s, %d bytes of memory: %d of %d bytes were fetched, not %.3q", family, budget, f.total, plan.inputBytes(), f.missed)
+			}
 		}
 	}
 }

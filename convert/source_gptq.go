@@ -186,3 +186,10 @@ func (q *qweight) read(ctx context.Context, rd *reader, codes int, r0, r1, c0, c
 func nibble(words []byte, i, shift int64) uint32 {
 	return binary.LittleEndian.Uint32(words[4*i:]) >> shift & 15
 }
+
+// columnwise says that neighbouring columns of a weight's row are stored far
+// from each other, so that a few rows are read in as many places as all.
+func (s *Source) columnwise() bool {
+	_, is := s.packed.(*qweight)
+	return is
+}

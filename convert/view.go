@@ -74,7 +74,7 @@ func (v *View) fill(ctx context.Context, rd *reader, t int, first, n int64, dst 
 			return err
 		}
 		rd.finish(&v.plan.Tensors[t], rows)
-		return finite(v.infos[t].Name, first+out, cols, rows)
+		return rd.finite(v.infos[t].Name, first+out, cols, rows)
 	})
 }
 

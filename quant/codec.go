@@ -16,6 +16,7 @@ import (
 	"fmt"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant/kernel"
 )
 
 // Codec encodes and decodes rows of one type. A row is a whole number of
@@ -82,14 +83,22 @@ var codecs = [...]Codec{
 	{Type: gguf.Q2_0, Encode: encodeQ2_0, Decode: decodeQ2_0, scales: []int{0}},
 }
 
+// byType holds the codecs by the numbers of their types.
+var byType = func() (table []*Codec) {
+	for i := range codecs {
+		t := int(codecs[i].Type)
+		table = append(table, make([]*Codec, max(0, t+1-len(table)))...)
+		table[t] = &codecs[i]
+	}
+	return table
+}()
+
 // Lookup returns the codec of a type.
 func Lookup(t gguf.Type) (*Codec, bool) {
-	for i := range codecs {
-		if codecs[i].Type == t {
-			return &codecs[i], true
-		}
+	if uint64(t) >= uint64(len(byType)) || byType[t] == nil {
+		return nil, false
 	}
-	return nil, false
+	return byType[t], true
 }
 
 // EncodeRows packs rows of cols values each, with the default search; every row
@@ -123,6 +132,13 @@ func (s Search) EncodeRows(t gguf.Type, dst []byte, src []float32, cols int, wei
 		return err
 	}
 	s = s.For(t)
+	if s == DefaultSearch && (weights == nil || !c.UsesWeights) {
+		// Without importance blocks know nothing of their row.
+		if len(src) > 0 {
+			c.Encode(dst, src, nil)
+		}
+		return nil
+	}
 	for len(src) > 0 {
 		c.Encode(dst[:rowBytes], src[:cols], weights)
 		if s == ThoroughSearch {
@@ -151,10 +167,11 @@ func DecodeRows(t gguf.Type, dst []float32, src []byte) error {
 	if !ok {
 		return fmt.Errorf("no decoder for type %s", t)
 	}
-	if len(src)%t.BlockBytes() != 0 {
-		return fmt.Errorf("%d bytes are not whole %s blocks of %d bytes", len(src), t, t.BlockBytes())
+	size := t.BlockBytes()
+	if len(src)%size != 0 {
+		return fmt.Errorf("%d bytes are not whole %s blocks of %d bytes", len(src), t, size)
 	}
-	if want := len(src) / t.BlockBytes() * t.BlockLen(); len(dst) != want {
+	if want := len(src) / size * t.BlockLen(); len(dst) != want {
 		return fmt.Errorf("destination has %d values, %d bytes of %s hold %d", len(dst), len(src), t, want)
 	}
 	c.Decode(dst, src)
@@ -163,8 +180,8 @@ func DecodeRows(t gguf.Type, dst []float32, src []byte) error {
 
 // Validate reports the first block whose scales, or for unpacked types whose
 // values, are NaN or infinite: the rule of ggml_validate_row_data, without
-// which llama.cpp neither reads nor writes a tensor. rowBytes is the encoded
-// size of a row and only serves the message.
+// which llama.cpp neither reads nor writes a tensor. Such a block is a
+// *BlockError; rowBytes, the encoded size of a row, only serves to name it.
 func Validate(t gguf.Type, encoded []byte, rowBytes int) error {
 	c, ok := Lookup(t)
 	if !ok {
@@ -184,18 +201,40 @@ func Validate(t gguf.Type, encoded []byte, rowBytes int) error {
 		return nil
 	}
 	perRow := rowBytes / size
-	return fmt.Errorf("%s row %d, block %d: %s", t, block/perRow, block%perRow, what)
+	return &BlockError{t, int64(block / perRow), block % perRow, what}
+}
+
+// BlockError names a block that no file may hold.
+type BlockError struct {
+	Type  gguf.Type
+	Row   int64 // counted from the first of the rows checked
+	Block int   // of the row
+	What  string
+}
+
+func (e *BlockError) Error() string {
+	return fmt.Sprintf("%s row %d, block %d: %s", e.Type, e.Row, e.Block, e.What)
 }
 
 // checkScales finds the first block with a non-finite half precision scale.
+// Blocks have up to two of them.
 func checkScales(encoded []byte, size int, offsets []int) (int, string) {
-	for b := 0; len(encoded) >= size; b++ {
-		for _, o := range offsets {
-			if h := le16(encoded[o:]); h&0x7c00 == 0x7c00 {
-				return b, nonFinite("scale", h&0x3ff != 0)
-			}
+	const exponent = 0x7c00
+	if len(offsets) == 0 {
+		return -1, ""
+	}
+	first, last, at := offsets[0], offsets[len(offsets)-1], 0
+	if k, n := kernel.Active(), len(encoded)/size; k != nil && n > 0 {
+		at = size * k.FiniteScales(&encoded[0], n, size, first, last)
+	}
+	for ; at+size <= len(encoded); at += size {
+		a, b := le16(encoded[at+first:]), le16(encoded[at+last:])
+		if a&exponent == exponent {
+			return at / size, nonFinite("scale", a&0x3ff != 0)
 		}
-		encoded = encoded[size:]
+		if b&exponent == exponent {
+			return at / size, nonFinite("scale", b&0x3ff != 0)
+		}
 	}
 	return -1, ""
 }

@@ -1,6 +1,10 @@
 package quant
 
-import "math"
+import (
+	"math"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
+)
 
 // The types with 4-bit floats (E2M1: sign, two exponent bits, one of
 // mantissa) and a small float as scale (ggml-common.h block_mxfp4,
@@ -84,13 +88,20 @@ func decodeMXFP4(dst []float32, src []byte) {
 }
 
 func encodeMXFP4(dst []byte, src, _ []float32) {
-	for ; len(src) >= blockLen; dst, src = dst[sizeMXFP4:], src[blockLen:] {
-		x := src[:blockLen]
-		e := exponentMXFP4(magnitude(x))
-		dst[0] = e
-		limits := newLimitsFP4(halfE8M0(e))
-		limits.pack(dst[1:sizeMXFP4], x)
+	if k := kernel.Active(); k != nil {
+		encodeMost(k.MXFP4, blockMXFP4, dst, src, sizeMXFP4, blockLen)
+		return
 	}
+	for ; len(src) >= blockLen; dst, src = dst[sizeMXFP4:], src[blockLen:] {
+		blockMXFP4(dst, src[:blockLen])
+	}
+}
+
+func blockMXFP4(dst []byte, x []float32) {
+	e := exponentMXFP4(magnitude(x))
+	dst[0] = e
+	limits := newLimitsFP4(halfE8M0(e))
+	limits.pack(dst[1:sizeMXFP4], x)
 }
 
 // exponentMXFP4 returns the scale's exponent, two below that of the largest
@@ -129,19 +140,27 @@ func decodeNVFP4(dst []float32, src []byte) {
 }
 
 func encodeNVFP4(dst []byte, src, _ []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeMost(k.NVFP4, blockNVFP4, dst, src, sizeNVFP4, lenNVFP4)
+		return
+	}
 	for ; len(src) >= lenNVFP4; dst, src = dst[sizeNVFP4:], src[lenNVFP4:] {
-		for g := range 4 {
-			x, codes := src[16*g:][:16], dst[4+8*g:][:8]
-			top := magnitude(x)
-			dst[g] = toUE4M3(top / 6)
-			d := halfUE4M3(dst[g])
-			if top > 16*d {
-				packFarFP4(codes, x, d)
-				continue
-			}
-			limits := newLimitsFP4(d)
-			limits.pack(codes, x)
+		blockNVFP4(dst, src[:lenNVFP4])
+	}
+}
+
+func blockNVFP4(dst []byte, block []float32) {
+	for g := range 4 {
+		x, codes := block[16*g:][:16], dst[4+8*g:][:8]
+		top := magnitude(x)
+		dst[g] = toUE4M3(top / 6)
+		d := halfUE4M3(dst[g])
+		if top > 16*d {
+			packFarFP4(codes, x, d)
+			continue
 		}
+		limits := newLimitsFP4(d)
+		limits.pack(codes, x)
 	}
 }
 

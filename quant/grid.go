@@ -38,6 +38,8 @@ type grid struct {
 	// cells returns the tables of the search, which are made in the first
 	// call; it takes milliseconds.
 	cells func() *gridCells
+	// packed returns the same tables for kernels.
+	packed func() *packedCells
 }
 
 var (
@@ -60,6 +62,7 @@ func newGrid(bitmap []byte, levels, distances int) *grid {
 	g.cells = sync.OnceValue(func() *gridCells {
 		return newGridCells(g.codes(), gridKeys(bitmap), levels, distances)
 	})
+	g.packed = sync.OnceValue(func() *packedCells { return newPackedCells(g.cells(), levels) })
 	return g
 }
 
@@ -136,8 +139,8 @@ func newGridCells(codes, keys []uint16, levels, distances int) *gridCells {
 		half = 81
 	}
 	table := halfDistances(levels, half)
+	rows, sorted := newGridRows(codes, keys, half, table)
 	c := &gridCells{entries: make([]uint32, half*half), codes: codes}
-	row := make([]uint8, len(keys))
 	next := 0
 	for key := range c.entries {
 		if next < len(keys) && int(keys[next]) == key {
@@ -145,19 +148,17 @@ func newGridCells(codes, keys []uint16, levels, distances int) *gridCells {
 			next++
 			continue
 		}
-		high, low := table[key/half*half:][:half], table[key%half*half:][:half]
+		first, high, near := len(c.lists), table[key/half*half:][:half], rows[key%half*half:][:half]
 		var seen uint64 // a bit for every distance
-		for i, k := range keys {
-			row[i] = min(63, high[int(k)/half]+low[int(k)%half])
-			seen |= 1 << row[i]
+		for h, d := range high {
+			seen |= near[h].seen << d
 		}
-		first := len(c.lists)
 		for range distances {
 			d := uint8(bits.TrailingZeros64(seen))
 			seen &= seen - 1
-			for i, v := range row {
-				if v == d {
-					c.lists = append(c.lists, codes[i])
+			for h := range near {
+				if row := &near[h]; row.seen<<high[h]>>d&1 != 0 {
+					c.lists = append(c.lists, row.at(sorted, d-high[h])...)
 				}
 			}
 		}
@@ -165,6 +166,59 @@ func newGridCells(codes, keys []uint16, levels, distances int) *gridCells {
 	}
 	c.lists = slices.Grow(c.lists, listSlack)
 	return c
+}
+
+// gridRow holds the points with some high half of the digits, in the order of
+// the distance of their low halves from some other, and of index.
+type gridRow struct {
+	seen   uint64    // a bit for every distance; larger ones do not matter
+	first  int32     // where its points start
+	starts [65]uint8 // and those of each distance, from there
+}
+
+// at returns the points at a distance.
+func (r *gridRow) at(sorted []uint16, d uint8) []uint16 {
+	return sorted[r.first:][r.starts[d]:r.starts[d+1]]
+}
+
+// newGridRows returns the row of high half h, seen from low half l, at
+// l·half + h, and the points of all rows.
+func newGridRows(codes, keys []uint16, half int, table []uint8) (rows []gridRow, sorted []uint16) {
+	rows, sorted = make([]gridRow, half*half), make([]uint16, half*len(codes))
+	next := 0
+	for first := 0; first < len(keys); {
+		h, n := int(keys[first])/half, 1
+		for first+n < len(keys) && int(keys[first+n])/half == h {
+			n++
+		}
+		for l := range half {
+			r := &rows[l*half+h]
+			r.first = int32(next)
+			r.sort(sorted[next:], codes[first:][:n], keys[first:][:n], table[l*half:][:half])
+			next += n
+		}
+		first += n
+	}
+	return rows, sorted
+}
+
+// sort sorts the points of a row, given the distances of all low halves.
+func (r *gridRow) sort(sorted, codes, keys []uint16, distances []uint8) {
+	var next [64]uint8
+	for _, k := range keys {
+		d := min(63, distances[int(k)%len(distances)])
+		r.seen |= 1 << d
+		r.starts[d+1]++
+	}
+	for d := range next {
+		next[d] = r.starts[d]
+		r.starts[d+1] += r.starts[d]
+	}
+	for i, k := range keys {
+		d := min(63, distances[int(k)%len(distances)])
+		sorted[next[d]] = codes[i]
+		next[d]++
+	}
 }
 
 // halfDistances returns the squared distances between all pairs of half keys.

@@ -3,6 +3,8 @@ package quant
 import (
 	"math"
 	"math/bits"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
 )
 
 // The search that the IQ2 and IQ3 types share (quantize_row_iq2_xxs_impl and
@@ -13,6 +15,7 @@ import (
 // gridType describes one type's search.
 type gridType struct {
 	grid    *grid
+	size    int     // bytes per super-block
 	levels  int     // of a digit: 3 in cells of eight, 8 in cells of four
 	group   int     // elements per scale
 	steps   int     // candidates put the largest magnitude at
@@ -23,6 +26,8 @@ type gridType struct {
 	parity  bool    // the signs of eight elements have an even number of ones
 	ranged  bool    // a search without codebook sets the candidates' range
 	again   againRule
+	// pack writes a super-block, which is cleared; top is the largest scale.
+	pack func(dst []byte, fits []gridFit, top float32)
 }
 
 // againRule says which cells are rounded again with the scale of the best
@@ -47,7 +52,6 @@ type gridFit struct {
 type gridGroup struct {
 	t     *gridType
 	cells *gridCells
-	count int     // of cells
 	reach float32 // largest |x|
 	// x are the magnitudes, negative where the sign had to flip, and y the
 	// same with 0 instead; w are weights, wx = w·x, and u are the square
@@ -55,14 +59,53 @@ type gridGroup struct {
 	x, y, w, wx, u [32]float32
 }
 
+// encode encodes a row.
+func (t *gridType) encode(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil {
+		t.encodeLanes(k, dst, src, weights)
+		return
+	}
+	encodeSuper(dst, src, weights, t.size, func(dst []byte, x, q []float32) {
+		var fits [superLen / 16]gridFit
+		ok := t.fitAll(fits[:superLen/t.group], x, q)
+		t.store(dst, fits[:superLen/t.group], ok)
+	})
+}
+
+// fitAll searches the groups of a super-block. It fails like fit.
+func (t *gridType) fitAll(fits []gridFit, x, q []float32) bool {
+	sigma2 := t.spread * sumSquares(x) / superLen
+	for i := range fits {
+		if !t.fit(&fits[i], x, q, sigma2) {
+			return false
+		}
+		x = x[t.group:]
+		if q != nil {
+			q = q[t.group:]
+		}
+	}
+	return true
+}
+
+// store writes a super-block; ok says that all groups could be searched.
+func (t *gridType) store(dst []byte, fits []gridFit, ok bool) {
+	clear(dst)
+	if !ok {
+		overflowed(dst, 0)
+		return
+	}
+	var top float32
+	for i := range fits {
+		top = max(top, fits[i].scale)
+	}
+	t.pack(dst, fits, top)
+}
+
 // fit searches one group; q is nil or the importance. It fails where ggml
 // aborts: sums overflowed, or weights are negative.
 func (t *gridType) fit(f *gridFit, x, q []float32, sigma2 float32) bool {
 	*f = gridFit{zero: true}
-	g := gridGroup{t: t, cells: t.grid.cells(), count: t.group / 8}
-	if t.levels == 8 {
-		g.count *= 2
-	}
+	g := gridGroup{t: t, cells: t.grid.cells()}
 	g.weigh(x, q, sigma2)
 	signs, top := g.split(x)
 	if top < t.epsilon || top == 0 {
@@ -82,6 +125,20 @@ func (t *gridType) fit(f *gridFit, x, q []float32, sigma2 float32) bool {
 	if !ok || scale != scale {
 		return false
 	}
+	f.set(t, &codes, scale, signs)
+	return true
+}
+
+// count returns the number of cells in a group.
+func (t *gridType) count() int {
+	if t.levels == 8 {
+		return t.group / 4
+	}
+	return t.group / 8
+}
+
+// set sets what was found.
+func (f *gridFit) set(t *gridType, codes *[8]uint16, scale float32, signs [4]uint8) {
 	if scale < 0 {
 		scale = -scale
 		for i := range signs {
@@ -89,10 +146,10 @@ func (t *gridType) fit(f *gridFit, x, q []float32, sigma2 float32) bool {
 		}
 	}
 	f.zero, f.scale, f.signs = false, scale, signs
-	for k := range g.count {
-		f.index[k] = g.cells.index(g.key(codes[k]))
+	cells := t.grid.cells()
+	for k := range t.count() {
+		f.index[k] = cells.index(t.key(codes[k]))
 	}
-	return true
 }
 
 // weigh sets the weights.
@@ -165,59 +222,91 @@ func leastSquare(x, w []float32) int {
 // about.
 func (g *gridGroup) search(codes *[8]uint16, scale, base float32) (float32, bool) {
 	t := g.t
-	var best float32
+	best := gridBest{scale: scale}
 	var sums gridSums
 	var last [8]uint16
-	again := uint8(0)
-	if t.again != againOff {
-		again = 0xff
-	}
+	again := t.again.none()
 	for step := -t.steps; step <= t.steps; step++ {
-		id := (float32(2*t.levels-1) + float32(t.delta*float32(step))) / base
+		id := t.candidate(step) / base
 		var candidate [8]uint16
 		off, ok := g.round(&candidate, id, 1/id, 0xff)
 		if !ok {
 			return 0, false
 		}
 		if step == -t.steps || candidate != last {
-			sums, last = g.sums(&candidate), candidate
+			sums, last = t.sums(&candidate, g.w[:], g.wx[:]), candidate
 		}
-		if sums.b > 0 && sums.a*sums.a > best*sums.b {
-			scale = sums.a / sums.b
-			best = scale * sums.a
-			*codes, again = candidate, off
-			if t.again == againEvery || t.again == againAny && off != 0 {
-				again = 0xff
-			}
+		if best.take(sums) {
+			*codes, again = candidate, t.again.cells(off)
 		}
 	}
-	if again == 0 || !(scale > 0) {
-		return scale, true
+	if again == 0 || !(best.scale > 0) {
+		return best.scale, true
 	}
-	if _, ok := g.round(codes, 1/scale, scale, again); !ok {
+	if _, ok := g.round(codes, 1/best.scale, best.scale, again); !ok {
 		return 0, false
 	}
-	if sums = g.sums(codes); sums.b > 0 {
-		scale = sums.a / sums.b
+	return t.sums(codes, g.w[:], g.wx[:]).scale(best.scale), true
+}
+
+// candidate returns the code of the largest magnitude.
+func (t *gridType) candidate(step int) float32 {
+	return float32(2*t.levels-1) + float32(t.delta*float32(step))
+}
+
+// none returns the cells to round again if no candidate was better than zeros.
+func (r againRule) none() uint8 {
+	if r == againOff {
+		return 0
 	}
-	return scale, true
+	return 0xff
+}
+
+// cells returns the cells to round again if the best candidate had the cells
+// off not on the grid.
+func (r againRule) cells(off uint8) uint8 {
+	if r == againEvery || r == againAny && off != 0 {
+		return 0xff
+	}
+	return off
 }
 
 // gridSums are A = Σ(w·x)·q and B = Σ(w·q)·q over the magnitudes q of the
 // points: A/B is the best scale for them and A²/B what it takes off the error.
 type gridSums struct{ a, b float32 }
 
+// scale returns the best scale, or the one given if there is none.
+func (s gridSums) scale(otherwise float32) float32 {
+	if s.b > 0 {
+		return s.a / s.b
+	}
+	return otherwise
+}
+
+// gridBest is the best scale so far and what it takes off the error.
+type gridBest struct{ scale, best float32 }
+
+// take takes a candidate if it is better.
+func (g *gridBest) take(s gridSums) bool {
+	if !(s.b > 0 && s.a*s.a > g.best*s.b) {
+		return false
+	}
+	g.scale = s.a / s.b
+	g.best = g.scale * s.a
+	return true
+}
+
 // oddIQ are the magnitudes that digits stand for.
 var oddIQ = [8]float32{1, 3, 5, 7, 9, 11, 13, 15}
 
-func (g *gridGroup) sums(codes *[8]uint16) (s gridSums) {
+func (t *gridType) sums(codes *[8]uint16, w, wx []float32) (s gridSums) {
 	size, bits, mask := 8, 2, uint16(3)
-	if g.t.levels == 8 {
+	if t.levels == 8 {
 		size, bits, mask = 4, 3, 7
 	}
-	for k := range g.count {
+	for k := range t.count() {
 		code := codes[k]
-		w, wx := g.w[size*k:][:size], g.wx[size*k:][:size]
+		w, wx := w[size*k:][:size], wx[size*k:][:size]
 		for i, v := range wx {
 			q := oddIQ[code&mask]
 			code >>= bits
@@ -234,7 +323,7 @@ func (g *gridGroup) sums(codes *[8]uint16) (s gridSums) {
 func (g *gridGroup) round(codes *[8]uint16, id, scale float32, which uint8) (off uint8, ok bool) {
 	plain := id*g.reach < 1<<20
 	values := scaled(&oddIQ, scale)
-	for k := range g.count {
+	for k := range g.t.count() {
 		if which>>k&1 == 0 {
 			continue
 		}
@@ -269,8 +358,8 @@ func (g *gridGroup) round(codes *[8]uint16, id, scale float32, which uint8) (off
 }
 
 // key returns the key of a code.
-func (g *gridGroup) key(code uint16) uint16 {
-	if g.t.levels == 3 {
+func (t *gridType) key(code uint16) uint16 {
+	if t.levels == 3 {
 		return key3(code)
 	}
 	return code
@@ -399,23 +488,6 @@ func nearest8(codes []uint16, x, u *[4]float32, values *[8]float32) uint16 {
 			float32(float32(u[2]*e2)*e2)+float32(float32(u[3]*e3)*e3), i)
 	}
 	return least.code(codes)
-}
-
-// fitAll searches the groups of a super-block and returns the largest scale.
-// It fails like fit.
-func (t *gridType) fitAll(fits []gridFit, x, q []float32) (top float32, ok bool) {
-	sigma2 := t.spread * sumSquares(x) / superLen
-	for i := range fits {
-		if !t.fit(&fits[i], x, q, sigma2) {
-			return 0, false
-		}
-		top = max(top, fits[i].scale)
-		x = x[t.group:]
-		if q != nil {
-			q = q[t.group:]
-		}
-	}
-	return top, true
 }
 
 // roundScales rounds the scales of the groups to codes in [0, 15], which stand

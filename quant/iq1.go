@@ -3,6 +3,8 @@ package quant
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
 )
 
 // The 1-bit codebook types (ggml-common.h block_iq1_s, block_iq1_m): 256
@@ -136,6 +138,14 @@ func (g *groupIQ1) setDigits(i1, i2 int, reverse bool) {
 	}
 }
 
+// key returns the key of cell k.
+func (g *groupIQ1) key(k int) (key uint16) {
+	for i := 7; i >= 0; i-- {
+		key = key*3 + uint16(g.digits[8*k+i])
+	}
+	return key
+}
+
 // place sets the points of the cells, for digits that are not on the grid
 // those nearest by weighted square, and then the scale that is best for them.
 // It fails where sums overflow, on which ggml reads beyond its arrays.
@@ -144,10 +154,7 @@ func (g *groupIQ1) place(f *fitIQ1) bool {
 	var codes [4]uint16
 	off := false
 	for k := range len(g.x) / 8 {
-		var key uint16
-		for i := 7; i >= 0; i-- {
-			key = key*3 + uint16(g.digits[8*k+i])
-		}
+		key := g.key(k)
 		e := cells.entries[key]
 		if e&onGrid == 0 {
 			off = true
@@ -368,36 +375,189 @@ func weighIQ1(w, x, q []float32) {
 	}
 }
 
-func encodeIQ1S(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ1S, encodeBlockIQ1S)
+// typeIQ1 is what one of the types has of its own.
+type typeIQ1 struct {
+	size    int     // bytes per super-block
+	group   int     // elements per scale
+	epsilon float32 // groups below it are zero
+	refit   bool    // the factor of the scales is that which is best for their codes
+	split   func(k *kernel.Set) func(l *kernel.Lanes, space *kernel.Space, epsilon float32) (odd uint32)
+	// pack writes a searched super-block into zeros.
+	pack func(dst []byte, s *superIQ1)
+	// overflowed marks a block on which ggml aborts.
+	overflowed func(dst []byte)
 }
 
-func encodeBlockIQ1S(dst []byte, x, weights []float32) {
+// superIQ1 is a super-block on its way to bytes.
+type superIQ1 struct {
+	fits   [16]fitIQ1
+	scales [16]uint16 // their codes
+	top    float32    // largest scale
+	// sums are A and B of the whole, for points times 2·code+1.
+	sums gridSums
+}
+
+// round sets the codes of the scales.
+func (s *superIQ1) round(groups int) {
+	s.top = 0
+	for g := range groups {
+		s.top = max(s.top, s.fits[g].scale)
+	}
+	if s.top == 0 {
+		return
+	}
+	id := 1 / (s.top / 15)
+	for g := range groups {
+		s.scales[g] = roundIQ1(id * s.fits[g].scale)
+	}
+}
+
+// refit sets the sums, for groups of two cells.
+func (s *superIQ1) refit(x, w []float32) {
+	codes := gridIQ1.codes()
+	for g := range s.fits {
+		f := &s.fits[g]
+		for k := range 2 {
+			values := scaled3(&shiftedIQ1[f.down[k]], float32(2*s.scales[g]+1))
+			at := 16*g + 8*k
+			s.sums.addIQ1(x[at:], w[at:], codes[f.index[k]], &values)
+		}
+	}
+}
+
+// encode encodes a row.
+func (t *typeIQ1) encode(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil {
+		t.encodeLanes(k, dst, src, weights)
+		return
+	}
+	encodeSuper(dst, src, weights, t.size, t.encodeBlock)
+}
+
+func (t *typeIQ1) encodeBlock(dst []byte, x, q []float32) {
 	clear(dst)
 	var w [superLen]float32
-	weighIQ1(w[:], x, weights)
-	var fits [8]fitIQ1
-	var top float32
-	for g := range fits {
-		f := &fits[g]
-		if !f.fit(x[32*g:][:32], w[32*g:][:32], 1e-12) {
-			overflowed(dst, 0)
+	weighIQ1(w[:], x, q)
+	var s superIQ1
+	for g := range superLen / t.group {
+		at := t.group * g
+		if !s.fits[g].fit(x[at:][:t.group], w[at:][:t.group], t.epsilon) {
+			t.overflowed(dst)
 			return
 		}
-		top = max(top, f.scale)
 	}
-	d := top / 15
-	putHalf(dst, d*1.125)
-	id := 1 / d
-	for g := range fits {
-		f := &fits[g]
+	s.round(superLen / t.group)
+	if t.refit {
+		s.refit(x, w[:])
+	}
+	t.pack(dst, &s)
+}
+
+// encodeLanes is encodeBlock for all super-blocks of a row.
+func (t *typeIQ1) encodeLanes(k *kernel.Set, dst []byte, src, weights []float32) {
+	w := workspaces.Get().(*workspace)
+	defer workspaces.Put(w)
+	w.batches(dst, src, weights, t.size,
+		func(x, q []float32) { t.searchBatch(w, k, x, q) },
+		func(b int, dst []byte, x, q []float32) {
+			if w.odd[b] {
+				t.encodeBlock(dst, x, q)
+				return
+			}
+			clear(dst)
+			t.pack(dst, &w.oneBit[b])
+		})
+}
+
+// searchBatch searches up to batchLen super-blocks.
+func (t *typeIQ1) searchBatch(w *workspace, k *kernel.Set, x, q []float32) {
+	if q != nil {
+		w.variances(k, x, 2)
+	}
+	cells := gridIQ1.cells()
+	w.chunks(k, x, q, t.group, func(first int) (odd uint32) {
+		if q != nil {
+			w.weigh(k, first, t.group)
+		} else {
+			k.SquareWeights(&w.lanes, t.group)
+		}
+		odd = t.split(k)(&w.lanes, &w.space, t.epsilon)
+		return odd | k.PlaceIQ1(&w.lanes, t.group/8, &cells.entries[0], &cells.lists[0], &cells.codes[0])
+	}, func(b, g, lane int) { w.takeIQ1(&w.oneBit[b].fits[g], cells, lane, t.group/8) })
+	blocks := len(x) / superLen
+	for b := range blocks {
+		w.oneBit[b].round(superLen / t.group)
+	}
+	for first := 0; t.refit && first < blocks; first += 8 {
+		first = max(0, min(first, blocks-8))
+		w.refitIQ1(k, first, x, q)
+	}
+}
+
+// takeIQ1 sets f to the fit in a lane.
+func (w *workspace) takeIQ1(f *fitIQ1, cells *gridCells, lane, count int) {
+	integer := func(row int) uint32 { return math.Float32bits(w.lanes[row][lane]) }
+	*f = fitIQ1{}
+	if int32(integer(kernel.RowCodes)) < 0 {
+		return
+	}
+	f.scale = w.lanes[kernel.RowScale][lane]
+	shifts := integer(kernel.RowShift)
+	for c := range count {
+		f.index[c] = cells.index(key3(uint16(integer(kernel.RowCodes + c))))
+		f.down[c] = uint8(shifts >> c & 1)
+	}
+}
+
+// refitIQ1 is refit for the eight super-blocks from first on, or all there are.
+func (w *workspace) refitIQ1(k *kernel.Set, first int, x, q []float32) {
+	codes, supers := gridIQ1.codes(), w.oneBit[first:min(first+8, len(x)/superLen)]
+	for b := range supers {
+		s := &supers[b]
+		for c := range w.cellsIQ1 {
+			f, cell := &s.fits[c/2], &w.cellsIQ1[c]
+			cell.Code[b] = uint32(codes[f.index[c%2]])
+			cell.Shift[b] = shiftedIQ1[f.down[c%2]][1]
+			cell.Scale[b] = float32(2*s.scales[c/2] + 1)
+		}
+	}
+	x = x[first*superLen:]
+	var importance *float32
+	if q != nil {
+		importance = w.whole(1, q[first*superLen:], 8*superLen)
+	}
+	a, b := &w.sumsIQ1[0], &w.sumsIQ1[1]
+	k.SumsIQ1(a, b, w.whole(0, x, 8*superLen), importance, (*[8]float32)(w.sigma[first:]), &w.cellsIQ1, &w.space)
+	for i := range supers {
+		supers[i].sums = gridSums{a[i], b[i]}
+	}
+}
+
+var searchIQ1S = typeIQ1{
+	size: sizeIQ1S, group: 32, epsilon: 1e-12,
+	split: func(k *kernel.Set) func(*kernel.Lanes, *kernel.Space, float32) uint32 { return k.SplitIQ1S },
+	pack:  packIQ1S, overflowed: func(dst []byte) { overflowed(dst, 0) },
+}
+
+var searchIQ1M = typeIQ1{
+	size: sizeIQ1M, group: 16, epsilon: 1e-7, refit: true,
+	split: func(k *kernel.Set) func(*kernel.Lanes, *kernel.Space, float32) uint32 { return k.SplitIQ1M },
+	pack:  packIQ1M, overflowed: func(dst []byte) { putScaleIQ1M(dst, float32(math.NaN())) },
+}
+
+func encodeIQ1S(dst []byte, src, weights []float32) { searchIQ1S.encode(dst, src, weights) }
+
+func packIQ1S(dst []byte, s *superIQ1) {
+	putHalf(dst, s.top/15*1.125)
+	for g := range 8 {
+		f := &s.fits[g]
 		var word uint16
 		for k, index := range f.index {
 			dst[2+4*g+k] = uint8(index)
 			word |= index >> 8 << (3 * k)
 		}
-		if top != 0 {
-			word |= roundIQ1(id*f.scale)<<12 | uint16(f.down[0])<<15
+		if s.top != 0 {
+			word |= s.scales[g]<<12 | uint16(f.down[0])<<15
 		}
 		binary.LittleEndian.PutUint16(dst[34+2*g:], word)
 	}
@@ -408,48 +568,25 @@ func roundIQ1(scale float32) uint16 {
 	return uint16(nearestIn(0.5*(float32(scale)-1), 0, 7))
 }
 
-func encodeIQ1M(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ1M, encodeBlockIQ1M)
-}
+func encodeIQ1M(dst []byte, src, weights []float32) { searchIQ1M.encode(dst, src, weights) }
 
-func encodeBlockIQ1M(dst []byte, x, weights []float32) {
-	clear(dst)
-	var w [superLen]float32
-	weighIQ1(w[:], x, weights)
-	var fits [16]fitIQ1
-	var top float32
-	for g := range fits {
-		f := &fits[g]
-		if !f.fit(x[16*g:][:16], w[16*g:][:16], 1e-7) {
-			clear(dst)
-			putScaleIQ1M(dst, float32(math.NaN()))
-			return
-		}
+func packIQ1M(dst []byte, s *superIQ1) {
+	for g := range s.fits {
+		f := &s.fits[g]
 		dst[2*g], dst[2*g+1] = uint8(f.index[0]), uint8(f.index[1])
 		dst[32+g] = uint8(f.index[0]>>8 | f.index[1]>>8<<4)
-		top = max(top, f.scale)
-	}
-	if top == 0 {
-		return
-	}
-	// The factor is refitted to the rounded scales.
-	codes, d := gridIQ1.codes(), top/15
-	id := 1 / d
-	var s gridSums
-	for g := range fits {
-		f := &fits[g]
-		ls := roundIQ1(id * f.scale)
-		word := dst[48+g/4*2:]
-		binary.LittleEndian.PutUint16(word, le16(word)|ls<<(g%4*3))
-		dst[32+g] |= f.down[0]<<3 | f.down[1]<<7
-		for k := range 2 {
-			values := scaled3(&shiftedIQ1[f.down[k]], float32(2*ls+1))
-			at := 16*g + 8*k
-			s.addIQ1(x[at:], w[at:], codes[f.index[k]], &values)
+		if s.top != 0 {
+			dst[32+g] |= f.down[0]<<3 | f.down[1]<<7
+			word := dst[48+g/4*2:]
+			binary.LittleEndian.PutUint16(word, le16(word)|s.scales[g]<<(g%4*3))
 		}
 	}
-	if s.b > 0 {
-		d = s.a / s.b
+	if s.top == 0 {
+		return
+	}
+	d := s.top / 15
+	if s.sums.b > 0 {
+		d = s.sums.a / s.sums.b
 	}
 	putScaleIQ1M(dst, d*1.1125)
 }

@@ -25,11 +25,11 @@ const (
 )
 
 var (
-	searchIQ2XXS = gridType{grid: gridIQ2XXS, levels: 3, group: 32, steps: 6, delta: 0.1, epsilon: 1e-15,
+	searchIQ2XXS = gridType{grid: gridIQ2XXS, size: sizeIQ2XXS, pack: packIQ2XXS, levels: 3, group: 32, steps: 6, delta: 0.1, epsilon: 1e-15,
 		spread: 1, parity: true, ranged: true, again: againEvery}
-	searchIQ2XS = gridType{grid: gridIQ2XS, levels: 3, group: 16, steps: 9, delta: 0.1, epsilon: 1e-15,
+	searchIQ2XS = gridType{grid: gridIQ2XS, size: sizeIQ2XS, pack: packIQ2XS, levels: 3, group: 16, steps: 9, delta: 0.1, epsilon: 1e-15,
 		spread: 1, parity: true}
-	searchIQ2S = gridType{grid: gridIQ2S, levels: 3, group: 16, steps: 9, delta: 0.1, epsilon: 1e-8,
+	searchIQ2S = gridType{grid: gridIQ2S, size: sizeIQ2S, pack: packIQ2S, levels: 3, group: 16, steps: 9, delta: 0.1, epsilon: 1e-8,
 		spread: 2, flat: 0.25}
 )
 
@@ -92,23 +92,14 @@ func decodeIQ2S(dst []float32, src []byte) {
 	}
 }
 
-func encodeIQ2XXS(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ2XXS, encodeBlockIQ2XXS)
-}
+func encodeIQ2XXS(dst []byte, src, weights []float32) { searchIQ2XXS.encode(dst, src, weights) }
 
-func encodeBlockIQ2XXS(dst []byte, x, weights []float32) {
-	clear(dst)
-	var fits [8]gridFit
-	var scales [8]uint8
-	top, ok := searchIQ2XXS.fitAll(fits[:], x, weights)
-	if !ok {
-		overflowed(dst, 0)
-		return
-	}
+func packIQ2XXS(dst []byte, fits []gridFit, top float32) {
 	if top == 0 {
 		return
 	}
-	putHalf(dst, roundScales(scales[:], fits[:], top))
+	var scales [8]uint8
+	putHalf(dst, roundScales(scales[:], fits, top))
 	for g := range fits {
 		f, b := &fits[g], dst[2+8*g:]
 		word := uint32(scales[g]) << 28
@@ -120,23 +111,14 @@ func encodeBlockIQ2XXS(dst []byte, x, weights []float32) {
 	}
 }
 
-func encodeIQ2XS(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ2XS, encodeBlockIQ2XS)
-}
+func encodeIQ2XS(dst []byte, src, weights []float32) { searchIQ2XS.encode(dst, src, weights) }
 
-func encodeBlockIQ2XS(dst []byte, x, weights []float32) {
-	clear(dst)
-	var fits [16]gridFit
-	var scales [16]uint8
-	top, ok := searchIQ2XS.fitAll(fits[:], x, weights)
-	if !ok {
-		overflowed(dst, 0)
-		return
-	}
+func packIQ2XS(dst []byte, fits []gridFit, top float32) {
 	if top == 0 {
 		return
 	}
-	putHalf(dst, roundScales(scales[:], fits[:], top))
+	var scales [16]uint8
+	putHalf(dst, roundScales(scales[:], fits, top))
 	for g := range fits {
 		f := &fits[g]
 		for k := range 2 {
@@ -146,20 +128,11 @@ func encodeBlockIQ2XS(dst []byte, x, weights []float32) {
 	}
 }
 
-func encodeIQ2S(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ2S, encodeBlockIQ2S)
-}
+func encodeIQ2S(dst []byte, src, weights []float32) { searchIQ2S.encode(dst, src, weights) }
 
-func encodeBlockIQ2S(dst []byte, x, weights []float32) {
-	clear(dst)
-	var fits [16]gridFit
+func packIQ2S(dst []byte, fits []gridFit, top float32) {
 	var scales [16]uint8
-	top, ok := searchIQ2S.fitAll(fits[:], x, weights)
-	if !ok {
-		overflowed(dst, 0)
-		return
-	}
-	putHalf(dst, roundScales(scales[:], fits[:], top)*0.9875)
+	putHalf(dst, roundScales(scales[:], fits, top)*0.9875)
 	for g := range fits {
 		f := &fits[g]
 		for k := range 2 {

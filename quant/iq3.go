@@ -21,9 +21,9 @@ const (
 )
 
 var (
-	searchIQ3XXS = gridType{grid: gridIQ3XXS, levels: 8, group: 32, steps: 15, delta: 0.2, epsilon: 1e-8,
+	searchIQ3XXS = gridType{grid: gridIQ3XXS, size: sizeIQ3XXS, pack: packIQ3XXS, levels: 8, group: 32, steps: 15, delta: 0.2, epsilon: 1e-8,
 		spread: 2, parity: true}
-	searchIQ3S = gridType{grid: gridIQ3S, levels: 8, group: 32, steps: 9, delta: 0.2,
+	searchIQ3S = gridType{grid: gridIQ3S, size: sizeIQ3S, pack: packIQ3S, levels: 8, group: 32, steps: 9, delta: 0.2,
 		spread: 2, again: againAny}
 )
 
@@ -78,23 +78,14 @@ func decodeIQ3S(dst []float32, src []byte) {
 	}
 }
 
-func encodeIQ3XXS(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ3XXS, encodeBlockIQ3XXS)
-}
+func encodeIQ3XXS(dst []byte, src, weights []float32) { searchIQ3XXS.encode(dst, src, weights) }
 
-func encodeBlockIQ3XXS(dst []byte, x, weights []float32) {
-	clear(dst)
-	var fits [8]gridFit
-	var scales [8]uint8
-	top, ok := searchIQ3XXS.fitAll(fits[:], x, weights)
-	if !ok {
-		overflowed(dst, 0)
-		return
-	}
+func packIQ3XXS(dst []byte, fits []gridFit, top float32) {
 	if top == 0 {
 		return
 	}
-	putHalf(dst, roundScales(scales[:], fits[:], top)*1.0125)
+	var scales [8]uint8
+	putHalf(dst, roundScales(scales[:], fits, top)*1.0125)
 	for g := range fits {
 		f := &fits[g]
 		for k, index := range f.index {
@@ -108,20 +99,11 @@ func encodeBlockIQ3XXS(dst []byte, x, weights []float32) {
 	}
 }
 
-func encodeIQ3S(dst []byte, src, weights []float32) {
-	encodeSuper(dst, src, weights, sizeIQ3S, encodeBlockIQ3S)
-}
+func encodeIQ3S(dst []byte, src, weights []float32) { searchIQ3S.encode(dst, src, weights) }
 
-func encodeBlockIQ3S(dst []byte, x, weights []float32) {
-	clear(dst)
-	var fits [8]gridFit
+func packIQ3S(dst []byte, fits []gridFit, top float32) {
 	var scales [8]uint8
-	top, ok := searchIQ3S.fitAll(fits[:], x, weights)
-	if !ok {
-		overflowed(dst, 0)
-		return
-	}
-	putHalf(dst, roundScales(scales[:], fits[:], top)*1.033)
+	putHalf(dst, roundScales(scales[:], fits, top)*1.033)
 	// ggml does not leave room for a group of zeros: what follows it moves up
 	// and is read with the wrong scale, ninth bits and place.
 	slot := 0

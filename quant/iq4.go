@@ -1,6 +1,10 @@
 package quant
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
+)
 
 // The 4-bit types whose codes stand for sixteen unevenly spaced values
 // (ggml-common.h block_iq4_nl, block_iq4_xs and kvalues_iq4nl). Byte j of each
@@ -80,7 +84,7 @@ func scaleIQ4XS(b []byte, g int) uint8 {
 }
 
 var refineIQ4XS = refinement{
-	size: sizeIQ4XS, group: 32, first: -32, scales: 64, mins: 1, wide: 64, wideMins: 1, starts: 1, passes: 1,
+	size: sizeIQ4XS, group: 32, first: -32, scales: 64, mins: 1, mirrored: true, wide: 16, wideMins: 1, starts: 2, plainStarts: 2, passes: 1,
 	read: func(s *superBlock, b []byte) {
 		s.d = half(b)
 		for g := range 8 {
@@ -118,51 +122,135 @@ func unpackIQ4(y *[blockLen]float32, codes *[16]byte, d float32) {
 }
 
 func encodeIQ4NL(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeLanesIQ4NL(k, dst, src, weights)
+		return
+	}
+	encodeBlocksIQ4NL(dst, src, weights)
+}
+
+func encodeBlocksIQ4NL(dst []byte, src, weights []float32) {
 	for ; len(src) >= blockLen; dst, src = dst[sizeIQ4NL:], src[blockLen:] {
 		x := (*[blockLen]float32)(src)
 		scale := fitIQ4(x, weights, sumSquares(x[:])*(2.0/blockLen))
 		putHalf(dst, scale)
-		packIQ4((*[16]byte)(dst[2:]), x, scale)
+		packIQ4((*[16]byte)(dst[2:]), x, inverse(scale))
 		if weights != nil {
 			weights = weights[blockLen:]
 		}
 	}
 }
 
+// encodeLanesIQ4NL is encodeBlocksIQ4NL, 32 blocks at a time.
+func encodeLanesIQ4NL(k *kernel.Set, dst []byte, src, weights []float32) {
+	w := workspaces.Get().(*workspace)
+	defer workspaces.Put(w)
+	w.blocks(k, src, weights, func(x, q []float32) {
+		if q != nil {
+			sigma := w.lanes[kernel.RowSigma][:]
+			w.sumSquares(k, sigma, x, blockLen)
+			for b := range sigma {
+				sigma[b] *= 2.0 / blockLen
+			}
+			k.Importance(&w.lanes, blockLen)
+		} else {
+			k.SquareWeights(&w.lanes, blockLen)
+		}
+		odd, blocks := k.FitIQ4(&w.lanes, &w.scratch), len(x)/blockLen
+		inv := w.lanes[kernel.RowInv][:blocks]
+		for b := range inv {
+			inv[b] = inverse(w.lanes[kernel.RowScale][b])
+		}
+		k.CodesIQ4(&dst[2], sizeIQ4NL, &x[0], &inv[0], blocks)
+		for b := range blocks {
+			if odd>>b&1 == 0 {
+				putHalf(dst[sizeIQ4NL*b:], w.lanes[kernel.RowScale][b])
+				continue
+			}
+			var qb []float32
+			if q != nil {
+				qb = q[blockLen*b:]
+			}
+			encodeBlocksIQ4NL(dst[sizeIQ4NL*b:], x[blockLen*b:][:blockLen], qb)
+		}
+		dst = dst[sizeIQ4NL*blocks:]
+	})
+}
+
 func encodeIQ4XS(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeLanesIQ4XS(k, dst, src, weights)
+		return
+	}
 	encodeSuper(dst, src, weights, sizeIQ4XS, encodeBlockIQ4XS)
 }
 
 func encodeBlockIQ4XS(dst []byte, x, weights []float32) {
 	sigma2 := sumSquares(x) * (2.0 / superLen)
 	var scales [8]float32
-	var top float32
 	for g := range scales {
 		var q []float32
 		if weights != nil {
 			q = weights[32*g:]
 		}
 		scales[g] = fitIQ4((*[blockLen]float32)(x[32*g:]), q, sigma2)
-		if abs32(scales[g]) > abs32(top) {
-			top = scales[g]
+	}
+	spreadScalesIQ4XS(dst, &scales)
+	for g, inv := range scales {
+		packIQ4((*[16]byte)(dst[8+16*g:]), (*[blockLen]float32)(x[32*g:]), inv)
+	}
+}
+
+// encodeLanesIQ4XS is encodeBlockIQ4XS for all super-blocks of a row.
+func encodeLanesIQ4XS(k *kernel.Set, dst []byte, src, weights []float32) {
+	w := workspaces.Get().(*workspace)
+	defer workspaces.Put(w)
+	w.batches(dst, src, weights, sizeIQ4XS, func(x, q []float32) {
+		if q != nil {
+			w.variances(k, x, 2)
+		}
+		w.chunks(k, x, q, 32, func(first int) uint32 {
+			if q != nil {
+				w.weigh(k, first, 32)
+			} else {
+				k.SquareWeights(&w.lanes, 32)
+			}
+			return k.FitIQ4(&w.lanes, &w.scratch)
+		}, func(b, g, lane int) { w.uneven[b][g] = w.lanes[kernel.RowScale][lane] })
+	}, func(b int, dst []byte, x, q []float32) {
+		if w.odd[b] {
+			encodeBlockIQ4XS(dst, x, q)
+			return
+		}
+		spreadScalesIQ4XS(dst, &w.uneven[b])
+		k.CodesIQ4(&dst[8], 16, &x[0], &w.uneven[b][0], 8)
+	})
+}
+
+// spreadScalesIQ4XS gives the scale of largest magnitude the code −32 and the
+// others their share. It turns the scales into the inverse ones that the codes
+// of the elements are for; in these the factor is not rounded to half.
+func spreadScalesIQ4XS(dst []byte, scales *[8]float32) {
+	var top float32
+	for _, scale := range scales {
+		if abs32(scale) > abs32(top) {
+			top = scale
 		}
 	}
 	d := -top / 32
 	putHalf(dst, d)
-	inv := inverse(d)
+	share := inverse(d)
 	var codes [16]uint8
 	for g, scale := range scales {
-		ls := nearestIn(inv*scale, -32, 31)
-		// The codes are those for the factor before it was rounded to half.
-		packIQ4((*[16]byte)(dst[8+16*g:]), (*[blockLen]float32)(x[32*g:]), d*float32(ls))
+		ls := nearestIn(share*scale, -32, 31)
 		codes[g] = uint8(ls + 32)
+		scales[g] = inverse(d * float32(ls))
 	}
 	packScalesIQ4XS(dst, &codes)
 }
 
-// packIQ4 stores the codes nearest to x/scale.
-func packIQ4(dst *[16]byte, x *[blockLen]float32, scale float32) {
-	inv := inverse(scale)
+// packIQ4 stores the codes nearest to inv·x.
+func packIQ4(dst *[16]byte, x *[blockLen]float32, inv float32) {
 	for j := range dst {
 		dst[j] = codeIQ4(inv*x[j]) | codeIQ4(inv*x[j+16])<<4
 	}

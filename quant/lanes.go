@@ -17,18 +17,44 @@ const batchLen = kernel.Groups / 2
 // workspace is the memory of a row being encoded.
 type workspace struct {
 	lanes     kernel.Lanes
+	scratch   kernel.Scratch
+	space     kernel.Space
 	affines   [batchLen]affineSuper
 	symmetric [batchLen]symmetricSuper
 	threeBit  [batchLen]superQ3K
-	odd       [batchLen]bool    // super-blocks left to the portable code
-	sigma     [batchLen]float32 // σ² of their importance
-	tops      [40]float32       // codes at which candidates put the largest value
+	oneBit    [batchLen]superIQ1
+	cellsIQ1  [32]kernel.CellIQ1
+	sumsIQ1   [2][8]float32
+	uneven    [batchLen][8]float32   // scales of IQ4_XS
+	odd       [batchLen]bool         // super-blocks left to the portable code
+	sigma     [batchLen]float32      // σ² of their importance
+	tops      [40]float32            // codes at which candidates put the largest value
+	none      [kernel.Groups]float32 // zeros
 	squares   [8]float32
-	pad       [2][kernel.Groups * 32]float32
+	pad       [2][8 * superLen]float32
 	codes     [kernel.Groups * 32]uint8
 }
 
 var workspaces = sync.Pool{New: func() any { return new(workspace) }}
+
+// encodeBlocks encodes blocks of length elements and size bytes.
+func encodeBlocks(f kernel.Encoder, dst []byte, src []float32, size, length int) {
+	if n := len(src) / length; n > 0 {
+		f(&dst[:n*size][0], &src[0], n)
+	}
+}
+
+// encodeMost is encodeBlocks with a kernel that leaves some blocks to one.
+func encodeMost(f func(dst *byte, src *float32, blocks int) int, one func(dst []byte, x []float32), dst []byte, src []float32, size, length int) {
+	for n := len(src) / length; n > 0; n-- {
+		done := f(&dst[:n*size][0], &src[0], n)
+		if done == n {
+			return
+		}
+		one(dst[done*size:], src[done*length:][:length])
+		dst, src, n = dst[(done+1)*size:], src[(done+1)*length:], n-done
+	}
+}
 
 // rows returns rows of w.lanes as an array.
 func (w *workspace) rows(first int) *[32][kernel.Groups]float32 {
@@ -38,20 +64,19 @@ func (w *workspace) rows(first int) *[32][kernel.Groups]float32 {
 // load lays the groups at the start of x and of their weights q, which may be
 // nil, out in lanes; lanes beyond the end hold zeros.
 func (w *workspace) load(k *kernel.Set, x, q []float32, group int) {
-	k.Transpose(w.rows(kernel.RowX), w.whole(0, x, group), group)
+	k.Transpose(w.rows(kernel.RowX), w.whole(0, x, kernel.Groups*group), group)
 	if q != nil {
-		k.Transpose(w.rows(kernel.RowW), w.whole(1, q, group), group)
+		k.Transpose(w.rows(kernel.RowW), w.whole(1, q, kernel.Groups*group), group)
 	}
 }
 
-// whole returns the start of 32 groups, those of x and then zeros.
-func (w *workspace) whole(pad int, x []float32, group int) *float32 {
-	n := kernel.Groups * group
+// whole returns the start of n numbers, those of x and then zeros.
+func (w *workspace) whole(pad int, x []float32, n int) *float32 {
 	if len(x) >= n {
 		return &x[0]
 	}
 	p := &w.pad[pad]
-	clear(p[copy(p[:], x):])
+	clear(p[copy(p[:n], x):n])
 	return &p[0]
 }
 
@@ -139,6 +164,21 @@ func (w *workspace) chunks(k *kernel.Set, x, q []float32, group int,
 	}
 }
 
+// blocks loads the blocks of 32 of a row, with their weights if not nil, 32 at
+// a time, and calls encode for each such stretch of the row.
+func (w *workspace) blocks(k *kernel.Set, src, weights []float32, encode func(x, q []float32)) {
+	const n = kernel.Groups * blockLen
+	for len(src) > 0 {
+		x, q := src[:min(n, len(src))], weights
+		if q != nil {
+			q, weights = weights[:len(x)], weights[len(x):]
+		}
+		w.load(k, x, q, blockLen)
+		encode(x, q)
+		src = src[len(x):]
+	}
+}
+
 // weigh turns the loaded importance into weights.
 func (w *workspace) weigh(k *kernel.Set, first, group int) {
 	for lane := range kernel.Groups {
@@ -194,19 +234,24 @@ func (t *affineType) searchBatch(w *workspace, k *kernel.Set, x, q []float32) {
 
 // variances sets sigma for the super-blocks of x.
 func (w *workspace) variances(k *kernel.Set, x []float32, spread float32) {
-	blocks := len(x) / superLen
-	for b := 0; b < blocks; {
-		if blocks < 8 {
-			w.sigma[b] = spread * sumSquares(x[b*superLen:][:superLen]) / superLen
-			b++
+	w.sumSquares(k, w.sigma[:], x, superLen)
+	for b := range len(x) / superLen {
+		w.sigma[b] = spread * w.sigma[b] / superLen
+	}
+}
+
+// sumSquares sets sums to those of the stretches of x of this length.
+func (w *workspace) sumSquares(k *kernel.Set, sums, x []float32, length int) {
+	n := len(x) / length
+	for i := 0; i < n; {
+		if n < len(w.squares) {
+			sums[i] = sumSquares(x[i*length:][:length])
+			i++
 			continue
 		}
-		b = min(b, blocks-8)
-		k.SumSquares(&w.squares, &x[b*superLen], superLen)
-		for i, s := range w.squares {
-			w.sigma[b+i] = spread * s / superLen
-		}
-		b += 8
+		i = min(i, n-len(w.squares))
+		k.SumSquares(&w.squares, &x[i*length], length)
+		i += copy(sums[i:], w.squares[:])
 	}
 }
 

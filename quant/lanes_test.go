@@ -25,7 +25,9 @@ func use(tb testing.TB, isa string) {
 }
 
 // kernelTypes are the types whose encoders use kernels.
-var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K}
+var kernelTypes = []gguf.Type{gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q2_K, gguf.Q3_K, gguf.Q4_K, gguf.Q5_K, gguf.Q6_K, gguf.IQ4NL, gguf.IQ4XS,
+	gguf.IQ1S, gguf.IQ1M, gguf.IQ2XXS, gguf.IQ2XS, gguf.IQ2S, gguf.IQ3XXS, gguf.IQ3S,
+	gguf.Q8_0, gguf.TQ1_0, gguf.TQ2_0, gguf.Q1_0, gguf.Q2_0, gguf.MXFP4, gguf.NVFP4, gguf.F16, gguf.BF16, gguf.F32}
 
 // sameAsPortable encodes a row as every type with kernels, with all of them.
 func sameAsPortable(t *testing.T, what string, x, w []float32) {
@@ -33,7 +35,7 @@ func sameAsPortable(t *testing.T, what string, x, w []float32) {
 	for _, typ := range kernelTypes {
 		c, _ := Lookup(typ)
 		for _, weights := range [][]float32{nil, w} {
-			if weights != nil && !c.UsesWeights {
+			if weights != nil && !c.UsesWeights || weights == nil && c.NeedsWeights {
 				continue
 			}
 			want := make([]byte, c.Type.RowBytes(int64(len(x))))
@@ -150,9 +152,34 @@ func TestKernelsDoTheWork(t *testing.T) {
 		var w workspace
 		w.searchWeightedQ3K(k, x, q)
 		w.chunks(k, x, nil, 16, func(int) uint32 { return k.FitThreeBit(&w.lanes) }, func(_, _, _ int) {})
+		for _, typ := range []*typeIQ1{&searchIQ1S, &searchIQ1M} {
+			for _, weights := range [][]float32{nil, q} {
+				var w workspace
+				typ.searchBatch(&w, k, x, weights)
+				if w.odd != [batchLen]bool{} {
+					t.Errorf("%s, %d bytes: left to the portable code: %v", k.Name, typ.size, w.odd)
+				}
+			}
+		}
 		if w.odd != [batchLen]bool{} {
 			t.Errorf("%s, Q3_K: left to the portable code: %v", k.Name, w.odd)
 		}
+		for _, weights := range [][]float32{nil, q} {
+			w.chunks(k, x, weights, blockLen, func(int) uint32 { return k.FitIQ4(&w.lanes, &w.scratch) }, func(_, _, _ int) {})
+			if w.odd != [batchLen]bool{} {
+				t.Errorf("%s, IQ4_XS: left to the portable code: %v", k.Name, w.odd)
+			}
+		}
+		w.blocks(k, x, q, func(_, _ []float32) {
+			w.weighBlocks(k, 1)
+			if odd := w.fitSymmetric(k, blockLen, 8); odd != 0 {
+				t.Errorf("%s, Q4_0: left to the portable code: %b", k.Name, odd)
+			}
+			grid := affineGrid{n: 15, first: -0.9, delta: 0.05, steps: 36}
+			if odd := w.fitAffine(k, &grid, blockLen); odd != 0 {
+				t.Errorf("%s, Q4_1: left to the portable code: %b", k.Name, odd)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,8 @@ package quant
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
 )
 
 // The block types of 32 elements (ggml-common.h block_q4_0 … block_q8_0).
@@ -74,6 +76,11 @@ func decodeQ5_1(dst []float32, src []byte) {
 }
 
 func decodeQ8_0(dst []float32, src []byte) {
+	if k := kernel.Active(); k != nil && len(src) >= sizeQ8_0 {
+		n := len(src) / sizeQ8_0
+		k.FromQ8_0(&dst[:n*blockLen][0], &src[0], n)
+		return
+	}
 	for len(src) >= sizeQ8_0 {
 		b, y := (*[sizeQ8_0]byte)(src), (*[blockLen]float32)(dst)
 		d := half(b[0:])
@@ -85,71 +92,63 @@ func decodeQ8_0(dst []float32, src []byte) {
 }
 
 func encodeQ4_0(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil && weights == nil {
+		encodeBlocks(k.Q4_0, dst, src, sizeQ4_0, blockLen)
+		return
+	}
 	encodeSymmetric(dst, src, weights, sizeQ4_0, 8)
 }
 
 func encodeQ5_0(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil && weights == nil {
+		encodeBlocks(k.Q5_0, dst, src, sizeQ5_0, blockLen)
+		return
+	}
 	encodeSymmetric(dst, src, weights, sizeQ5_0, 16)
 }
 
 func encodeQ4_1(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil && weights == nil {
+		encodeBlocks(k.Q4_1, dst, src, sizeQ4_1, blockLen)
+		return
+	}
 	encodeAffine(dst, src, weights, sizeQ4_1, 15)
 }
 
 func encodeQ5_1(dst []byte, src, weights []float32) {
+	if k := kernel.Active(); k != nil && weights == nil {
+		encodeBlocks(k.Q5_1, dst, src, sizeQ5_1, blockLen)
+		return
+	}
 	encodeAffine(dst, src, weights, sizeQ5_1, 31)
 }
 
 // encodeSymmetric encodes Q4_0 (n 8) and Q5_0 (n 16).
 func encodeSymmetric(dst []byte, src, weights []float32, size int, n int32) {
-	sigma2 := meanSquare(src, weights)
+	if weights != nil {
+		symmetricByWeight(dst, src, weights, size, n)
+		return
+	}
 	var codes [blockLen]uint8
-	var w [blockLen]float32
 	for ; len(src) >= blockLen; dst, src = dst[size:], src[blockLen:] {
-		x := (*[blockLen]float32)(src)
-		if weights == nil {
-			putHalf(dst, roundSymmetric(&codes, x, n))
-		} else {
-			importance(w[:], weights, x[:], sigma2)
-			fit := fitSymmetric(x[:], w[:], float32(n))
-			fit.codes(codes[:], x[:], n)
-			putHalf(dst, fit.scale)
-			weights = weights[blockLen:]
-		}
+		putHalf(dst, roundSymmetric(&codes, (*[blockLen]float32)(src), n))
 		packLegacy(dst[2:size], &codes)
 	}
 }
 
 // encodeAffine encodes Q4_1 (n 15) and Q5_1 (n 31).
 func encodeAffine(dst []byte, src, weights []float32, size int, n int32) {
-	sigma2 := meanSquare(src, weights)
-	grid := affineGrid{n: float32(n), first: -0.9, delta: 0.05, steps: 36}
+	if weights != nil {
+		affineByWeight(dst, src, weights, size, n)
+		return
+	}
 	var codes [blockLen]uint8
-	var w [blockLen]float32
 	for ; len(src) >= blockLen; dst, src = dst[size:], src[blockLen:] {
-		x := (*[blockLen]float32)(src)
-		if weights == nil {
-			d, m := roundAffine(&codes, x, n)
-			putHalf(dst, d)
-			putHalf(dst[2:], m)
-		} else {
-			importance(w[:], weights, x[:], sigma2)
-			fit := grid.fit(x[:], w[:])
-			fit.codes(codes[:], x[:], n)
-			putHalf(dst, fit.scale)
-			putHalf(dst[2:], -fit.min)
-			weights = weights[blockLen:]
-		}
+		d, m := roundAffine(&codes, (*[blockLen]float32)(src), n)
+		putHalf(dst, d)
+		putHalf(dst[2:], m)
 		packLegacy(dst[4:size], &codes)
 	}
-}
-
-// meanSquare returns the variance that importance needs: that of the row.
-func meanSquare(row, weights []float32) float32 {
-	if weights == nil {
-		return 0
-	}
-	return sumSquares(row) / float32(len(row))
 }
 
 // roundSymmetric rounds to the grid that puts the largest magnitude at code 0
@@ -208,6 +207,10 @@ func packLegacy(dst []byte, codes *[blockLen]uint8) {
 }
 
 func encodeQ8_0(dst []byte, src, _ []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeBlocks(k.Q8_0, dst, src, sizeQ8_0, blockLen)
+		return
+	}
 	for ; len(src) >= blockLen; dst, src = dst[sizeQ8_0:], src[blockLen:] {
 		x, b := (*[blockLen]float32)(src), (*[sizeQ8_0]byte)(dst)
 		var magnitude uint32

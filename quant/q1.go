@@ -1,5 +1,7 @@
 package quant
 
+import "github.com/winnow-moe/winnow/quant/kernel"
+
 // The types with one and two bits a weight (ggml-common.h block_q1_0,
 // block_q2_0). Elements follow each other from the lowest bit of the first
 // byte up.
@@ -34,6 +36,16 @@ func decodeQ2_0(dst []float32, src []byte) {
 
 // encodeQ1_0 keeps the signs; d is the mean magnitude.
 func encodeQ1_0(dst []byte, src, _ []float32) {
+	const together = 8
+	if k, n := kernel.Active(), len(src)/lenQ1_0; k != nil && n >= together {
+		k.Q1_0(&dst[:n*sizeQ1_0][0], &src[0], n/together)
+		// The last eight, of which some are done.
+		dst, src = dst[(n-together)*sizeQ1_0:], src[(n-together)*lenQ1_0:]
+		if n%together != 0 {
+			k.Q1_0(&dst[0], &src[0], 1)
+		}
+		return
+	}
 	for ; len(src) >= lenQ1_0; dst, src = dst[sizeQ1_0:], src[lenQ1_0:] {
 		var total float32
 		for _, v := range (*[lenQ1_0]float32)(src) {
@@ -56,6 +68,10 @@ func encodeQ1_0(dst []byte, src, _ []float32) {
 // code is never used. A subnormal d has no inverse, and what ggml makes of
 // the infinities is below the lowest code.
 func encodeQ2_0(dst []byte, src, _ []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeBlocks(k.Q2_0, dst, src, sizeQ2_0, lenQ2_0)
+		return
+	}
 	for ; len(src) >= lenQ2_0; dst, src = dst[sizeQ2_0:], src[lenQ2_0:] {
 		x, q := (*[lenQ2_0]float32)(src), (*[16]byte)(dst[2:])
 		d := magnitude(x[:])

@@ -41,7 +41,7 @@ func encodeQ2K(dst []byte, src, weights []float32) {
 }
 
 var refineQ2K = refinement{
-	size: sizeQ2K, group: 16, hi: 3, scales: 16, mins: 16, wide: 16, wideMins: 16, starts: 1, passes: 2,
+	size: sizeQ2K, group: 16, hi: 3, scales: 16, mins: 16, wide: 16, wideMins: 16, starts: 1, plainStarts: 1, passes: 2,
 	read: func(s *superBlock, b []byte) {
 		s.d, s.dmin = half(b[80:]), half(b[82:])
 		for g := range s.ls {

@@ -150,7 +150,7 @@ func packCodesQ3K(dst []byte, codes *[superLen]uint8) {
 }
 
 var refineQ3K = refinement{
-	size: sizeQ3K, group: 16, lo: -4, hi: 3, first: -32, scales: 64, mins: 1, wide: 64, wideMins: 1, passes: 1,
+	size: sizeQ3K, group: 16, lo: -4, hi: 3, first: -32, scales: 64, mins: 1, mirrored: true, wide: 16, wideMins: 1, starts: 1, passes: 1,
 	read: func(s *superBlock, b []byte) {
 		s.d = half(b[108:])
 		for g := range s.ls {

@@ -43,7 +43,7 @@ func encodeQ4K(dst []byte, src, weights []float32) {
 }
 
 var refineQ4K = refinement{
-	size: sizeQ4K, group: 32, hi: 15, scales: 64, mins: 64, wide: 16, wideMins: 16, starts: 1, passes: 2,
+	size: sizeQ4K, group: 32, hi: 15, scales: 64, mins: 64, wide: 16, wideMins: 16, starts: 1, plainStarts: 1, passes: 2,
 	read: readScalesQ4K,
 	write: func(b []byte, s *superBlock) {
 		writeScalesQ4K(b, s)

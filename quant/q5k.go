@@ -46,7 +46,7 @@ func encodeQ5K(dst []byte, src, weights []float32) {
 }
 
 var refineQ5K = refinement{
-	size: sizeQ5K, group: 32, hi: 31, scales: 64, mins: 64, wide: 16, wideMins: 16, starts: 1, passes: 2,
+	size: sizeQ5K, group: 32, hi: 31, scales: 64, mins: 64, wide: 16, wideMins: 16, starts: 1, plainStarts: 1, passes: 2,
 	read: readScalesQ4K,
 	write: func(b []byte, s *superBlock) {
 		writeScalesQ4K(b, s)

@@ -113,7 +113,7 @@ func packCodesQ6K(dst []byte, codes *[superLen]uint8) {
 }
 
 var refineQ6K = refinement{
-	size: sizeQ6K, group: 16, lo: -32, hi: 31, first: -128, scales: 256, mins: 1, wide: 64, wideMins: 1, starts: 1, passes: 1,
+	size: sizeQ6K, group: 16, lo: -32, hi: 31, first: -128, scales: 256, mins: 1, wide: 64, wideMins: 1, starts: 1, plainStarts: 1, passes: 1,
 	read: func(s *superBlock, b []byte) {
 		s.d = half(b[208:])
 		for g := range s.ls {

@@ -1,5 +1,7 @@
 package quant
 
+import "github.com/winnow-moe/winnow/quant/kernel"
+
 // The ternary types for BitNet models (ggml-common.h block_tq1_0,
 // block_tq2_0): 256 elements, value = d·(code−1) with codes 0 to 2, d being
 // the largest magnitude.
@@ -52,6 +54,10 @@ func decodeTQ2_0(dst []float32, src []byte) {
 }
 
 func encodeTQ1_0(dst []byte, src, _ []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeBlocks(k.TQ1_0, dst, src, sizeTQ1_0, superLen)
+		return
+	}
 	for ; len(src) >= superLen; dst, src = dst[sizeTQ1_0:], src[superLen:] {
 		d := magnitude(src[:superLen])
 		putHalf(dst[52:], d)
@@ -75,6 +81,10 @@ func encodeTQ1_0(dst []byte, src, _ []float32) {
 }
 
 func encodeTQ2_0(dst []byte, src, _ []float32) {
+	if k := kernel.Active(); k != nil {
+		encodeBlocks(k.TQ2_0, dst, src, sizeTQ2_0, superLen)
+		return
+	}
 	for ; len(src) >= superLen; dst, src = dst[sizeTQ2_0:], src[superLen:] {
 		d := magnitude(src[:superLen])
 		putHalf(dst[64:], d)

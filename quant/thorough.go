@@ -68,8 +68,11 @@ type refinement struct {
 	// wide and wideMins say how many scales, a multiple of unitLen, and minimums
 	// around those of the default search are tried first.
 	wide, wideMins int
-	starts         int // how many larger and how many smaller factors d are tried
-	passes         int // how often groups are solved for each
+	mirrored       bool // and as many scales of the other sign
+	// starts says how many larger and how many smaller factors d are tried with
+	// importance, plainStarts without.
+	starts, plainStarts int
+	passes              int // how often groups are solved for each
 	// read and write convert all but the codes, and all.
 	read   func(s *superBlock, b []byte)
 	write  func(b []byte, s *superBlock)
@@ -95,7 +98,8 @@ type refiner struct {
 	*refinement
 	kernel *kernel.Set
 	x, w   []float32
-	before superBlock // what the default search found
+	solved superBlock // with the factors of the default search
+	trial  superBlock
 	best   superBlock
 	least  float64 // its loss
 
@@ -104,6 +108,7 @@ type refiner struct {
 	inv, square [256]float32
 	offset      [64]float32
 	losses      [256]float32
+	sums        [8]float64
 	values      [superLen]float32
 	packed      [sizeQ6K]byte // the largest
 }
@@ -129,22 +134,23 @@ var flat = func() (w [superLen]float32) {
 // block lowers the error of a super-block, or leaves it alone.
 func (r *refiner) block(dst []byte, x, q []float32) {
 	r.x, r.w = x, q
+	starts := r.starts
 	if q == nil {
-		r.w = flat[:]
+		r.w, starts = flat[:], r.plainStarts
 	}
 	before := r.error(dst)
 	if !(before > 0 && before <= math.MaxFloat32) {
 		return
 	}
 	r.least = math.Inf(1)
-	r.read(&r.before, dst)
-	loss := r.solve(&r.before, r.wide, r.wideMins)
-	r.descend(r.before, loss)
-	for k := 1; k <= r.starts; k++ {
+	r.read(&r.trial, dst)
+	loss := r.solve(r.wide, r.wideMins, r.mirrored)
+	r.solved = r.trial
+	r.descend(loss)
+	for k := 1; k <= starts; k++ {
 		for _, step := range [...]int{-k, k} {
-			if s := r.before; r.rescale(&s, step) {
-				loss := r.solve(&s, unitLen, min(r.mins, narrowMins))
-				r.descend(s, loss)
+			if r.trial = r.solved; r.rescale(&r.trial, step) {
+				r.descend(r.solve(unitLen, min(r.mins, narrowMins), false))
 			}
 		}
 	}
@@ -153,35 +159,57 @@ func (r *refiner) block(dst []byte, x, q []float32) {
 	}
 }
 
-// store writes the best super-block found, with its factors fitted once more,
-// if its error is below the given one.
+// store writes the best super-block found, with its factors fitted once more
+// or, if that does not help, as it is, if its error is below the given one.
 func (r *refiner) store(dst []byte, below float64) {
-	b := r.packed[:r.size]
-	for round := range 2 {
-		if round > 0 {
-			r.refit(&r.best)
-		}
-		r.setGrids(&r.best)
-		r.setCodes(&r.best)
-		r.write(b, &r.best)
-		if loss := r.error(b); loss < below {
-			below = loss
-			copy(dst, b)
-		}
+	r.setCodes(&r.best)
+	r.trial = r.best
+	r.refit(&r.trial)
+	r.setCodes(&r.trial)
+	loss := r.replace(dst, &r.trial, below)
+	if loss < below {
+		below = loss
 	}
+	if !(loss < r.least) {
+		r.replace(dst, &r.best, below)
+	}
+}
+
+// replace writes s to dst if its error, which it returns, is below the given one.
+func (r *refiner) replace(dst []byte, s *superBlock, below float64) float64 {
+	b := r.packed[:r.size]
+	r.write(b, s)
+	loss := r.error(b)
+	if loss < below {
+		copy(dst, b)
+	}
+	return loss
 }
 
 // error returns Σw·(x−y)² of an encoded super-block.
 func (r *refiner) error(b []byte) float64 {
 	r.decode(r.values[:], b)
-	x, w := (*[superLen]float32)(r.x), (*[superLen]float32)(r.w)
-	var even, odd float64
-	for i := 0; i < superLen; i += 2 {
-		e, f := float64(x[i])-float64(r.values[i]), float64(x[i+1])-float64(r.values[i+1])
-		even += float64(float64(w[i]) * float64(e*e))
-		odd += float64(float64(w[i+1]) * float64(f*f))
+	if r.kernel != nil {
+		r.kernel.SquaredErrors(&r.sums, &r.x[0], &r.values[0], &r.w[0], superLen)
+	} else {
+		squaredErrors(&r.sums, r.x, r.values[:], r.w)
 	}
-	return even + odd
+	var sum float64
+	for _, v := range r.sums {
+		sum += v
+	}
+	return sum
+}
+
+// squaredErrors sets the sums to those of w·(x−y)² over every eighth element,
+// from each of the first eight on.
+func squaredErrors(sums *[8]float64, x, y, w []float32) {
+	clear(sums[:])
+	y, w = y[:len(x)], w[:len(x)]
+	for i, v := range x {
+		e := float64(v) - float64(y[i])
+		sums[i%8] += float64(float64(w[i]) * float64(e*e))
+	}
 }
 
 // rescale changes the factor d so that the scale of largest magnitude grows by
@@ -204,20 +232,20 @@ func (r *refiner) rescale(s *superBlock, step int) bool {
 	return true
 }
 
-// descend improves a solved super-block of the given loss while that helps.
-func (r *refiner) descend(s superBlock, loss float64) {
+// descend improves a solved trial of the given loss while that helps.
+func (r *refiner) descend(loss float64) {
 	for pass := 1; ; pass++ {
 		if loss < r.least {
-			r.best, r.least = s, loss
+			r.best, r.least = r.trial, loss
 		} else if pass > 1 {
 			return
 		}
 		if pass == r.passes {
 			return
 		}
-		r.setCodes(&s)
-		r.refit(&s)
-		loss = r.solve(&s, unitLen, min(r.mins, narrowMins))
+		r.setCodes(&r.trial)
+		r.refit(&r.trial)
+		loss = r.solve(unitLen, min(r.mins, narrowMins), false)
 	}
 }
 
@@ -238,18 +266,31 @@ func (r *refiner) setGrids(s *superBlock) {
 	}
 }
 
-// solve sets the scale and minimum of every group to the best of the given
-// numbers around those at hand, and returns the loss.
-func (r *refiner) solve(s *superBlock, scales, mins int) (sum float64) {
+// solve sets the scale and minimum of every group of the trial to the best of
+// the given numbers around those at hand, and returns the loss. If mirrored, as
+// many scales around that of the other sign are tried, too.
+func (r *refiner) solve(scales, mins int, mirrored bool) (sum float64) {
+	s := &r.trial
 	r.setGrids(s)
-	losses := r.losses[:scales*mins]
+	windows := 1
+	if mirrored {
+		windows = 2
+	}
+	losses := r.losses[:windows*scales*mins]
+	var first [2]int
 	for g := range superLen / r.group {
 		x, w := r.x[g*r.group:][:r.group], r.w[g*r.group:][:r.group]
-		first := max(0, min(r.scales-scales, int(s.ls[g])-scales/2))
 		low := max(0, min(r.mins-mins, int(s.lm[g])-mins/2))
-		r.measure(losses, x, w, r.inv[first:][:scales], r.square[first:][:scales], r.offset[low:][:mins])
+		around := int(s.ls[g])
+		for i := range windows {
+			first[i] = max(0, min(r.scales-scales, around-scales/2))
+			r.measure(losses[i*scales*mins:][:scales*mins], x, w, r.inv[first[i]:][:scales], r.square[first[i]:][:scales], r.offset[low:][:mins])
+			around = -2*r.first - around
+		}
 		at, loss := least(losses)
-		s.ls[g] = uint8(first + at/(unitLen*mins)*unitLen + at%unitLen)
+		start := first[at/(scales*mins)]
+		at %= scales * mins
+		s.ls[g] = uint8(start + at/(unitLen*mins)*unitLen + at%unitLen)
 		s.lm[g] = uint8(low + at/unitLen%mins)
 		sum += float64(loss)
 	}
@@ -259,6 +300,8 @@ func (r *refiner) solve(s *superBlock, scales, mins int) (sum float64) {
 // measure sets out to the losses of a group.
 func (r *refiner) measure(out, x, w, inv, square, offset []float32) {
 	switch {
+	case r.uneven() && r.kernel != nil:
+		r.kernel.TableLosses(&out[0], &x[0], &w[0], len(x), &inv[0], &square[0], len(inv)/unitLen)
 	case r.uneven():
 		tableLosses(out, x, w, inv, square)
 	case r.kernel != nil:
@@ -318,18 +361,26 @@ func tableLosses(out, x, w, inv, square []float32) {
 
 // setCodes sets all codes to those of the grids.
 func (r *refiner) setCodes(s *superBlock) {
-	for g := range superLen / r.group {
-		inv, off := r.inv[s.ls[g]], r.offset[s.lm[g]]
-		x, codes := r.x[g*r.group:][:r.group], s.codes[g*r.group:][:r.group]
-		if r.uneven() {
-			for i, v := range x {
-				codes[i] = codeIQ4(float32(inv * (v + off)))
-			}
-			continue
+	groups := superLen / r.group
+	inv, base := r.inv[:groups], r.offset[:groups]
+	for g := range inv {
+		inv[g], base[g] = 0, -(s.dmin * float32(s.lm[g]))
+		if v := s.d * float32(r.first+int(s.ls[g])); abs32(v) >= smallestNormal {
+			inv[g] = 1 / v
 		}
+	}
+	if r.kernel != nil && !r.uneven() {
+		r.kernel.MultiplyCodes(&s.codes[0], &r.x[0], &base[0], &inv[0], groups, r.group, int32(r.lo), int32(r.hi))
+		return
+	}
+	for g := range inv {
+		x, codes := r.x[g*r.group:][:r.group], s.codes[g*r.group:][:r.group]
 		for i, v := range x {
-			level := max(r.lo, min(r.hi, float32(inv*(v+off)))) + roundMagic - roundMagic
-			codes[i] = uint8(int32(level - r.lo))
+			if v = inv[g] * (v - base[g]); r.uneven() {
+				codes[i] = codeIQ4(v)
+			} else {
+				codes[i] = uint8(nearestIn(v, int32(r.lo), int32(r.hi)) - int32(r.lo))
+			}
 		}
 	}
 }

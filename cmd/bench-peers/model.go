@@ -17,8 +17,10 @@ import (
 
 // model is an input for both programs.
 type model struct {
+	typeName      string
+	matrices      int
 	path, imatrix string
-	bytes         int64 // of matrices
+	bytes         int64 // of weights
 }
 
 func (m *model) remove() {
@@ -26,8 +28,7 @@ func (m *model) remove() {
 	os.Remove(m.imatrix)
 }
 
-// The matrices are as wide as those of an 8B model. One block has 16.8 million
-// weights.
+// The matrices are as wide as those of an 8B model and have 4.2 million weights.
 const (
 	width  = 4096
 	height = 1024
@@ -36,15 +37,15 @@ const (
 
 var names = []string{"attn_output", "attn_q", "ffn_gate", "ffn_up"}
 
-// writeModel writes a Llama of so many blocks with random weights, and an
-// importance matrix for it. Weights are normal with a few heavier columns.
-func writeModel(dir, typeName string, blocks int) (*model, error) {
+// writeModel writes a Llama of so many matrices, four in a block, with random
+// weights, and an importance matrix for it. Weights are normal with a few heavier columns.
+func writeModel(dir, typeName string, matrices int) (*model, error) {
 	t, _ := gguf.ParseType(typeName)
-	m := &model{path: filepath.Join(dir, "model.gguf"), imatrix: filepath.Join(dir, "imatrix.gguf")}
+	m := &model{typeName: typeName, matrices: matrices, path: filepath.Join(dir, "model.gguf"), imatrix: filepath.Join(dir, "imatrix.gguf")}
 	meta := &gguf.Metadata{}
 	meta.Set("general.architecture", "llama")
 	for key, v := range map[string]uint32{
-		"block_count": uint32(blocks), "embedding_length": width, "feed_forward_length": height, "context_length": 512,
+		"block_count": uint32((matrices + len(names) - 1) / len(names)), "embedding_length": width, "feed_forward_length": height, "context_length": 512,
 		"attention.head_count": 32, "attention.head_count_kv": 32, "vocab_size": vocab,
 	} {
 		meta.Set("llama."+key, v)
@@ -56,16 +57,14 @@ func writeModel(dir, typeName string, blocks int) (*model, error) {
 	}
 	calibration := &calib.Matrix{Chunks: 1}
 	r := rand.New(rand.NewPCG(1, 2))
-	for b := range blocks {
-		for _, n := range names {
-			name := fmt.Sprintf("blk.%d.%s.weight", b, n)
-			tensors = append(tensors, gguf.TensorInfo{Name: name, Type: t, Shape: []int64{width, height}})
-			sums := make([]float32, width)
-			for i := range sums {
-				sums[i] = float32(r.ExpFloat64())
-			}
-			calibration.Entries = append(calibration.Entries, calib.NewEntry(name, sums, []int64{1}))
+	for i := range matrices {
+		name := fmt.Sprintf("blk.%d.%s.weight", i/len(names), names[i%len(names)])
+		tensors = append(tensors, gguf.TensorInfo{Name: name, Type: t, Shape: []int64{width, height}})
+		sums := make([]float32, width)
+		for c := range sums {
+			sums[c] = float32(r.ExpFloat64())
 		}
+		calibration.Entries = append(calibration.Entries, calib.NewEntry(name, sums, []int64{1}))
 	}
 	slices.SortFunc(calibration.Entries, func(a, b calib.Entry) int { return strings.Compare(a.Name, b.Name) })
 	if err := calibration.WriteGGUF(m.imatrix); err != nil {
@@ -84,11 +83,14 @@ func (m *model) write(meta *gguf.Metadata, tensors []gguf.TensorInfo, r *rand.Ra
 		return err
 	}
 	defer w.Abort()
+	// Rows are written one by one: the most memory that this program ever held
+	// counts as held by those it starts, too.
 	row := make([]float32, width)
+	var data []byte
 	for i := range tensors {
 		t := &tensors[i]
 		m.bytes += t.Size()
-		data := make([]byte, t.Size())
+		data = slices.Grow(data[:0], int(t.RowBytes()))[:t.RowBytes()]
 		for n := range t.Rows() {
 			for c := range row {
 				row[c] = float32(r.NormFloat64() * 0.02)
@@ -96,12 +98,12 @@ func (m *model) write(meta *gguf.Metadata, tensors []gguf.TensorInfo, r *rand.Ra
 					row[c] *= 8
 				}
 			}
-			if err := quant.EncodeRows(t.Type, data[n*t.RowBytes():][:t.RowBytes()], row, width, nil); err != nil {
+			if err := quant.EncodeRows(t.Type, data, row, width, nil); err != nil {
 				return err
 			}
-		}
-		if err := w.WriteAt(i, 0, data); err != nil {
-			return err
+			if err := w.WriteAt(i, n*t.RowBytes(), data); err != nil {
+				return err
+			}
 		}
 	}
 	return w.Commit()

@@ -12,18 +12,19 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
 
 // comparison is a line of the table.
 type comparison struct {
-	name         string
-	guided       bool
-	threads      int
-	ours, theirs []usage // round by round
-	source       int64   // bytes
-	same         bool
+	name               string
+	guided             bool
+	threads            int
+	ours, theirs, copy []usage // round by round
+	source             int64   // bytes
+	same               bool
 }
 
 // usage is what a run took.
@@ -32,37 +33,59 @@ type usage struct {
 	peak int64 // bytes of resident memory
 }
 
-// compare runs both programs in turn.
-func (b *bench) compare(s *subject, m *model, guided bool, threads int) (*comparison, error) {
-	c := &comparison{name: s.name, guided: guided, threads: threads, source: m.bytes}
-	ours, theirs := filepath.Join(b.dir, "winnow.gguf"), filepath.Join(b.dir, "llama.gguf")
+// compare runs the programs in turn.
+func (b *bench) compare(s *subject, guided bool, threads int) (*comparison, error) {
+	c := &comparison{name: s.name, guided: guided, threads: threads, source: b.model.bytes}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs, copied := filepath.Join(b.dir, "winnow.gguf"), filepath.Join(b.dir, "llama.gguf"), filepath.Join(b.dir, "copy")
 	defer os.Remove(ours)
 	defer os.Remove(theirs)
 	args := slices.Clone(s.args)
 	if guided {
-		args = append(args, "--imatrix", m.imatrix)
+		args = append(args, "--imatrix", b.model.imatrix)
 	}
 	recipe := s.name
 	if s.noRecipe {
 		recipe = "Q8_0"
 	}
+	n := strconv.Itoa(threads)
+	tail := []string{recipe, n}
 	for range b.rounds {
-		tail := []string{recipe, strconv.Itoa(threads)}
-		os.Remove(ours)
-		u, err := run(b.winnow, slices.Concat([]string{"quantize", "-q"}, args, []string{m.path, ours}, tail))
-		if err != nil {
-			return nil, err
+		for _, r := range []struct {
+			results *[]usage
+			output  string
+			program string
+			args    func() []string
+		}{
+			{&c.ours, ours, b.winnow, func() []string {
+				return slices.Concat([]string{"quantize", "-q"}, args, []string{b.model.path, ours}, tail)
+			}},
+			{&c.theirs, theirs, filepath.Join(b.oracle, "llama-quantize"), func() []string { return slices.Concat(args, []string{b.model.path, theirs}, tail) }},
+			{&c.copy, copied, self, func() []string { return []string{copyCommand, b.model.path, copied, fileSize(ours), n} }},
+		} {
+			os.Remove(r.output)
+			u, err := run(r.program, r.args())
+			if err != nil {
+				return nil, err
+			}
+			*r.results = append(*r.results, u)
 		}
-		c.ours = append(c.ours, u)
-		os.Remove(theirs)
-		if u, err = run(filepath.Join(b.oracle, "llama-quantize"), slices.Concat(args, []string{m.path, theirs}, tail)); err != nil {
-			return nil, err
-		}
-		c.theirs = append(c.theirs, u)
+		os.Remove(copied)
 	}
-	var err error
 	c.same, err = sameFiles(ours, theirs)
 	return c, err
+}
+
+// fileSize returns the size of a file in digits, "0" where there is none.
+func fileSize(path string) string {
+	st, err := os.Stat(path)
+	if err != nil {
+		return "0"
+	}
+	return strconv.FormatInt(st.Size(), 10)
 }
 
 // run waits for a program and says what it took.
@@ -109,15 +132,24 @@ func sameFiles(a, b string) (bool, error) {
 	}
 }
 
-// String returns the line of the table.
-func (c *comparison) String() string {
+// columns are the headings of the table with the widths of its text form.
+var columns = []struct {
+	name  string
+	width int // negative: to the left
+}{
+	{"type", -7}, {"imatrix", -7}, {"threads", 7}, {"winnow", 7}, {"llama", 7}, {"ratio (min … max)", -20},
+	{"copy", 7}, {"of copy", 7}, {"peak MB", 9}, {"bytes", -9},
+}
+
+// cells returns the line of the table.
+func (c *comparison) cells() []string {
 	var ratios []float64
 	for i := range c.ours {
 		ratios = append(ratios, c.theirs[i].wall.Seconds()/c.ours[i].wall.Seconds())
 	}
 	slices.Sort(ratios)
-	ours, theirs := median(c.ours), median(c.theirs)
-	speed := func(u usage) float64 { return float64(c.source) / 1e6 / u.wall.Seconds() }
+	ours, theirs, copied := median(c.ours), median(c.theirs), median(c.copy)
+	speed := func(u usage) string { return fmt.Sprintf("%.1f", float64(c.source)/1e6/u.wall.Seconds()) }
 	bytes, guided := "same", "no"
 	if !c.same {
 		bytes = "DIFFERENT"
@@ -125,9 +157,38 @@ func (c *comparison) String() string {
 	if c.guided {
 		guided = "yes"
 	}
-	return fmt.Sprintf("%-8s %-7s %7d %9.1f %9.1f  %-22s %5d / %5d  %s", c.name, guided, c.threads, speed(ours), speed(theirs),
+	return []string{
+		c.name, guided, strconv.Itoa(c.threads), speed(ours), speed(theirs),
 		fmt.Sprintf("%.1f (%.1f … %.1f)", theirs.wall.Seconds()/ours.wall.Seconds(), ratios[0], ratios[len(ratios)-1]),
-		ours.peak/1e6, theirs.peak/1e6, bytes)
+		speed(copied), fmt.Sprintf("%.0f %%", 100*copied.wall.Seconds()/ours.wall.Seconds()),
+		fmt.Sprintf("%d / %d", ours.peak/1e6, theirs.peak/1e6), bytes,
+	}
+}
+
+func (b *bench) printHeader() {
+	names, rules := make([]string, len(columns)), make([]string, len(columns))
+	for i, c := range columns {
+		names[i], rules[i] = c.name, "---"
+		if c.width > 0 {
+			rules[i] = "---:"
+		}
+	}
+	b.print(names)
+	if b.markdown {
+		b.print(rules)
+	}
+}
+
+func (b *bench) print(cells []string) {
+	if b.markdown {
+		fmt.Println("| " + strings.Join(cells, " | ") + " |")
+		return
+	}
+	var line strings.Builder
+	for i, c := range columns {
+		fmt.Fprintf(&line, "%*s  ", c.width, cells[i])
+	}
+	fmt.Println(strings.TrimRight(line.String(), " "))
 }
 
 // median returns the run of median time, with the largest peak.

@@ -13,8 +13,9 @@ const module = "github.com/winnow-moe/winnow/"
 var allowed = map[string][]string{
 	"formats/dtype":       {},
 	"formats/strictjson":  {},
-	"formats/gguf":        {"formats/dtype"},
-	"formats/safetensors": {"formats/dtype", "formats/strictjson"},
+	"formats/prefetch":    {},
+	"formats/gguf":        {"formats/dtype", "formats/prefetch"},
+	"formats/safetensors": {"formats/dtype", "formats/prefetch", "formats/strictjson"},
 	"formats/tokenizer":   {"formats/gguf", "formats/dtype", "formats/strictjson"},
 	"formats/calib":       {"formats/gguf", "formats/dtype"},
 	"formats/arch":        {"formats/gguf", "formats/dtype", "formats/strictjson"},

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -75,8 +76,15 @@ func (a *app) execute(ctx context.Context, c *conversion, maxMemory int64, what 
 	bar := a.newProgress(what, true)
 	var mu sync.Mutex
 	zero := map[string]bool{} // tensors with importance of zeros
+	threads := a.threads
+	if threads == 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	// With one more than there are workers, the runtime lets a worker keep its
+	// place during a long system call and wakes no other thread to take it.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(threads + 1))
 	err := convert.Run(ctx, c.plan, c.data, convert.RunOptions{
-		Threads: a.threads, MaxMemory: maxMemory, Inputs: c.inputs,
+		Threads: threads, MaxMemory: maxMemory, Inputs: c.inputs,
 		Events: convert.Events{
 			Progress: func(done, total int64) { bar.update(done, total, "") },
 			ZeroImportance: func(name string, _ int64) {

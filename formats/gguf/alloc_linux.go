@@ -21,3 +21,9 @@ func preallocate(f *os.File, size int64) error {
 		}
 	}
 }
+
+// onTmpfs reports whether a file has no place but memory.
+func onTmpfs(f *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && st.Type == unix.TMPFS_MAGIC
+}

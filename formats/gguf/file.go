@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+
+	"github.com/winnow-moe/winnow/formats/prefetch"
 )
 
 // File is an open model: one file, or a split set presented as one. It
@@ -325,6 +327,18 @@ func (p *part) view(off, size int64) []byte {
 		adviseWillNeed(p.data, off, size)
 	}
 	return p.data[off : off+size : off+size]
+}
+
+// Prefetch asks the system to read n bytes of tensor i, from byte off of it on,
+// and does not wait for them. It is advice that may come to nothing.
+func (f *File) Prefetch(i int, off, n int64) {
+	p := &f.parts[f.places[i].part]
+	off += f.places[i].offset
+	if p.data != nil {
+		adviseWillNeed(p.data, off, n)
+		return
+	}
+	prefetch.File(p.file, off, n)
 }
 
 // Release implements Model: the pages of tensor i leave this process.

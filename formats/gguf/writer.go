@@ -97,7 +97,9 @@ func SameFile(a, b string) (bool, error) {
 	return os.SameFile(sa, sb), nil
 }
 
-// reserve takes the disk space before hours of work depend on it.
+// reserve takes the disk space before hours of work depend on it. A file in
+// memory gets its pages one by one whoever asks for them: to reserve them takes
+// as long as to write them, on one core.
 func (w *Writer) reserve() error {
 	dir := filepath.Dir(w.parts[0].final)
 	need := w.layout.Size()
@@ -109,8 +111,10 @@ func (w *Writer) reserve() error {
 		if limit, ok := fileSizeLimit(); ok && size > limit {
 			return fmt.Errorf("%s: needs %d bytes, but this process may only write files of %d bytes (ulimit -f): %w", p.final, size, limit, syscall.EFBIG)
 		}
-		if err := preallocate(p.file, size); err != nil {
-			return w.describe(p, size, err)
+		if !onTmpfs(p.file) {
+			if err := preallocate(p.file, size); err != nil {
+				return w.describe(p, size, err)
+			}
 		}
 		// Sets the length where nothing was allocated, so that padding reads as zeros.
 		if err := p.file.Truncate(size); err != nil {

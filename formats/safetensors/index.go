@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/winnow-moe/winnow/formats/prefetch"
 	"github.com/winnow-moe/winnow/formats/strictjson"
 )
 
@@ -486,6 +487,13 @@ func (c *Checkpoint) ReadAt(i int, off int64, p []byte) error {
 		return fmt.Errorf("%q: tensor %q: %d of %d bytes read at byte %d: %w", path, t.Name, n, len(p), t.Offset+off, noEOF(err))
 	}
 	return nil
+}
+
+// Prefetch asks the system to read n bytes of tensor i, from byte off of it on,
+// and does not wait for them. It is advice that may come to nothing.
+func (c *Checkpoint) Prefetch(i int, off, n int64) {
+	t := &c.tensors[i]
+	prefetch.File(c.handles[t.Shard], t.Offset+off, n)
 }
 
 // Close closes the files. Closing twice does no harm.

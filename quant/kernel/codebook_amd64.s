@@ -109,7 +109,7 @@ DATA wordffffffff<>+0(SB)/4, $0xffffffff
 GLOBL wordffffffff<>(SB), RODATA|NOPTR, $4
 
 // func nearest3AVX512(terms *[8][4]float32, codes *uint16, n int) int
-// Requires: AVX, AVX2, AVX512F, CMOV
+// Requires: AVX, AVX2, AVX512DQ, AVX512F, CMOV
 TEXT ·nearest3AVX512(SB), NOSPLIT, $0-32
 	MOVQ            terms+0(FP), AX
 	MOVQ            codes+8(FP), CX
@@ -123,7 +123,7 @@ TEXT ·nearest3AVX512(SB), NOSPLIT, $0-32
 	VBROADCASTF32X4 96(AX), Z6
 	VBROADCASTF32X4 112(AX), Z7
 	VBROADCASTSS    word7f7fffff<>+0(SB), Z8
-	VPXORD          Z9, Z9, Z9
+	VXORPS          Z9, Z9, Z9
 	VMOVUPS         lanes<>+0(SB), Z10
 	VBROADCASTSS    word00000010<>+0(SB), Z12
 	VMOVD           DX, X11

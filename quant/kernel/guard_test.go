@@ -28,24 +28,29 @@ func TestGuards(t *testing.T) {
 				"Importance":        func(l *Lanes) { s.Importance(l, group) },
 				"FitAffine":         func(l *Lanes) { s.FitAffine(l, group, 15, &top[0], len(top)) },
 				"FitAffineAbsolute": func(l *Lanes) { s.FitAffineAbsolute(l, group, 15, &top[0], len(top)) },
-				"FitPositive":       func(l *Lanes) { s.FitPositive(l, group/2, 63, &top[0], len(top)) },
+				"FitPositive":       func(l *Lanes) { s.FitPositive(l, group, 63, &top[0], len(top)) },
+				"FitIQ4":            func(l *Lanes) { guardFitIQ4(t, s, l) },
 			} {
+				if what == "FitIQ4" && group != 32 {
+					continue
+				}
 				var g guarded
 				fill(&g)
 				want := g
 				run(&g.lanes)
-				rows := group
-				if what == "FitPositive" {
-					rows = group / 2
-				}
 				if g.before != want.before || g.after != want.after || !same(g.lanes[:32], want.lanes[:32]) ||
-					!same(g.lanes[32+rows:64], want.lanes[32+rows:64]) || !same(g.lanes[RowCodes+rows:], want.lanes[RowCodes+rows:]) {
+					!same(g.lanes[32+group:64], want.lanes[32+group:64]) || !same(g.lanes[RowCodes+group:], want.lanes[RowCodes+group:]) {
 					t.Errorf("%s %s, groups of %d: memory beyond its results changes", s.Name, what, group)
 				}
 			}
 			guardCodes(t, s, group)
 			guardTranspose(t, s, group)
 			guardLosses(t, s, group)
+			guardTableLosses(t, s, group)
+			guardErrors(t, s, group)
+			guardMagnitudes(t, s, group)
+			guardIQ1(t, s, group)
+			guardCells(t, s, group)
 		}
 	}
 }
@@ -162,6 +167,239 @@ func guardLosses(t *testing.T, s *Set, group int) {
 				if v != want {
 					t.Fatalf("%s GridLosses, %d units, %d offsets: number %d is %v, want %v", s.Name, units, offsets, i-16, v, want)
 				}
+			}
+		}
+	}
+}
+
+// guardFitIQ4 checks the memory around the scratch.
+func guardFitIQ4(t *testing.T, s *Set, l *Lanes) {
+	var m [3]Scratch
+	s.FitIQ4(l, &m[1])
+	if m[0] != (Scratch{}) || m[2] != (Scratch{}) {
+		t.Errorf("%s FitIQ4: memory around its scratch changes", s.Name)
+	}
+}
+
+// guardTableLosses checks the memory around the losses of up to 3 times 16
+// scales, and each loss of a group whose elements are 1 or 2 from a value.
+func guardTableLosses(t *testing.T, s *Set, group int) {
+	x, w := make([]float32, group+1), make([]float32, group+1)
+	var want float32
+	for i := range x {
+		x[i], w[i] = [...]float32{-128, -125, 2, 115}[i%4], 1
+		if i > 0 {
+			want += [...]float32{1, 4, 1, 4}[i%4]
+		}
+	}
+	for units := 1; units <= 3; units++ {
+		inv, square, out := make([]float32, 16*units), make([]float32, 16*units), make([]float32, 16*units+32)
+		for i := range inv {
+			inv[i], square[i] = 1, float32(i+1)
+		}
+		s.TableLosses(&out[16], &x[1], &w[1], group, &inv[0], &square[0], units)
+		for i, v := range out {
+			loss := float32(0)
+			if k := i - 16; k >= 0 && k < 16*units {
+				loss = want * square[k]
+			}
+			if v != loss {
+				t.Fatalf("%s TableLosses, %d units: number %d is %v, want %v", s.Name, units, i-16, v, loss)
+			}
+		}
+	}
+}
+
+// guardErrors checks the memory around sums of few and many elements.
+func guardErrors(t *testing.T, s *Set, length int) {
+	x, y, w := make([]float32, length+1), make([]float32, length+1), make([]float32, length+1)
+	for i := range x {
+		x[i], y[i], w[i] = float32(i), 1, 2
+	}
+	var sums [3][8]float64
+	s.SquaredErrors(&sums[1], &x[1], &y[1], &w[1], length)
+	var want [3][8]float64
+	for i := range length {
+		want[1][i%8] += float64(2 * i * i)
+	}
+	if sums != want {
+		t.Fatalf("%s SquaredErrors of %d: %v, want %v", s.Name, length, sums, want)
+	}
+}
+
+// guardMagnitudes checks the memory around the results, and the groups that a
+// super-block does not have.
+func guardMagnitudes(t *testing.T, s *Set, group int) {
+	type results struct {
+		before [16]float32
+		m      Magnitudes
+		middle [16]uint8
+		signs  [32]uint8
+		after  [16]uint8
+		tops   [3][16]uint32
+		end    [16]uint32
+	}
+	x, q := make([]float32, 256), make([]float32, 256)
+	for i := range x {
+		x[i], q[i] = float32(i%7)-3, 1
+	}
+	for _, importance := range []*float32{nil, &q[0]} {
+		for _, parity := range []bool{false, true} {
+			var r results
+			s.Magnitudes(&r.m, &r.signs, &r.tops, &x[0], importance, 1, group, parity)
+			for _, tops := range r.tops {
+				for g, v := range tops {
+					if (v != 0) != (g < 256/group) {
+						t.Errorf("%s Magnitudes, groups of %d: %x for group %d", s.Name, group, v, g)
+					}
+				}
+			}
+			r.m, r.signs, r.tops = Magnitudes{}, [32]uint8{}, [3][16]uint32{}
+			if r != (results{}) {
+				t.Errorf("%s Magnitudes, groups of %d: memory around the results changes", s.Name, group)
+			}
+		}
+	}
+}
+
+// guardCells checks the memory around Candidates, rows of cells that a group
+// does not have, and codes that are not to be rounded.
+func guardCells(t *testing.T, s *Set, group int) {
+	for _, levels := range []int{3, 8} {
+		fit, round, cells, keys := s.FitCells3, s.RoundCells3, group/8, 6561
+		if levels == 8 {
+			fit, round, cells, keys = s.FitCells8, s.RoundCells8, group/4, 4096
+		}
+		lists := make([]uint16, 6+16)
+		var records []uint32
+		for i := range lists {
+			lists[i] = uint16(0x421 * i & 0xaa)
+			records = AppendRecord(records, lists[i], levels)
+		}
+		entries := make([]uint32, keys)
+		for key := range entries {
+			entries[key] = OnGrid
+			if key%2 == 1 {
+				entries[key] = 6
+			}
+		}
+		var m Magnitudes
+		for i := range m[MagX] {
+			m[MagX][i], m[MagW][i], m[MagWX][i], m[MagU][i] = float32(i%11), 1, 1, 1
+		}
+		top := make([]float32, 48)
+		for i := range top {
+			top[i] = 1 + float32(i)/16
+		}
+		for _, count := range []int{1, 8, 13, 31, 32} {
+			var c struct {
+				before     [16]float32
+				candidates Candidates
+				after      [16]float32
+			}
+			fit(&c.candidates, &m[MagX][0], &entries[0], &records[0], cells, &top[0], count, 2)
+			for k, row := range c.candidates[CandCodes+cells : CandCodes+8] {
+				if row != [48]uint32{} {
+					t.Errorf("%s, %d levels, groups of %d: codes of cell %d", s.Name, levels, group, cells+k)
+				}
+			}
+			c.candidates = Candidates{}
+			if c.before != [16]float32{} || c.after != [16]float32{} {
+				t.Errorf("%s, %d levels, %d candidates: memory around the results changes", s.Name, levels, count)
+			}
+		}
+		for which := range 1 << cells {
+			var codes [12]uint16
+			for i := range codes {
+				codes[i] = 0xffff
+			}
+			round(&codes[2], &m[MagX][0], &entries[0], &lists[0], which, 1, 1)
+			for k, c := range codes {
+				if done := k >= 2 && which>>(k-2)&1 != 0; done != (c != 0xffff) {
+					t.Fatalf("%s, %d levels, cells %b: code %#x of cell %d", s.Name, levels, which, c, k-2)
+				}
+			}
+		}
+	}
+}
+
+// guardIQ1 checks that the searches of IQ1 types leave elements, weights and
+// the rows behind their own alone, and what is around their space and results.
+func guardIQ1(t *testing.T, s *Set, group int) {
+	split := s.SplitIQ1S
+	if group == 16 {
+		split = s.SplitIQ1M
+	}
+	var g guarded
+	var space struct {
+		before [16]float32
+		space  Space
+		after  [16]float32
+	}
+	fill(&g)
+	want := g
+	// Every key is on a list of two codes behind which there are others.
+	entries, lists, codes := make([]uint32, 6561), make([]uint16, 18), []uint16{0}
+	for i := range entries {
+		entries[i] = 2
+	}
+	for i := range lists {
+		lists[i] = 0xaaaa >> i
+	}
+	odd := split(&g.lanes, &space.space, 1e-7) | s.PlaceIQ1(&g.lanes, group/8, &entries[0], &lists[0], &codes[0])
+	if odd != 0 || g.before != want.before || g.after != want.after || space.before != [16]float32{} || space.after != space.before ||
+		!same(g.lanes[:RowSigma], want.lanes[:RowSigma]) || !same(g.lanes[rowBehindIQ1:], want.lanes[rowBehindIQ1:]) {
+		t.Errorf("%s, IQ1 groups of %d: odd lanes %b, or memory beyond the results changes", s.Name, group, odd)
+	}
+	for lane := range Groups {
+		for c := range group / 8 {
+			if code := uint16(math.Float32bits(g.lanes[RowCodes+c][lane])); code != lists[0] && code != lists[1] {
+				t.Fatalf("%s, IQ1 groups of %d: lane %d has code %#x, which is not on the list", s.Name, group, lane, code)
+			}
+		}
+	}
+	guardSumsIQ1(t, s)
+}
+
+// rowBehindIQ1 is behind the rows that the searches of IQ1 types use.
+const rowBehindIQ1 = RowShift + 2
+
+// guardSumsIQ1 checks the sums of points that are x themselves, one element of
+// which weighs more.
+func guardSumsIQ1(t *testing.T, s *Set) {
+	x, q := make([]float32, 8*256), make([]float32, 8*256)
+	for i := range x {
+		x[i], q[i] = float32(i%3-1), 1
+	}
+	var cells [32]CellIQ1
+	var sigma [8]float32
+	for c := range cells {
+		for b := range 8 {
+			for i := range 8 {
+				cells[c].Code[b] |= uint32((256*b+8*c+i)%3) << (2 * i)
+			}
+			cells[c].Scale[b] = 1
+		}
+	}
+	for b := range sigma {
+		sigma[b] = 3 // with x² = 1 a weight of 2
+		q[256*b] = 2
+	}
+	var space Space
+	for _, importance := range []*float32{nil, &q[0]} {
+		var sums [4][8]float32
+		s.SumsIQ1(&sums[1], &sums[2], &x[0], importance, &sigma, &cells, &space)
+		for b := range 8 {
+			var want float32
+			for i, v := range x[256*b:][:256] {
+				w := v * v
+				if importance != nil {
+					w *= 2 * q[256*b+i]
+				}
+				want += w
+			}
+			if sums[1][b] != want || sums[2][b] != want || sums[0][b] != 0 || sums[3][b] != 0 {
+				t.Fatalf("%s SumsIQ1: %v at %d, want %v between zeros", s.Name, sums, b, want)
 			}
 		}
 	}

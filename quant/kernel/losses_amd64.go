@@ -9,7 +9,19 @@ package kernel
 //go:noescape
 func gridLossesAVX2(out *float32, x *float32, w *float32, length int, inv *float32, square *float32, units int, offset *float32, offsets int, lo float32, hi float32)
 
+// squaredErrorsAVX2 is quant.squaredErrors: the sums of w·(x−y)² over every eighth element, from each of the
+// first eight on. length is a multiple of 8.
+//
+//go:noescape
+func squaredErrorsAVX2(sums *[8]float64, x *float32, y *float32, w *float32, length int)
+
 // gridLossesAVX512 is quant.gridLosses: for each 16 scales and each offset the 16 errors of the group x.
 //
 //go:noescape
 func gridLossesAVX512(out *float32, x *float32, w *float32, length int, inv *float32, square *float32, units int, offset *float32, offsets int, lo float32, hi float32)
+
+// squaredErrorsAVX512 is quant.squaredErrors: the sums of w·(x−y)² over every eighth element, from each of the
+// first eight on. length is a multiple of 8.
+//
+//go:noescape
+func squaredErrorsAVX512(sums *[8]float64, x *float32, y *float32, w *float32, length int)

@@ -67,8 +67,45 @@ element:
 	VZEROUPPER
 	RET
 
+// func squaredErrorsAVX2(sums *[8]float64, x *float32, y *float32, w *float32, length int)
+// Requires: AVX
+TEXT ·squaredErrorsAVX2(SB), NOSPLIT, $0-40
+	MOVQ   x+8(FP), AX
+	MOVQ   y+16(FP), CX
+	MOVQ   w+24(FP), DX
+	MOVQ   length+32(FP), BX
+	SHRQ   $0x03, BX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+
+eight:
+	VCVTPS2PD (AX), Y2
+	VCVTPS2PD (CX), Y3
+	VSUBPD    Y3, Y2, Y2
+	VMULPD    Y2, Y2, Y2
+	VCVTPS2PD (DX), Y3
+	VMULPD    Y3, Y2, Y2
+	VADDPD    Y2, Y0, Y0
+	VCVTPS2PD 16(AX), Y2
+	VCVTPS2PD 16(CX), Y3
+	VSUBPD    Y3, Y2, Y2
+	VMULPD    Y2, Y2, Y2
+	VCVTPS2PD 16(DX), Y3
+	VMULPD    Y3, Y2, Y2
+	VADDPD    Y2, Y1, Y1
+	ADDQ      $0x20, AX
+	ADDQ      $0x20, CX
+	ADDQ      $0x20, DX
+	DECQ      BX
+	JNZ       eight
+	MOVQ      sums+0(FP), AX
+	VMOVUPD   Y0, (AX)
+	VMOVUPD   Y1, 32(AX)
+	VZEROUPPER
+	RET
+
 // func gridLossesAVX512(out *float32, x *float32, w *float32, length int, inv *float32, square *float32, units int, offset *float32, offsets int, lo float32, hi float32)
-// Requires: AVX, AVX512F
+// Requires: AVX, AVX512DQ, AVX512F
 TEXT ·gridLossesAVX512(SB), NOSPLIT, $0-80
 	MOVQ         out+0(FP), AX
 	MOVQ         x+8(FP), CX
@@ -87,7 +124,7 @@ unit:
 
 offset:
 	VBROADCASTSS (R9), Z3
-	VPXORD       Z4, Z4, Z4
+	VXORPS       Z4, Z4, Z4
 	XORQ         R11, R11
 
 element:
@@ -115,5 +152,33 @@ element:
 	ADDQ         $0x40, DI
 	DECQ         R8
 	JNZ          unit
+	VZEROUPPER
+	RET
+
+// func squaredErrorsAVX512(sums *[8]float64, x *float32, y *float32, w *float32, length int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·squaredErrorsAVX512(SB), NOSPLIT, $0-40
+	MOVQ   x+8(FP), AX
+	MOVQ   y+16(FP), CX
+	MOVQ   w+24(FP), DX
+	MOVQ   length+32(FP), BX
+	SHRQ   $0x03, BX
+	VXORPS Z0, Z0, Z0
+
+eight:
+	VCVTPS2PD (AX), Z1
+	VCVTPS2PD (CX), Z2
+	VSUBPD    Z2, Z1, Z1
+	VMULPD    Z1, Z1, Z1
+	VCVTPS2PD (DX), Z2
+	VMULPD    Z2, Z1, Z1
+	VADDPD    Z1, Z0, Z0
+	ADDQ      $0x20, AX
+	ADDQ      $0x20, CX
+	ADDQ      $0x20, DX
+	DECQ      BX
+	JNZ       eight
+	MOVQ      sums+0(FP), AX
+	VMOVUPD   Z0, (AX)
 	VZEROUPPER
 	RET

@@ -92,7 +92,7 @@ func (s isa) above(a, b reg.VecVirtual) mask {
 		VPCMPGTD(b, a, m.k)
 		return m
 	}
-	m := mask{v: YMM()}
+	m := mask{v: s.vec()}
 	VPCMPGTD(b, a, m.v)
 	return m
 }

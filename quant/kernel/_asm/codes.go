@@ -24,7 +24,7 @@ func (s isa) tile(lower, upper, stride, stride3 reg.GPVirtual, column func(i int
 		}
 		r, t, out := s.vecs(4), s.vecs(4), s.vecs(4)
 		for i := range r {
-			VMOVUPS(row(lower, i), r[i].AsX())
+			VBROADCASTF128(row(lower, i), r[i])
 			VINSERTF128(U8(1), row(upper, i), r[i], r[i])
 		}
 		VUNPCKLPS(r[1], r[0], t[0])

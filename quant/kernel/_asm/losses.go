@@ -13,6 +13,7 @@ const unit = 16
 func losses() {
 	for _, s := range sets {
 		s.gridLosses()
+		s.squaredErrors()
 	}
 }
 
@@ -82,4 +83,44 @@ func (s isa) level(v, lo, hi, t reg.VecVirtual) {
 	} else {
 		VROUNDPS(U8(8), t, t)
 	}
+}
+
+// squaredErrors writes the error of encoded numbers.
+func (s isa) squaredErrors() {
+	s.text("squaredErrors", "func(sums *[8]float64, x, y, w *float32, length int)",
+		"quant.squaredErrors: the sums of w·(x−y)² over every eighth element, from each of the",
+		"first eight on. length is a multiple of 8.")
+	x, y, w, n := GP64(), GP64(), GP64(), GP64()
+	Load(Param("x"), x)
+	Load(Param("y"), y)
+	Load(Param("w"), w)
+	Load(Param("length"), n)
+	SHRQ(U8(3), n)
+	sums := s.vecs(16 / s.lanes)
+	for _, v := range sums {
+		s.zero(v)
+	}
+	repeat("eight", n, func() {
+		for v := range sums {
+			doubles := func(from reg.GPVirtual) reg.VecVirtual {
+				d := s.vec()
+				VCVTPS2PD(Mem{Base: from, Disp: v * s.size() / 2}, d)
+				return d
+			}
+			e := doubles(x)
+			VSUBPD(doubles(y), e, e)
+			VMULPD(e, e, e)
+			VMULPD(doubles(w), e, e)
+			VADDPD(e, sums[v], sums[v])
+		}
+		for _, p := range []reg.GPVirtual{x, y, w} {
+			ADDQ(U8(32), p)
+		}
+	})
+	out := GP64()
+	Load(Param("sums"), out)
+	for v := range sums {
+		VMOVUPD(sums[v], Mem{Base: out, Disp: v * s.size()})
+	}
+	s.ret()
 }

@@ -25,7 +25,12 @@ const (
 	rowTry    = 75
 	rowOrigin = 76
 	rowCodes  = 94
+	rowShift  = 98 // of IQ1 types, whose rows of codes are four
+	rowOff    = 99
 )
+
+// listBits is quant's: the bits of a list's length.
+const listBits = 9
 
 // at addresses vector v of a row, from base, which points into row 0.
 func (s isa) at(base reg.GPVirtual, row, v int) Mem {

@@ -27,9 +27,15 @@ func (s isa) text(name, signature string, doc ...string) {
 
 func (s isa) ret() { VZEROUPPER(); RET() }
 
+// four is the width of a few numbers that whole vectors were folded into.
+var four = isa{lanes: 4}
+
 func (s isa) vec() reg.VecVirtual {
-	if s.wide() {
+	switch s.lanes {
+	case 16:
 		return ZMM()
+	case 4:
+		return XMM()
 	}
 	return YMM()
 }
@@ -43,11 +49,7 @@ func (s isa) vecs(n int) []reg.VecVirtual {
 }
 
 func (s isa) zero(v reg.VecVirtual) reg.VecVirtual {
-	if s.wide() {
-		VPXORD(v, v, v)
-	} else {
-		VXORPS(v, v, v)
-	}
+	VXORPS(v, v, v) // avo knows of few other instructions that they need no input
 	return v
 }
 
@@ -100,6 +102,7 @@ const (
 // Comparison predicates; those called not are true for NaN.
 const (
 	less       = 0x11
+	atLeast    = 0x1d
 	notLess    = 0x15
 	lessEqual  = 0x12
 	greater    = 0x1e
@@ -107,6 +110,9 @@ const (
 	equal      = 0x00
 	notEqual   = 0x04
 	unordered  = 0x03
+
+	greaterEqual    = 0x1d
+	notGreaterEqual = 0x19
 )
 
 // mask is a condition per lane: a mask register, or a vector of all ones and zeros.
@@ -122,7 +128,7 @@ func (s isa) cmp(predicate uint8, a reg.VecVirtual, b Op) mask {
 		VCMPPS(U8(predicate), b, a, m.k)
 		return m
 	}
-	m := mask{v: YMM()}
+	m := mask{v: s.vec()}
 	VCMPPS(U8(predicate), b, a, m.v)
 	return m
 }
