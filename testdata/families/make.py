@@ -96,7 +96,8 @@ FIXTURES = {
                        use_embedding_sharing=True, use_gated_activation=True, use_parallel_block=True,
                        use_parallel_embedding=True), "starcoder2", "command-r"),
     "olmoe": (common("OlmoeForCausalLM", "olmoe", attention_bias=False, clip_qkv=None, intermediate_size=32,
-                     norm_topk_prob=False, num_experts=6, num_experts_per_tok=3, output_router_logits=False,
+                     norm_topk_prob=False, num_experts=5, num_experts_per_tok=3,
+                     num_key_value_heads=4, output_router_logits=False,
                      rope_scaling=None, router_aux_loss_coef=0.01), "starcoder2", "olmo", BYTE_LEVEL),
     "ernie4_5_moe": (common("Ernie4_5_MoeForCausalLM", "ernie4_5_moe", SPM_IDS, intermediate_size=128,
                             moe_capacity=[64, 64, 64], moe_gate="topk",
@@ -113,7 +114,7 @@ FIXTURES = {
                         rope_theta=500000.0, tie_word_embeddings=True, use_bias=False), "mistral", None),
     "dots1": (common("Dots1ForCausalLM", "dots1", attention_bias=False, first_k_dense_replace=1, head_dim=16,
                      max_window_layers=3, moe_intermediate_size=32, moe_layer_freq=1, n_group=1, topk_group=1,
-                     n_routed_experts=6, n_shared_experts=2, norm_topk_prob=True, num_experts_per_tok=3,
+                     n_routed_experts=5, num_key_value_heads=4, n_shared_experts=2, norm_topk_prob=True, num_experts_per_tok=3,
                      rope_scaling=None, rope_theta=10000000, routed_scaling_factor=2.5, scoring_func="sigmoid",
                      sliding_window=None, topk_method="noaux_tc", use_sliding_window=False), "qwen2", "qwen2"),
     # As Maverick: every second block dense, no norm of queries and keys, no rope scaling.
