@@ -129,8 +129,8 @@ func readFile(t testing.TB, path string) []byte {
 // differences are keys of a fixture's file that llama.cpp's converter writes
 // otherwise or not at all, and why.
 var differences = map[string]map[string]string{
-	"mistral_swa": {"llama.attention.sliding_window": "llama.cpp has no sliding window for this architecture"},
-	"gpt_oss":     {"gpt-oss.rope.scaling.yarn_exact": "llama.cpp always rounds the ends of YaRN's ramp"},
+	"mistral_swa":     {"llama.attention.sliding_window": "llama.cpp has no sliding window for this architecture"},
+	"gpt_oss":         {"gpt-oss.rope.scaling.yarn_exact": "llama.cpp always rounds the ends of YaRN's ramp"},
 	"llama4_maverick": {"llama4.attention.no_qk_norm": "llama.cpp leaves the norms out where there are 128 experts"},
 	"phimoe":          {"phimoe.rope.scaling.attn_factor": "llama.cpp computes it from the contexts, HF takes it from short_mscale and long_mscale"},
 	"llama4_smallchunk": {
