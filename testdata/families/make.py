@@ -117,6 +117,11 @@ FIXTURES = {
                      n_routed_experts=5, num_key_value_heads=4, n_shared_experts=2, norm_topk_prob=True, num_experts_per_tok=3,
                      rope_scaling=None, rope_theta=10000000, routed_scaling_factor=2.5, scoring_func="sigmoid",
                      sliding_window=None, topk_method="noaux_tc", use_sliding_window=False), "qwen2", "qwen2"),
+    "exaone4": (common("Exaone4ForCausalLM", "exaone4", num_hidden_layers=4, head_dim=16,
+                       layer_types=["sliding_attention"] * 3 + ["full_attention"], rope_theta=1000000,
+                       rope_scaling={"factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                                     "original_max_position_embeddings": 64, "rope_type": "llama3"},
+                       sliding_window=16, sliding_window_pattern="LLLG"), "starcoder2", "exaone4", BYTE_LEVEL),
     # As Maverick: every second block dense, no norm of queries and keys, no rope scaling.
     "llama4_maverick": (common("Llama4ForCausalLM", "llama4_text", num_hidden_layers=4, attention_bias=False,
                                attention_chunk_size=8192, attn_scale=0.1, attn_temperature_tuning=True,
