@@ -34,7 +34,7 @@ func someSeqs(vocab int, lengths ...int) [][]int32 {
 // size, grouping of heads and experts, and company of other sequences. One
 // sequence is longer than a block of queries and a span of the kernel.
 func TestInvariance(t *testing.T) {
-	for _, family := range []string{"deepseek_v3", "deepseek_v2_lite", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e"} {
+	for _, family := range []string{"deepseek_v3", "deepseek_v2_lite", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e", "phi3_long", "phimoe"} {
 		path := filepath.Join(fixtures.Family(t, family), "ref-bf16.gguf")
 		seqs := someSeqs(500, 48, 1, 0, 310, 17, 64, 65)
 		one := openModel(t, path, Options{Threads: 1})

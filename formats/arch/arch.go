@@ -22,7 +22,7 @@ var All = []*Family{
 	&deepseek2, &llama, &qwen2, &qwen2moe, &qwen3, &qwen3moe, &gemma2, &gemma3, &gemma4, &olmo2, &starcoder2,
 	&glm4moe, &granite, &granitemoe, &minimaxm2, &hunyuanmoe, &gptoss, &llama4,
 	&qwen3next, &qwen35moe, &deepseek32, &kimilinear,
-	&phi3, &phimoe, &smollm3, &glm4, &stablelm, &cohere2, &olmoe, &ernie45, &ernie45moe, &dots1,
+	&phi3, &phimoe, &smollm3, &glm4, &stablelm, &cohere2, &olmoe, &ernie45, &ernie45moe, &dots1, &exaone4,
 }
 
 // Family describes one model family.

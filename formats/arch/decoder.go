@@ -285,19 +285,20 @@ var llama3Factors = Rule{
 			}
 			v[i] = f
 		}
-		// In float32, as the converter computes it.
+		// In float32, as the converter computes it: torch divides a number by a
+		// tensor by multiplying it with the reciprocal.
 		factor, low, high, original := float32(v[0]), float32(v[1]), float32(v[2]), float32(v[3])
 		out := make([]float32, m.Params.RopeDim/2)
 		for i := range out {
 			freq := 1 / float32(math.Pow(float64(m.Params.RopeBase), float64(float32(2*i)/float32(m.Params.RopeDim))))
-			wave := 2 * math.Pi / freq
+			wave := float32(1/freq) * float32(2*math.Pi)
 			switch {
 			case wave < original/high:
 				out[i] = 1
 			case wave > original/low:
 				out[i] = factor
 			default:
-				s := (original/wave - low) / (high - low)
+				s := (float32(float32(1/wave)*original) - low) / (high - low)
 				out[i] = 1 / (float32((1-s)/factor) + s)
 			}
 		}
