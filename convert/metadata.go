@@ -38,19 +38,25 @@ var sampling = []struct {
 // metadata makes the keys of an output in the order in which llama.cpp's
 // converter writes them.
 func (c *Checkpoint) metadata(r *quant.Recipe) *gguf.Metadata {
+	md := c.general(c.Model, "model", c.tensors, r)
+	c.Vocab.WriteTo(md)
+	return md
+}
+
+// general makes the keys that texts and vision towers have.
+func (c *Checkpoint) general(m *arch.Model, kind string, tensors []Tensor, r *quant.Recipe) *gguf.Metadata {
 	md := &gguf.Metadata{}
-	md.Set(gguf.KeyArchitecture, c.Model.Family.Arch)
-	md.Set(gguf.KeyGeneralType, "model")
+	md.Set(gguf.KeyArchitecture, m.Family.Arch)
+	md.Set(gguf.KeyGeneralType, kind)
 	for _, s := range sampling {
 		if v, ok := samplingValue(c.generation, s.from, s.kind); ok {
 			md.Set(s.key, v)
 		}
 	}
 	md.Set(gguf.KeyName, modelName(c.Dir))
-	md.Set(gguf.KeySizeLabel, sizeLabel(c.tensors))
-	c.Model.WriteMetadata(md, r.FileType)
+	md.Set(gguf.KeySizeLabel, sizeLabel(tensors))
+	m.WriteMetadata(md, r.FileType)
 	md.Set(gguf.KeyQuantizationVersion, gguf.QuantizationVersion)
-	c.Vocab.WriteTo(md)
 	return md
 }
 

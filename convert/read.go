@@ -40,7 +40,11 @@ func (rd *reader) rows(ctx context.Context, p *Piece, first, n int64, dst []floa
 		return rd.read(ctx, p.Source, p.Start+first, p.Start+first+n, p.Column, p.Column+cols, dst)
 	}
 	for i := range n {
-		if err := rd.strided(ctx, p, p.row(first+i), p.Column, cols, dst[i*cols:][:cols]); err != nil {
+		row, column := p.row(first+i), p.Column
+		if p.Mode == arch.CutPlanes {
+			row, column = p.plane(first+i, p.planes(rd.inv))
+		}
+		if err := rd.strided(ctx, p, row, column, cols, dst[i*cols:][:cols]); err != nil {
 			return err
 		}
 	}
@@ -53,6 +57,14 @@ func (p *Piece) row(i int64) int64 {
 		i = i%2*(p.Count/2) + i/2
 	}
 	return p.Start + i*max(1, p.Step)
+}
+
+// plane returns the input row and first column of the piece's row i, where every
+// input row gives so many: the first colour of all lines, then the next.
+func (p *Piece) plane(i, planes int64) (row, column int64) {
+	lines := planes / p.ColumnStep
+	colour, line := i%planes/lines, i%lines
+	return p.Start + i/planes, p.Column + line*p.Columns*p.ColumnStep + colour
 }
 
 // strided reads n columns of one row from column c on.

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant"
 )
 
 // writeFlags are the flags of the commands that write GGUF files.
@@ -44,6 +46,7 @@ func newConvertCommand(a *app) *cobra.Command {
 	var (
 		flags  writeFlags
 		recipe recipeFlags
+		tower  towerFlags
 		ck     convert.CheckpointOptions
 		types  string
 		out    string
@@ -57,6 +60,9 @@ with block scales) to GGUF. Several types are made from one read of the input.
 OUTPUT is a file, a folder, or a name with {type} in it; without it the files
 are named after the model and go to the current folder. A file gets its name
 only when it is complete and on disk.
+
+Vision towers are left out, as the plan says; --mmproj writes them to a file of
+their own, which llama.cpp's tools take beside the model under the same flag.
 
 ` + typesHelp(false),
 		Example: `  winnow convert DeepSeek-R1 --dry-run --type Q4_K_M
@@ -77,31 +83,35 @@ only when it is complete and on disk.
 			if recipeType != "" && !cmd.Flags().Changed("type") {
 				types = recipeType
 			}
-			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags, &recipe)
+			if tower.path != "" && out == "" && recipeType == "" && !cmd.Flags().Changed("type") {
+				types = "" // only the tower
+			}
+			return a.convert(cmd.Context(), pos[0], out, types, ck, &flags, &recipe, &tower)
 		},
 	}
 	c.Flags().StringVar(&types, "type", "Q8_0", "`TYPE`, or several separated by commas")
 	c.Flags().StringVarP(&out, "output", "o", "", "same as `OUTPUT`")
 	c.RegisterFlagCompletionFunc("type", completeTypes)
 	checkpointFlags(c, &ck)
+	tower.add(c)
 	flags.add(c)
 	recipe.add(c)
 	return c
 }
 
-func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.CheckpointOptions, flags *writeFlags, recipe *recipeFlags) error {
-	recipes, err := parseTypes(types)
-	if err != nil {
-		return err
-	}
+// convert makes files of a checkpoint: of the texts' model in types, if any,
+// and of the vision tower.
+func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.CheckpointOptions, flags *writeFlags, recipe *recipeFlags, tower *towerFlags) error {
 	if strings.EqualFold(filepath.Ext(dir), ".gguf") && !isDir(dir) {
 		return &usageError{&convert.HintError{
 			Err: fmt.Errorf("%q is a GGUF file; convert wants a checkpoint folder", dir), Hint: "winnow quantize makes GGUF from GGUF",
 		}}
 	}
-	for _, r := range recipes {
-		if r.KeepsTypes {
-			return usagef("%s keeps the types of a GGUF file; name a type to convert a checkpoint to", r.Name)
+	var recipes []*quant.Recipe
+	if types != "" {
+		var err error
+		if recipes, err = checkpointTypes(types); err != nil {
+			return err
 		}
 	}
 	ck, err := convert.OpenCheckpoint(dir, opt)
@@ -109,21 +119,53 @@ func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.C
 		return err
 	}
 	defer ck.Close()
+	var list []*conversion
+	if len(recipes) > 0 {
+		plan, err := planTexts(ck, out, recipes, flags, recipe)
+		if err != nil {
+			return err
+		}
+		list = append(list, &conversion{plan, ck, ck.Inputs()})
+	}
+	if plan, err := tower.plan(ck, flags); err != nil {
+		return err
+	} else if plan != nil {
+		list = append(list, &conversion{plan, ck, ck.Inputs()})
+	}
+	return a.carryOut(ctx, flags, list...)
+}
+
+// checkpointTypes reads a list of types that a checkpoint can become.
+func checkpointTypes(list string) ([]*quant.Recipe, error) {
+	recipes, err := parseTypes(list)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range recipes {
+		if r.KeepsTypes {
+			return nil, usagef("%s keeps the types of a GGUF file; name a type to convert a checkpoint to", r.Name)
+		}
+	}
+	return recipes, nil
+}
+
+// planTexts decides the files of the texts' model.
+func planTexts(ck *convert.Checkpoint, out string, recipes []*quant.Recipe, flags *writeFlags, recipe *recipeFlags) (*convert.Plan, error) {
 	outputs, err := outputNames(out, ck.DefaultName(), recipes)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	req := flags.request(outputs)
 	defer recipe.close()
 	if err := recipe.apply(&req); err != nil {
-		return err
+		return nil, err
 	}
 	plan, err := ck.Plan(req)
 	if err != nil {
-		return planError(err)
+		return nil, planError(err)
 	}
 	plan.Notes = append(plan.Notes, recipe.warnings()...)
-	return a.carryOut(ctx, &conversion{plan, ck, ck.Inputs()}, flags)
+	return plan, nil
 }
 
 // planError marks errors of planning. Since no weight is read for it, what is
@@ -135,27 +177,36 @@ func planError(err error) error {
 	return err
 }
 
-// carryOut prints a plan or executes it, and reports the result.
-func (a *app) carryOut(ctx context.Context, c *conversion, flags *writeFlags) error {
-	a.warn(c.plan.Notes)
-	if flags.dryRun {
-		return a.printPlan(c.plan)
-	}
-	for i := range c.plan.Outputs {
-		o := &c.plan.Outputs[i]
-		for _, path := range o.Layout.Paths(o.Path) {
-			if err := checkOutput(path, c.inputs, flags.force); err != nil {
-				return err
+// carryOut prints plans or executes them, and reports the result.
+func (a *app) carryOut(ctx context.Context, flags *writeFlags, list ...*conversion) error {
+	var plans []*convert.Plan
+	var notes []string
+	for _, c := range list {
+		plans = append(plans, c.plan)
+		for _, n := range c.plan.Notes { // plans of one input share some
+			if !slices.Contains(notes, n) {
+				notes = append(notes, n)
 			}
 		}
 	}
-	for _, text := range fallbackTexts(c.plan) {
-		a.note("%s", wrap(text, "        "))
+	a.warn(notes)
+	if flags.dryRun {
+		return a.printPlans(plans)
+	}
+	if err := checkOutputs(list, flags.force); err != nil {
+		return err
+	}
+	for _, p := range plans {
+		for _, text := range fallbackTexts(p) {
+			a.note("%s", wrap(text, "        "))
+		}
 	}
 	debug.SetMemoryLimit(int64(flags.maxMemory))
 	start := time.Now()
-	if err := a.execute(ctx, c, int64(flags.maxMemory), "converting"); err != nil {
-		return err
+	for _, c := range list {
+		if err := a.execute(ctx, c, int64(flags.maxMemory), "converting"); err != nil {
+			return err
+		}
 	}
-	return a.printResult(c.plan, time.Since(start))
+	return a.printResult(plans, time.Since(start))
 }

@@ -95,6 +95,26 @@ func (a *app) execute(ctx context.Context, c *conversion, maxMemory int64, what 
 	return err
 }
 
+// checkOutputs refuses outputs that may not be written, or twice.
+func checkOutputs(list []*conversion, force bool) error {
+	seen := map[string]bool{}
+	for _, c := range list {
+		for i := range c.plan.Outputs {
+			o := &c.plan.Outputs[i]
+			for _, path := range o.Layout.Paths(o.Path) {
+				if seen[filepath.Clean(path)] {
+					return usagef("two outputs would be written to %q", path)
+				}
+				seen[filepath.Clean(path)] = true
+				if err := checkOutput(path, c.inputs, force); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // checkOutput refuses an output that would replace an input or, without force,
 // any other file.
 func checkOutput(path string, inputs []string, force bool) error {

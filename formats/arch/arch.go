@@ -47,6 +47,11 @@ type Family struct {
 	Rules []Rule
 	// Drop lists checkpoint tensors that the GGUF form has no place for.
 	Drop []Drop
+	// Tower is the vision tower of the family's checkpoints, which becomes a
+	// file of its own.
+	Tower *Family
+	// Within, of a tower, lists the beginnings of the names of its tensors.
+	Within []string
 	// Tied is what the absence of tie_word_embeddings means.
 	Tied bool
 	// AnyLayerTypes: layer_types says nothing that a reader has to know.
@@ -252,7 +257,7 @@ const (
 // rule with {e} stacks its sources along a new slowest axis.
 type Rule struct {
 	Role   Role
-	Suffix string // "" means "weight"
+	Suffix string // "" means "weight", NoSuffix none
 	// HF lists accepted checkpoint names; the first present wins.
 	HF    []string
 	Where Where
@@ -280,6 +285,9 @@ type Rule struct {
 	// In limits the rule to blocks for which it holds.
 	In func(p *Params, l int) bool
 }
+
+// NoSuffix is the suffix of a rule whose tensor's name has none.
+const NoSuffix = "-"
 
 // Op is an operation on every element of a tensor.
 type Op int
@@ -333,6 +341,9 @@ const (
 	// CutInterleaved reorders rows i and i+n/2 to 2i and 2i+1, which turns a
 	// half-split rotary layout into an adjacent one.
 	CutInterleaved
+	// CutPlanes takes rows that hold a square of pixels, each with Columns.Step
+	// colours, apart into a row per colour and line of Columns.Count pixels.
+	CutPlanes
 )
 
 // At returns the row of the source with which head j's slice starts.
@@ -378,8 +389,11 @@ func (r *Rule) Stacked() bool { return len(r.HF) > 0 && strings.Contains(r.HF[0]
 // name returns the rule's GGUF name in block l (-1 outside the blocks).
 func (r *Rule) name(l int) Name {
 	s := r.Suffix
-	if s == "" {
+	switch s {
+	case "":
 		s = "weight"
+	case NoSuffix:
+		s = ""
 	}
 	return Name{Layer: l, Role: r.Role, Suffix: s}
 }
@@ -881,7 +895,11 @@ func (m *Model) Tensors() []Tensor {
 		for i := range m.Family.Rules {
 			r := &m.Family.Rules[i]
 			if r.has(&m.Params, l) {
-				out = append(out, Tensor{Name: r.name(l), Rule: r, Shape: m.shape(r.Shape, l)})
+				name := r.name(l)
+				if len(m.Family.Within) > 0 && l >= 0 {
+					name.Prefix = towerPrefix
+				}
+				out = append(out, Tensor{Name: name, Rule: r, Shape: m.shape(r.Shape, l)})
 			}
 		}
 	}
@@ -941,6 +959,12 @@ func (m *Model) Dropped(name string) (why string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// Has reports whether a checkpoint tensor belongs to the model: to a tower if it
+// is within it, to texts always.
+func (m *Model) Has(name string) bool {
+	return len(m.Family.Within) == 0 || slices.ContainsFunc(m.Family.Within, func(w string) bool { return strings.HasPrefix(name, w) })
 }
 
 // Canonical returns a checkpoint tensor's name as text models have it: those of
