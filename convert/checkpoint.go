@@ -34,6 +34,10 @@ type Checkpoint struct {
 	files      *safetensors.Checkpoint
 	generation map[string]any // generation_config.json, may be nil
 	id         *identity
+	// What the identity comes from, beside the folder's name: the model card
+	// and the repository that config.json names.
+	card       modelCard
+	repository string
 }
 
 // CheckpointOptions say how to read a checkpoint.
@@ -85,7 +89,7 @@ func OpenCheckpoint(dir string, opt CheckpointOptions) (*Checkpoint, error) {
 		err = c.checkTied()
 	}
 	if err == nil {
-		c.id, err = c.identify()
+		err = c.readIdentity()
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
@@ -125,23 +129,29 @@ func (c *Checkpoint) checkTied() error {
 	return nil
 }
 
-// identify reads what the general.* keys say.
-func (c *Checkpoint) identify() (*identity, error) {
+// readIdentity reads what the model is called and where it comes from.
+func (c *Checkpoint) readIdentity() error {
 	config, err := readOptionalJSON(filepath.Join(c.Dir, "config.json"))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	card, warning := readCard(c.Dir)
-	if warning != "" {
+	var warning string
+	if c.card, warning = readCard(c.Dir); warning != "" {
 		c.Warnings = append(c.Warnings, warning)
 	}
+	c.repository, _ = config["_name_or_path"].(string)
+	c.id = c.identity(c.tensors)
+	return nil
+}
+
+// identity is what a file with these tensors says of the model.
+func (c *Checkpoint) identity(tensors []Tensor) *identity {
 	params := int64(0)
-	for i := range c.tensors {
-		info := gguf.TensorInfo{Shape: c.tensors[i].Shape}
+	for i := range tensors {
+		info := gguf.TensorInfo{Shape: tensors[i].Shape}
 		params += info.Elements()
 	}
-	repository, _ := config["_name_or_path"].(string)
-	return identify(card, repository, folderName(c.Dir), params, sizeLabel(c.tensors)), nil
+	return identify(c.card, c.repository, folderName(c.Dir), params, sizeLabel(tensors))
 }
 
 // vocabOptions is what a tokenizer's files leave to the model family.

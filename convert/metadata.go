@@ -34,19 +34,25 @@ var sampling = []struct {
 // metadata makes the keys of an output in the order in which llama.cpp's
 // converter writes them.
 func (c *Checkpoint) metadata(fileType uint32) *gguf.Metadata {
+	md := c.general(c.Model, "model", c.id, fileType)
+	c.Vocab.WriteTo(md)
+	return md
+}
+
+// general makes the keys that texts and vision towers have.
+func (c *Checkpoint) general(m *arch.Model, kind string, id *identity, fileType uint32) *gguf.Metadata {
 	md := &gguf.Metadata{}
-	md.Set(gguf.KeyArchitecture, c.Model.Family.Arch)
-	c.Model.WriteEarlyMetadata(md)
-	md.Set(gguf.KeyGeneralType, "model")
+	md.Set(gguf.KeyArchitecture, m.Family.Arch)
+	m.WriteEarlyMetadata(md)
+	md.Set(gguf.KeyGeneralType, kind)
 	for _, s := range sampling {
 		if v, ok := samplingValue(c.generation, s.from, s.kind); ok {
 			md.Set(s.key, v)
 		}
 	}
-	c.id.writeTo(md)
-	c.Model.WriteMetadata(md, fileType)
+	id.writeTo(md)
+	m.WriteMetadata(md, fileType)
 	md.Set(gguf.KeyQuantizationVersion, gguf.QuantizationVersion)
-	c.Vocab.WriteTo(md)
 	return md
 }
 

@@ -58,7 +58,8 @@ type Tensor struct {
 // Piece contributes consecutive rows to a tensor: Count rows of an input
 // tensor, Start, Start+Step and so on, arranged by Mode, and of these the
 // columns Column, Column+ColumnStep and so on, Columns of them. CutTransposed
-// contributes one row per column taken, the other modes one per row taken.
+// contributes one row per column taken, CutPlanes as many per row taken as
+// it holds rows of Columns, the other modes one per row taken.
 type Piece struct {
 	Source       int
 	Start, Count int64
@@ -88,11 +89,17 @@ type Output struct {
 
 // rows returns the number of output rows a piece contributes.
 func (p *Piece) rows(inv *Inventory) int64 {
-	if p.Mode == arch.CutTransposed {
+	switch p.Mode {
+	case arch.CutTransposed:
 		return p.cols(inv)
+	case arch.CutPlanes:
+		return p.Count * p.planes(inv)
 	}
 	return p.Count
 }
+
+// planes returns the number of output rows that CutPlanes makes of an input row.
+func (p *Piece) planes(inv *Inventory) int64 { return inv.Tensors[p.Source].Cols() / p.Columns }
 
 // cols returns the number of columns taken.
 func (p *Piece) cols(inv *Inventory) int64 { return cmp.Or(p.Columns, inv.Tensors[p.Source].Cols()) }
@@ -433,10 +440,10 @@ func (cp *checkpointPlan) unclaimed() []Dropped {
 	}
 	var dropped []Dropped
 	for i := range cp.inv.Tensors {
-		if cp.used[i] || parts[i] {
+		name := cp.inv.Tensors[i].Name
+		if cp.used[i] || parts[i] || !cp.model.Has(name) {
 			continue
 		}
-		name := cp.inv.Tensors[i].Name
 		why, ok := cp.dropReason(name)
 		if !ok && len(parts) > 0 && isActivationScale(name) {
 			why, ok = "scale of activations or of the key/value cache; weights do not depend on it", true

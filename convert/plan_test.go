@@ -37,6 +37,9 @@ func literal(m *arch.Model) []Source {
 		if x.Rule.Stacked() {
 			experts = m.Params.Experts
 		}
+		if x.Rule.Generate != nil {
+			continue
+		}
 		for e := range experts {
 			name := m.Source(x.Rule.HF[0], x.Name.Layer, e)
 			if shape, _ := m.SourceShape(x.Rule, x.Name.Layer); !seen[name] {

@@ -51,7 +51,11 @@ func (rd *reader) rows(ctx context.Context, p *Piece, first, n int64, dst []floa
 		return rd.interleaved(ctx, p, first, n, cols, dst)
 	}
 	for i := range n {
-		if err := rd.strided(ctx, p, p.row(first+i), p.Column, cols, dst[i*cols:][:cols]); err != nil {
+		row, column := p.row(first+i), p.Column
+		if p.Mode == arch.CutPlanes {
+			row, column = p.plane(first+i, p.planes(rd.inv))
+		}
+		if err := rd.strided(ctx, p, row, column, cols, dst[i*cols:][:cols]); err != nil {
 			return err
 		}
 	}
@@ -85,6 +89,14 @@ func (rd *reader) interleaved(ctx context.Context, p *Piece, first, n, cols int6
 		}
 	}
 	return nil
+}
+
+// plane returns the input row and first column of the piece's row i, where every
+// input row gives so many: the first colour of all lines, then the next.
+func (p *Piece) plane(i, planes int64) (row, column int64) {
+	lines := planes / p.ColumnStep
+	colour, line := i%planes/lines, i%lines
+	return p.Start + i/planes, p.Column + line*p.Columns*p.ColumnStep + colour
 }
 
 // strided reads n columns of one row from column c on.

@@ -394,6 +394,9 @@ func (r *Recipe) AssignConverter(tensors []gguf.TensorInfo, noFallback bool) ([]
 		case arch.ForceF32(n, len(t.Shape)):
 			c.Type, c.Wanted = gguf.F32, gguf.F32
 			c.Rule = fmt.Sprintf("%s is always F32", n.Role)
+		case n.Role == arch.VisionPatches && r.Default != gguf.F16:
+			c.Type, c.Wanted = gguf.F32, gguf.F32
+			c.Rule = fmt.Sprintf("%s is F32 or F16", n.Role)
 		case t.RowLen()%int64(r.Default.BlockLen()) == 0:
 		case noFallback:
 			return nil, fmt.Errorf("recipe %s: tensor %q: %w", r.Name, t.Name, raggedError(t, r.Default))

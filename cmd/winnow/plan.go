@@ -8,12 +8,39 @@ import (
 	"github.com/winnow-moe/winnow/convert"
 )
 
-// printPlan shows what a run would do, in the order it would do it.
-func (a *app) printPlan(p *convert.Plan) error {
-	doc := p.Summary()
-	if a.json {
-		return a.printJSON(doc)
+// document is what --json prints of plans: the first, with that of a vision
+// tower that is written beside it.
+type document struct {
+	convert.Summary
+	Mmproj  *convert.Summary `json:"mmproj,omitempty"`
+	Seconds float64          `json:"seconds,omitempty"`
+}
+
+func documentOf(plans []*convert.Plan) document {
+	d := document{Summary: plans[0].Summary()}
+	if len(plans) > 1 {
+		tower := plans[1].Summary()
+		d.Mmproj = &tower
 	}
+	return d
+}
+
+// printPlans shows what a run would do, in the order it would do it.
+func (a *app) printPlans(plans []*convert.Plan) error {
+	if a.json {
+		return a.printJSON(documentOf(plans))
+	}
+	for i, p := range plans {
+		if i > 0 {
+			a.printf("\n")
+		}
+		a.printPlan(p)
+	}
+	return nil
+}
+
+func (a *app) printPlan(p *convert.Plan) {
+	doc := p.Summary()
 	a.printf("%s\n", planTable(p))
 	a.printDropped(p)
 	for _, text := range fallbackTexts(p) {
@@ -24,7 +51,6 @@ func (a *app) printPlan(p *convert.Plan) error {
 		a.printf("%s, %d tensors\n", outputText(o), len(p.Tensors))
 	}
 	a.printf("source: %s to read once from %s; temporary disk: %s\n", sizeText(doc.SourceBytes), printable(p.Source), sizeText(doc.TempDisk))
-	return nil
 }
 
 // outputText tells the size of an output.
@@ -106,18 +132,20 @@ func fallbackTexts(p *convert.Plan) []string {
 }
 
 // printResult reports finished files.
-func (a *app) printResult(p *convert.Plan, took time.Duration) error {
-	doc := p.Summary()
+func (a *app) printResult(plans []*convert.Plan, took time.Duration) error {
 	if a.json {
-		return a.printJSON(struct {
-			convert.Summary
-			Seconds float64 `json:"seconds"`
-		}{doc, took.Seconds()})
+		d := documentOf(plans)
+		d.Seconds = took.Seconds()
+		return a.printJSON(d)
 	}
-	for i := range doc.Outputs {
-		o := &doc.Outputs[i]
-		a.printf("%s\n", outputText(o))
+	read := int64(0)
+	for _, p := range plans {
+		doc := p.Summary()
+		for i := range doc.Outputs {
+			a.printf("%s\n", outputText(&doc.Outputs[i]))
+		}
+		read += doc.SourceBytes
 	}
-	a.note("read %s in %s (%s/s)", sizeText(doc.SourceBytes), took.Round(time.Millisecond), sizeText(int64(float64(doc.SourceBytes)/took.Seconds())))
+	a.note("read %s in %s (%s/s)", sizeText(read), took.Round(time.Millisecond), sizeText(int64(float64(read)/took.Seconds())))
 	return nil
 }

@@ -150,5 +150,5 @@ func (a *app) quantize(ctx context.Context, in, out, types string, flags *quanti
 		return planError(err)
 	}
 	plan.Notes = slices.Concat(plan.Notes, f.Warnings, flags.recipe.warnings())
-	return a.carryOut(ctx, &conversion{plan: plan, data: src, inputs: src.Inputs()}, &flags.writeFlags)
+	return a.carryOut(ctx, &flags.writeFlags, &conversion{plan: plan, data: src, inputs: src.Inputs()})
 }

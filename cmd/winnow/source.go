@@ -104,6 +104,36 @@ func (a *app) execute(ctx context.Context, c *conversion, maxMemory int64, what 
 	return err
 }
 
+// outputs lists the files that a conversion writes.
+func (c *conversion) outputs() []string {
+	var paths []string
+	for i := range c.plan.Outputs {
+		o := &c.plan.Outputs[i]
+		paths = append(paths, o.Layout.Paths(o.Path)...)
+	}
+	for _, m := range c.beside {
+		paths = append(paths, m.path)
+	}
+	return paths
+}
+
+// checkOutputs refuses outputs that may not be written, or twice.
+func checkOutputs(list []*conversion, force bool) error {
+	seen := map[string]bool{}
+	for _, c := range list {
+		for _, path := range c.outputs() {
+			if seen[filepath.Clean(path)] {
+				return usagef("two outputs would be written to %q", path)
+			}
+			seen[filepath.Clean(path)] = true
+			if err := checkOutput(path, c.inputs, force); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // checkOutput refuses an output that would replace an input or, without force,
 // any other file.
 func checkOutput(path string, inputs []string, force bool) error {

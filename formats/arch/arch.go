@@ -48,6 +48,11 @@ type Family struct {
 	Rules []Rule
 	// Drop lists checkpoint tensors that the GGUF form has no place for.
 	Drop []Drop
+	// Tower is the vision tower of the family's checkpoints, which becomes a
+	// file of its own.
+	Tower *Family
+	// Within, of a tower, lists the beginnings of the names of its tensors.
+	Within []string
 	// Tied is what the absence of tie_word_embeddings means.
 	Tied bool
 	// AnyLayerTypes: layer_types says nothing that a reader has to know.
@@ -263,7 +268,7 @@ const (
 // rule with {e} stacks its sources along a new slowest axis.
 type Rule struct {
 	Role   Role
-	Suffix string // "" means "weight", noSuffix none
+	Suffix string // "" means "weight", NoSuffix none
 	// HF lists accepted checkpoint names; the first present wins.
 	HF    []string
 	Where Where
@@ -310,6 +315,9 @@ func (r *Rule) InBlocks() *Rule {
 	b.Source, b.Cut = r.Blocks.Source, r.Blocks.Cut
 	return &b
 }
+
+// NoSuffix is the suffix of a rule whose tensor's name has none.
+const NoSuffix = "-"
 
 // Op is an operation on every element of a tensor.
 type Op int
@@ -363,6 +371,9 @@ const (
 	// CutInterleaved reorders rows i and i+n/2 to 2i and 2i+1, which turns a
 	// half-split rotary layout into an adjacent one.
 	CutInterleaved
+	// CutPlanes takes rows that hold a square of pixels, each with Columns.Step
+	// colours, apart into a row per colour and line of Columns.Count pixels.
+	CutPlanes
 )
 
 // At returns the row of the source with which head j's slice starts.
@@ -405,13 +416,10 @@ func (d Dim) value(p *Params) int {
 // Stacked reports whether the rule stacks one source per expert.
 func (r *Rule) Stacked() bool { return len(r.HF) > 0 && strings.Contains(r.HF[0], "{e}") }
 
-// noSuffix is the suffix of rules for the few tensors without one.
-const noSuffix = "-"
-
 // Name returns the rule's GGUF name in block l (-1 outside the blocks).
 func (r *Rule) Name(l int) Name {
 	s := cmp.Or(r.Suffix, "weight")
-	if s == noSuffix {
+	if s == NoSuffix {
 		s = ""
 	}
 	return Name{Layer: l, Role: r.Role, Suffix: s}
@@ -965,7 +973,11 @@ func (m *Model) Tensors() []Tensor {
 		for i := range m.Family.Rules {
 			r := &m.Family.Rules[i]
 			if r.has(&m.Params, l) {
-				out = append(out, Tensor{Name: r.Name(l), Rule: r, Shape: m.shape(r.Shape, l)})
+				name := r.Name(l)
+				if len(m.Family.Within) > 0 && l >= 0 {
+					name.Prefix = towerPrefix
+				}
+				out = append(out, Tensor{Name: name, Rule: r, Shape: m.shape(r.Shape, l)})
 			}
 		}
 	}
@@ -1025,6 +1037,12 @@ func (m *Model) Dropped(name string) (why string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// Has reports whether a checkpoint tensor belongs to the model: to a tower if it
+// is within it, to texts always.
+func (m *Model) Has(name string) bool {
+	return len(m.Family.Within) == 0 || slices.ContainsFunc(m.Family.Within, func(w string) bool { return strings.HasPrefix(name, w) })
 }
 
 // Canonical returns a checkpoint tensor's name as text models have it: those of

@@ -208,6 +208,13 @@ func TestEveryRuleIsUsed(t *testing.T) {
 			checkShapes(t, s.model(t, true), x)
 		}
 	})
+	for _, name := range []string{"tiny-gemma4-moe", "tiny-llama4"} {
+		m := mustLoad(t, readConfig(t, filepath.Join(fixtures.Dir(t, "packs/"+name), name)), false)
+		for _, x := range m.Tensors() {
+			used[x.Rule] = true
+			checkShapes(t, m, x)
+		}
+	}
 	for _, f := range All {
 		for i := range f.Rules {
 			if !used[&f.Rules[i]] {

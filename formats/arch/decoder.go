@@ -458,8 +458,11 @@ func gemmaScoreScale(p *Params, blocks int) float64 {
 	return 1 / math.Sqrt(float64(p.HeadDim()))
 }
 
-// visionTower is why a text model leaves tensors out.
-const visionTower = "vision tower and its projector (--mmproj writes them)"
+// Why a text model leaves tensors out.
+const (
+	visionTower = "vision tower and its projector, which are not supported"
+	mmprojTower = "vision tower and its projector (--mmproj writes them)"
+)
 
 // partialRopeDim is the number of rotated elements where it is a part of the
 // head; part is that of configs that do not say.

@@ -60,9 +60,10 @@ var gemma4 = Family{
 			block(LayerOutputScale, "layer_scalar", AllBlocks, dimOne),
 		},
 		sandwichNorms(), denseNetwork(AllBlocks), gemma4Attention()),
-	Drop: []Drop{rotaryBuffers, {"model.vision_tower.*", visionTower}, {"model.embed_vision.*", visionTower},
-		{"model.audio_tower.*", "audio tower"}, {"model.embed_audio.*", "audio tower"}},
-	Tied: true, NoSpacePrefix: true, Tokenizer: "gemma4", TrimVocab: true,
+	Drop: []Drop{rotaryBuffers, {"model.vision_tower.*", mmprojTower}, {"model.embed_vision.*", mmprojTower},
+		{"model.audio_tower.*", audioTower}, {"model.embed_audio.*", audioTower}},
+	Tower: &gemma4Vision,
+	Tied:  true, NoSpacePrefix: true, Tokenizer: "gemma4", TrimVocab: true,
 }
 
 // gemma4Attention: in full blocks the values may come from the key projection.

@@ -48,8 +48,9 @@ var llama4 = Family{
 			block(FFNUp, "feed_forward.up_proj.weight", DenseBlocks, dimFF, dimEmbed),
 		},
 		sharedNetwork("feed_forward.shared_expert"), preNorms(), attention()),
-	Drop: []Drop{rotaryBuffers, {"vision_model.*", visionTower}, {"multi_modal_projector.*", visionTower}},
-	Pre:  []string{"llama4"},
+	Drop:  []Drop{rotaryBuffers, {"vision_model.*", mmprojTower}, {"multi_modal_projector.*", mmprojTower}},
+	Tower: &llama4Vision,
+	Pre:   []string{"llama4"},
 }
 
 // What llama.cpp takes for granted.

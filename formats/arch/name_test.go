@@ -8,17 +8,17 @@ import (
 
 func TestParseName(t *testing.T) {
 	for s, want := range map[string]Name{
-		"blk.7.ffn_down_exps.weight":  {7, ExpertDown, "weight"},
-		"blk.1.exp_probs_b.bias":      {1, RouterBias, "bias"},
-		"token_embd.weight":           {-1, TokenEmbd, "weight"},
-		"blk.3.nextn.eh_proj.weight":  {3, NextnEHProj, "weight"},
-		"blk.0.layer_output_scale":    {0, "layer_output_scale", ""},
-		"blk.0.ffn_gate.scale":        {0, FFNGate, "scale"},
-		"blk.x.ffn_gate.weight":       {-1, "blk.x.ffn_gate", "weight"},
-		"blk.-1.a":                    {-1, "blk.-1.a", ""},
-		"blk.99999999999999.a.weight": {-1, "blk.99999999999999.a", "weight"},
-		"blk.5":                       {-1, "blk.5", ""},
-		"":                            {-1, "", ""},
+		"blk.7.ffn_down_exps.weight":  {7, ExpertDown, "weight", ""},
+		"blk.1.exp_probs_b.bias":      {1, RouterBias, "bias", ""},
+		"token_embd.weight":           {-1, TokenEmbd, "weight", ""},
+		"blk.3.nextn.eh_proj.weight":  {3, NextnEHProj, "weight", ""},
+		"blk.0.layer_output_scale":    {0, "layer_output_scale", "", ""},
+		"blk.0.ffn_gate.scale":        {0, FFNGate, "scale", ""},
+		"blk.x.ffn_gate.weight":       {-1, "blk.x.ffn_gate", "weight", ""},
+		"blk.-1.a":                    {-1, "blk.-1.a", "", ""},
+		"blk.99999999999999.a.weight": {-1, "blk.99999999999999.a", "weight", ""},
+		"blk.5":                       {-1, "blk.5", "", ""},
+		"":                            {-1, "", "", ""},
 	} {
 		if got := ParseName(s); got != want || got.String() != s {
 			t.Errorf("ParseName(%q) = %+v = %q, want %+v", s, got, got, want)

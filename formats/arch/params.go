@@ -91,6 +91,8 @@ type Params struct {
 
 	IndexerHeads, IndexerKeyLen, IndexerTopK int // sparse attention: heads, head size, keys chosen
 
+	Vision Vision // of vision towers
+
 	// Per block; nil where all are alike or the mechanism is absent.
 	KVHeadsAt []int
 	FFAt      []int
@@ -358,6 +360,8 @@ func (p *Params) value(key string) any {
 	case *[]int:
 		return int32s(*v)
 	case *[]bool:
+		return *v
+	case *[]float32:
 		return *v
 	case *Gating:
 		return uint32(*v)

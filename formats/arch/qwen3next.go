@@ -179,7 +179,7 @@ func notRecurrent(rules []Rule) []Rule {
 
 // decayRates are how fast heads forget, stored as logarithms and without suffix.
 func decayRates(hf string, shape ...Dim) Rule {
-	r := suffixed(noSuffix, block(SSMA, hf, AllBlocks, shape...))
+	r := suffixed(NoSuffix, block(SSMA, hf, AllBlocks, shape...))
 	r.Op = OpNegExp
 	return r
 }

@@ -130,6 +130,9 @@ type Name struct {
 	Layer  int // block number, or -1 outside the blocks
 	Role   Role
 	Suffix string // "weight", "bias", "scale"; empty for the few names without one
+	// Prefix comes before the block in the names of a tower's tensors. ParseName
+	// leaves it, and the block, in the role.
+	Prefix string
 }
 
 // ParseName takes a GGUF tensor name apart. Every string has an answer; an
@@ -158,7 +161,7 @@ func ParseName(s string) Name {
 func (n Name) String() string {
 	s := string(n.Role)
 	if n.Layer >= 0 {
-		s = "blk." + strconv.Itoa(n.Layer) + "." + s
+		s = n.Prefix + "blk." + strconv.Itoa(n.Layer) + "." + s
 	}
 	if n.Suffix != "" {
 		s += "." + n.Suffix
@@ -195,7 +198,7 @@ func (n Name) IsNorm() bool {
 // routers, whose rounding would change which experts run, and small
 // convolution kernels.
 var alwaysF32 = map[Role]bool{
-	Router: true, RouterShared: true, PositionEmbd: true, TokenTypes: true,
+	Router: true, RouterShared: true, PositionEmbd: true, VisionPositions: true, TokenTypes: true,
 	SSMConv1D: true, SSMConv1DQ: true, SSMConv1DK: true, SSMConv1DV: true, ShortConv: true, IndexerProj: true, AltupCorrect: true, AltupPredict: true,
 }
 

@@ -211,6 +211,12 @@ func (s *Setting) store(p *Params, v any) error {
 			return configError("%s is %v, wanted a list of true and false", name, v)
 		}
 		*dst = list
+	case *[]float32:
+		list, ok := v.([]float32)
+		if !ok {
+			return configError("%s is %v, wanted a list of numbers", name, v)
+		}
+		*dst = list
 	case *Gating:
 		n, ok := asInt(v)
 		if !ok {
