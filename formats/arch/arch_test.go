@@ -440,3 +440,17 @@ func TestConfigAccess(t *testing.T) {
 		t.Error("null is a boolean")
 	}
 }
+
+// TestOlderFiles: files of older converters lack the rotary base of sliding
+// blocks, for which readers take 10000.
+func TestOlderFiles(t *testing.T) {
+	for _, name := range []string{"gemma3", "gemma4_moe"} {
+		m := (&specimen{name}).model(t, false)
+		md := written(m)
+		md.Delete(m.Family.Arch + "." + KeyRopeBaseSWA)
+		back, err := FromMetadata(md)
+		if err != nil || back.Params.RopeBaseSWA != 10000 || m.Params.RopeBaseSWA != 10000 {
+			t.Errorf("%s: base %g, in the checkpoint %g, %v", name, back.Params.RopeBaseSWA, m.Params.RopeBaseSWA, err)
+		}
+	}
+}

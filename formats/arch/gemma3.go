@@ -27,7 +27,7 @@ var gemma3 = Family{
 	Asserts: asserts(geluAct("hidden_activation"), geluAct("hidden_act"),
 		Assert{"sliding_window_pattern", []any{6.0}, "readers of the file take it for granted"},
 		Assert{"use_bidirectional_attention", []any{false}, "tokens see only those before them"}),
-	Defaults: Params{RopeBase: 10000},
+	Defaults: Params{RopeBase: 10000, RopeBaseSWA: 10000},
 	Complete: []func(*Params){slidingUnlessEvery(6), gemmaScores(62)},
 	Block:    Block{Attn: GQA, Rope: RopeHalves, QKNorm: QKNormHeads, Residual: Sandwich, Act: GEGLU, ScaleEmbedding: true},
 	Rules: plusOne(slices.Concat(globals("model.", "lm_head.weight"), sandwichNorms(), denseNetwork(AllBlocks),

@@ -43,7 +43,7 @@ var gemma4 = Family{
 		Assert{"rope.full_attention.rope_type", []any{"proportional"}, "only the first pairs of full blocks rotate"},
 		Assert{"rope.sliding_attention.rope_type", []any{"default"}, "the rotary embedding of sliding blocks is not scaled"},
 		Assert{"use_bidirectional_attention", []any{"vision"}, "tokens of texts see only those before them"}),
-	Defaults: Params{RopeBase: 10000, Gating: GatingSoftmax, ExpertNorm: true},
+	Defaults: Params{RopeBase: 10000, RopeBaseSWA: 10000, Gating: GatingSoftmax, ExpertNorm: true},
 	Block: Block{Attn: GQA, Rope: RopeHalves, QKNorm: QKNormHeads, Residual: Sandwich, Act: GEGLU, ScaleEmbedding: true,
 		PlainScores: true, ValueNorm: true, RouteResidual: true, BesideDense: true},
 	Rules: slices.Concat(
