@@ -18,7 +18,6 @@ import (
 //go:generate go -C _asm run . -kernels iq4 -out ../iq4_amd64.s -stubs ../iq4_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels lanes -out ../lanes_amd64.s -stubs ../lanes_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels cells -out ../cells_amd64.s -stubs ../cells_amd64.go -pkg kernel
-//go:generate go -C _asm run . -kernels codebook -out ../codebook_amd64.s -stubs ../codebook_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels iq1 -out ../iq1_amd64.s -stubs ../iq1_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels plain -out ../plain_amd64.s -stubs ../plain_amd64.go -pkg kernel
@@ -104,11 +103,6 @@ type Set struct {
 	// CodesIQ4 is quant.packIQ4 for groups of 32: the codes of the values nearest
 	// to inv[g]·x of group g, in 16 bytes at dst[g·stride].
 	CodesIQ4 func(dst *uint8, stride int, x, inv *float32, groups int)
-	// Nearest3 returns the place of the first of n codes, of eight digits with
-	// two bits each, that has the least Σ terms[i][digit i], in the order of i.
-	// It is −1 if no sum is below the largest float; NaN is not. Up to 16 codes
-	// are read behind the list.
-	Nearest3 func(terms *[8][4]float32, codes *uint16, n int) int
 	// Magnitudes sets the numbers of a super-block x that the searches of IQ2
 	// and IQ3 take, in groups of 16 or 32: quant.gridGroup.weigh and split. q is
 	// the importance; if it is nil, sigma2 is flat·σ². signs has a byte for each

@@ -8,13 +8,6 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// codebook writes the searches of the types with codebooks.
-func codebook() {
-	for _, s := range sets {
-		levels3(s).nearest3()
-	}
-}
-
 // digits says how the codes of a cell are packed.
 type digits struct {
 	isa
@@ -134,33 +127,4 @@ func (s isa) leastInteger(v reg.VecVirtual) reg.GPVirtual {
 	least := GP64()
 	VMOVD(v.AsX(), least.As32())
 	return least
-}
-
-// nearest3 writes the search of a list alone.
-func (d digits) nearest3() {
-	d.text("nearest3", "func(terms *[8][4]float32, codes *uint16, n int) int",
-		"the place of the first of n codes whose digits d0 to d7, of two bits each, have the",
-		"least terms[0][d0]+…+terms[7][d7], summed in this order: quant.cellTerms.nearest. It is",
-		"−1 if all sums are NaN or not below the largest float. Up to 16 codes are read behind",
-		"the list.")
-	terms, list, n := GP64(), GP64(), GP64()
-	Load(Param("terms"), terms)
-	Load(Param("codes"), list)
-	Load(Param("n"), n)
-	tables := d.vecs(d.elements)
-	for i, table := range tables {
-		m := Mem{Base: terms, Disp: 16 * i}
-		if d.wide() {
-			VBROADCASTF32X4(m, table)
-		} else {
-			VBROADCASTF128(m, table)
-		}
-	}
-	place, least := d.nearest(list, n, tables)
-	none := GP64()
-	MOVQ(I32(-1), none)
-	VUCOMISS(word(math.Float32bits(math.MaxFloat32)), least.AsX())
-	CMOVQCC(none, place)
-	Store(place, ReturnIndex(0))
-	d.ret()
 }

@@ -12,13 +12,12 @@ import (
 
 // files are the kernels of each file, by its name.
 var files = map[string]func(){
-	"cells":    cells,
-	"codebook": codebook,
-	"iq4":      iq4,
-	"iq1":      iq1,
-	"lanes":    lanes,
-	"losses":   losses,
-	"plain":    plain,
+	"cells":  cells,
+	"iq4":    iq4,
+	"iq1":    iq1,
+	"lanes":  lanes,
+	"losses": losses,
+	"plain":  plain,
 }
 
 func main() {
