@@ -1,6 +1,10 @@
 package quant
 
-import "github.com/winnow-moe/winnow/quant/kernel"
+import (
+	"math/bits"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
+)
 
 // Q3_K: 256 elements in 110 bytes, 16 groups of 16 (ggml-common.h block_q3_K).
 //
@@ -67,12 +71,7 @@ func encodeLanesQ3K(k *kernel.Set, dst []byte, src, weights []float32) {
 			w.searchWeightedQ3K(k, x, q)
 			return
 		}
-		w.chunks(k, x, nil, 16,
-			func(int) uint32 { return k.FitThreeBit(&w.lanes) },
-			func(b, g, lane int) { w.threeBit[b].fits[g].scale = w.lanes[kernel.RowScale][lane] })
-		for b := range len(x) / superLen {
-			w.threeBit[b].spread()
-		}
+		w.searchQ3K(k, x)
 	}, func(b int, dst []byte, x, q []float32) {
 		if w.odd[b] {
 			encodeBlockQ3K(dst, x, q)
@@ -82,6 +81,46 @@ func encodeLanesQ3K(k *kernel.Set, dst []byte, src, weights []float32) {
 		s.kernel = k
 		s.pack(dst, x, q != nil)
 	})
+}
+
+// searchQ3K is search for a batch. Only the groups that sweeps may change, most
+// are not, go through them.
+func (w *workspace) searchQ3K(k *kernel.Set, x []float32) {
+	scales, groups := &w.scalesQ3K, len(x)/16
+	open := w.open[:0]
+	for first := 0; first < groups; first += kernel.Groups {
+		w.load(k, x[16*first:], nil, 16)
+		odd, some := k.StartThreeBit(&w.lanes)
+		copy(scales[first:], w.lanes[kernel.RowScale][:])
+		for ; odd != 0; odd &= odd - 1 {
+			w.odd[(first+bits.TrailingZeros32(odd))/16] = true
+		}
+		for ; some != 0; some &= some - 1 {
+			open = append(open, uint8(first+bits.TrailingZeros32(some)))
+		}
+	}
+	for len(open) > 0 {
+		n := min(len(open), kernel.Groups)
+		w.sweepQ3K(k, x, open[:n])
+		open = open[n:]
+	}
+	for b := range len(x) / superLen {
+		w.threeBit[b].spread((*[16]float32)(scales[16*b:]))
+	}
+}
+
+// sweepQ3K sets the scales of some groups of the batch x.
+func (w *workspace) sweepQ3K(k *kernel.Set, x []float32, groups []uint8) {
+	pad := &w.pad[0]
+	for i, g := range groups {
+		*(*[16]float32)(pad[16*i:]) = *(*[16]float32)(x[16*int(g):])
+	}
+	w.load(k, pad[:16*len(groups)], nil, 16)
+	odd := k.FitThreeBit(&w.lanes)
+	for lane, g := range groups {
+		w.scalesQ3K[g] = w.lanes[kernel.RowScale][lane]
+		w.odd[g/16] = w.odd[g/16] || odd>>lane&1 != 0
+	}
 }
 
 // searchWeightedQ3K is searchWeighted for a batch, whose super-blocks' scales
@@ -121,8 +160,14 @@ func (s *superQ3K) pack(dst []byte, x []float32, weighted bool) {
 	d := putHalf(dst[108:], s.d)
 	scales := (*[12]byte)(dst[96:])
 	packScalesQ3K(scales, &s.ls)
-	for g := range s.scales {
-		s.scales[g] = d * scaleQ3K(scales, g)
+	zeros := d == 0
+	for g, c := range s.ls {
+		s.scales[g] = d * float32(int8(c)-32)
+		zeros = zeros || c == 32
+	}
+	if s.kernel != nil && !zeros {
+		s.kernel.PackThreeBit(&dst[0], &x[0], &s.scales)
+		return
 	}
 	s.requantize(x, 4)
 	if !weighted {
@@ -190,19 +235,16 @@ func (s *superQ3K) code(fit symmetricFit) {
 
 func (s *superQ3K) search(x []float32) {
 	var codes [16]uint8
-	for g := range s.fits {
-		s.fits[g].scale = fitThreeBit(codes[:], x[16*g:][:16])
+	var scales [16]float32
+	for g := range scales {
+		scales[g] = fitThreeBit(codes[:], x[16*g:][:16])
 	}
-	s.spread()
+	s.spread(&scales)
 }
 
 // spread gives the scale of largest magnitude the code −32 and the others
 // their share.
-func (s *superQ3K) spread() {
-	var scales [16]float32
-	for g, f := range s.fits {
-		scales[g] = f.scale
-	}
+func (s *superQ3K) spread(scales *[16]float32) {
 	top := peak(scales[:])
 	if top == 0 {
 		clear(s.ls[:])

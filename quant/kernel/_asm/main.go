@@ -19,6 +19,7 @@ var files = map[string]func(){
 	"lanes":    lanes,
 	"losses":   losses,
 	"plain":    plain,
+	"threebit": threeBits,
 }
 
 func main() {
