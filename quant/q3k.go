@@ -1,6 +1,8 @@
 package quant
 
 import (
+	"encoding/binary"
+	"math"
 	"math/bits"
 
 	"github.com/winnow-moe/winnow/quant/kernel"
@@ -22,8 +24,10 @@ func decodeQ3K(dst []float32, src []byte) {
 	for len(src) >= sizeQ3K {
 		b, y := (*[sizeQ3K]byte)(src), (*[superLen]float32)(dst)
 		d := half(b[108:])
-		for g := range 16 {
-			scale := d * scaleQ3K((*[12]byte)(b[96:]), g)
+		var ls [16]uint8
+		unpackScalesQ3K(&ls, b[96:])
+		for g, c := range ls {
+			scale := d * float32(int8(c)-32)
 			q := (*[16]byte)(b[32+g/8*32+g%2*16:])
 			high := (*[16]byte)(b[g%2*16:])
 			shift, bit := g%8/2*2, g/2
@@ -37,11 +41,14 @@ func decodeQ3K(dst []float32, src []byte) {
 	}
 }
 
-// scaleQ3K reads the signed scale of group g.
-func scaleQ3K(b *[12]byte, g int) float32 {
-	low := b[g%8] >> (g / 8 * 4) & 15
-	high := b[8+g%4] >> (g / 4 * 2) & 3
-	return float32(int8(low|high<<4) - 32)
+// unpackScalesQ3K reads the scales, shifted to start at 0.
+func unpackScalesQ3K(ls *[16]uint8, src []byte) {
+	low, high := binary.LittleEndian.Uint64(src), binary.LittleEndian.Uint32(src[8:])
+	upper := func(shift int) uint64 {
+		return uint64(high>>shift&(3*eight&math.MaxUint32)) | uint64(high>>(shift+2)&(3*eight&math.MaxUint32))<<32
+	}
+	binary.LittleEndian.PutUint64(ls[:], low&(15*eight)|upper(0)<<4)
+	binary.LittleEndian.PutUint64(ls[8:], low>>4&(15*eight)|upper(4)<<4)
 }
 
 func encodeQ3K(dst []byte, src, weights []float32) {
@@ -158,8 +165,8 @@ type superQ3K struct {
 // pack writes a searched super-block.
 func (s *superQ3K) pack(dst []byte, x []float32, weighted bool) {
 	d := putHalf(dst[108:], s.d)
-	scales := (*[12]byte)(dst[96:])
-	packScalesQ3K(scales, &s.ls)
+	packScalesQ3K(dst[96:], &s.ls)
+	unpackScalesQ3K(&s.ls, dst[96:])
 	zeros := d == 0
 	for g, c := range s.ls {
 		s.scales[g] = d * float32(int8(c)-32)
@@ -181,12 +188,13 @@ func (s *superQ3K) pack(dst []byte, x []float32, weighted bool) {
 }
 
 // packScalesQ3K stores scales that are shifted to start at 0.
-func packScalesQ3K(dst *[12]byte, ls *[16]uint8) {
-	clear(dst[:])
-	for g, c := range ls {
-		dst[g%8] |= c & 15 << (g / 8 * 4)
-		dst[8+g%4] |= c >> 4 << (g / 4 * 2)
-	}
+func packScalesQ3K(dst []byte, ls *[16]uint8) {
+	first, last := binary.LittleEndian.Uint64(ls[:]), binary.LittleEndian.Uint64(ls[8:])
+	binary.LittleEndian.PutUint64(dst, first&(15*eight)|last&(15*eight)<<4)
+	// Scales of NaN may have codes beyond their six bits, which meet the bits
+	// of others.
+	first, last = first>>4&(15*eight), last>>4&(15*eight)
+	binary.LittleEndian.PutUint32(dst[8:], uint32(first)|uint32(first>>32)<<2|uint32(last)<<4|uint32(last>>32)&(3*eight&math.MaxUint32)<<6)
 }
 
 func packCodesQ3K(dst []byte, codes *[superLen]uint8) {
@@ -198,13 +206,11 @@ var refineQ3K = refinement{
 	size: sizeQ3K, group: 16, lo: -4, hi: 3, first: -32, scales: 64, mins: 1, mirrored: true, wide: 16, wideMins: 1, starts: 1, passes: 1,
 	read: func(s *superBlock, b []byte) {
 		s.d = half(b[108:])
-		for g := range s.ls {
-			s.ls[g] = uint8(scaleQ3K((*[12]byte)(b[96:]), g) + 32)
-		}
+		unpackScalesQ3K(&s.ls, b[96:])
 	},
 	write: func(b []byte, s *superBlock) {
 		packCodesQ3K(b, &s.codes)
-		packScalesQ3K((*[12]byte)(b[96:]), &s.ls)
+		packScalesQ3K(b[96:], &s.ls)
 		putHalf(b[108:], s.d)
 	},
 	decode: decodeQ3K,
