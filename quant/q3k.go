@@ -98,7 +98,7 @@ func (w *workspace) searchQ3K(k *kernel.Set, x []float32) {
 	for first := 0; first < groups; first += kernel.Groups {
 		w.load(k, x[16*first:], nil, 16)
 		odd, some := k.StartThreeBit(&w.lanes)
-		copy(scales[first:], w.lanes[kernel.RowScale][:])
+		*(*[kernel.Groups]float32)(scales[first:]) = w.lanes[kernel.RowScale]
 		for ; odd != 0; odd &= odd - 1 {
 			w.odd[(first+bits.TrailingZeros32(odd))/16] = true
 		}

@@ -35,10 +35,10 @@ type settling struct {
 // the test has held for the whole sweep.
 //
 // Rounding, with u = 2⁻²⁴: the test compares c·x·B − c·l·A, x·B as (inv·x)·(B/inv),
-// with (1−2⁻⁹)·A − p. Where that is positive, A−p > 2⁻¹⁰·A, as p ≥ 0; and with
+// with (1−2⁻⁸)·A − p. Where that is positive, A−p > 2⁻⁹·A, as p ≥ 0; and with
 // |l| ≤ 4 the left side is known to 50u·c·A and x·r − l·p is within 28u·A of 0.
-// Together that is less than 0.005·(A−p), and with c = 2.0625 the quotient lies
-// within 0.49 of l before its own four roundings. Products that underflow do not
+// Together that is less than 0.0025·(A−p), and with c = 2.03125 the quotient
+// lies within 0.495 of l before its own four roundings. Products that underflow do not
 // matter if A > 2⁻¹⁰⁰, sums that overflow fail the test. If l is 3 because
 // inv·x is larger, 3 in its place tests the bound below, which is all that
 // counts as the quotient is clamped.
@@ -134,9 +134,9 @@ func (f *settling) sums() {
 
 const (
 	// settledFactor is c of startThreeBit.
-	settledFactor = 2.0625
-	// settledShare is its 1−2⁻⁹.
-	settledShare = 1 - 1.0/512
+	settledFactor = 2.03125
+	// settledShare is its 1−2⁻⁸.
+	settledShare = 1 - 1.0/256
 )
 
 // open tests all codes and returns a function for the lanes that may change.
