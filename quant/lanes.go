@@ -22,6 +22,8 @@ type workspace struct {
 	affines   [batchLen]affineSuper
 	symmetric [batchLen]symmetricSuper
 	threeBit  [batchLen]superQ3K
+	scalesQ3K [batchLen * 16]float32
+	open      [batchLen * 16]uint8 // groups of Q3_K that need sweeps
 	oneBit    [batchLen]superIQ1
 	cellsIQ1  [32]kernel.CellIQ1
 	sumsIQ1   [2][8]float32
@@ -156,10 +158,13 @@ func (w *workspace) chunks(k *kernel.Set, x, q []float32, group int,
 			w.load(k, x[start:], nil, group)
 		}
 		odd := fit(first)
-		for lane := range min(kernel.Groups, len(x)/group-first) {
-			b := (first + lane) / perSuper
-			take(b, (first+lane)%perSuper, lane)
-			w.odd[b] = w.odd[b] || odd>>lane&1 != 0
+		b := first / perSuper
+		for lane := 0; lane < min(kernel.Groups, len(x)/group-first); b++ {
+			w.odd[b] = w.odd[b] || odd>>lane&(1<<perSuper-1) != 0
+			for g := range perSuper {
+				take(b, g, lane)
+				lane++
+			}
 		}
 	}
 }

@@ -151,7 +151,7 @@ func TestKernelsDoTheWork(t *testing.T) {
 		}
 		var w workspace
 		w.searchWeightedQ3K(k, x, q)
-		w.chunks(k, x, nil, 16, func(int) uint32 { return k.FitThreeBit(&w.lanes) }, func(_, _, _ int) {})
+		w.searchQ3K(k, x)
 		for _, typ := range []*typeIQ1{&searchIQ1S, &searchIQ1M} {
 			for _, weights := range [][]float32{nil, q} {
 				var w workspace

@@ -1,6 +1,12 @@
 package quant
 
-import "github.com/winnow-moe/winnow/quant/kernel"
+import (
+	"encoding/binary"
+	"math"
+	"math/bits"
+
+	"github.com/winnow-moe/winnow/quant/kernel"
+)
 
 // Q3_K: 256 elements in 110 bytes, 16 groups of 16 (ggml-common.h block_q3_K).
 //
@@ -18,8 +24,10 @@ func decodeQ3K(dst []float32, src []byte) {
 	for len(src) >= sizeQ3K {
 		b, y := (*[sizeQ3K]byte)(src), (*[superLen]float32)(dst)
 		d := half(b[108:])
-		for g := range 16 {
-			scale := d * scaleQ3K((*[12]byte)(b[96:]), g)
+		var ls [16]uint8
+		unpackScalesQ3K(&ls, b[96:])
+		for g, c := range ls {
+			scale := d * float32(int8(c)-32)
 			q := (*[16]byte)(b[32+g/8*32+g%2*16:])
 			high := (*[16]byte)(b[g%2*16:])
 			shift, bit := g%8/2*2, g/2
@@ -33,11 +41,14 @@ func decodeQ3K(dst []float32, src []byte) {
 	}
 }
 
-// scaleQ3K reads the signed scale of group g.
-func scaleQ3K(b *[12]byte, g int) float32 {
-	low := b[g%8] >> (g / 8 * 4) & 15
-	high := b[8+g%4] >> (g / 4 * 2) & 3
-	return float32(int8(low|high<<4) - 32)
+// unpackScalesQ3K reads the scales, shifted to start at 0.
+func unpackScalesQ3K(ls *[16]uint8, src []byte) {
+	low, high := binary.LittleEndian.Uint64(src), binary.LittleEndian.Uint32(src[8:])
+	upper := func(shift int) uint64 {
+		return uint64(high>>shift&(3*eight&math.MaxUint32)) | uint64(high>>(shift+2)&(3*eight&math.MaxUint32))<<32
+	}
+	binary.LittleEndian.PutUint64(ls[:], low&(15*eight)|upper(0)<<4)
+	binary.LittleEndian.PutUint64(ls[8:], low>>4&(15*eight)|upper(4)<<4)
 }
 
 func encodeQ3K(dst []byte, src, weights []float32) {
@@ -67,12 +78,7 @@ func encodeLanesQ3K(k *kernel.Set, dst []byte, src, weights []float32) {
 			w.searchWeightedQ3K(k, x, q)
 			return
 		}
-		w.chunks(k, x, nil, 16,
-			func(int) uint32 { return k.FitThreeBit(&w.lanes) },
-			func(b, g, lane int) { w.threeBit[b].fits[g].scale = w.lanes[kernel.RowScale][lane] })
-		for b := range len(x) / superLen {
-			w.threeBit[b].spread()
-		}
+		w.searchQ3K(k, x)
 	}, func(b int, dst []byte, x, q []float32) {
 		if w.odd[b] {
 			encodeBlockQ3K(dst, x, q)
@@ -82,6 +88,46 @@ func encodeLanesQ3K(k *kernel.Set, dst []byte, src, weights []float32) {
 		s.kernel = k
 		s.pack(dst, x, q != nil)
 	})
+}
+
+// searchQ3K is search for a batch. Only the groups that sweeps may change, most
+// are not, go through them.
+func (w *workspace) searchQ3K(k *kernel.Set, x []float32) {
+	scales, groups := &w.scalesQ3K, len(x)/16
+	open := w.open[:0]
+	for first := 0; first < groups; first += kernel.Groups {
+		w.load(k, x[16*first:], nil, 16)
+		odd, some := k.StartThreeBit(&w.lanes)
+		*(*[kernel.Groups]float32)(scales[first:]) = w.lanes[kernel.RowScale]
+		for ; odd != 0; odd &= odd - 1 {
+			w.odd[(first+bits.TrailingZeros32(odd))/16] = true
+		}
+		for ; some != 0; some &= some - 1 {
+			open = append(open, uint8(first+bits.TrailingZeros32(some)))
+		}
+	}
+	for len(open) > 0 {
+		n := min(len(open), kernel.Groups)
+		w.sweepQ3K(k, x, open[:n])
+		open = open[n:]
+	}
+	for b := range len(x) / superLen {
+		w.threeBit[b].spread((*[16]float32)(scales[16*b:]))
+	}
+}
+
+// sweepQ3K sets the scales of some groups of the batch x.
+func (w *workspace) sweepQ3K(k *kernel.Set, x []float32, groups []uint8) {
+	pad := &w.pad[0]
+	for i, g := range groups {
+		*(*[16]float32)(pad[16*i:]) = *(*[16]float32)(x[16*int(g):])
+	}
+	w.load(k, pad[:16*len(groups)], nil, 16)
+	odd := k.FitThreeBit(&w.lanes)
+	for lane, g := range groups {
+		w.scalesQ3K[g] = w.lanes[kernel.RowScale][lane]
+		w.odd[g/16] = w.odd[g/16] || odd>>lane&1 != 0
+	}
 }
 
 // searchWeightedQ3K is searchWeighted for a batch, whose super-blocks' scales
@@ -119,10 +165,16 @@ type superQ3K struct {
 // pack writes a searched super-block.
 func (s *superQ3K) pack(dst []byte, x []float32, weighted bool) {
 	d := putHalf(dst[108:], s.d)
-	scales := (*[12]byte)(dst[96:])
-	packScalesQ3K(scales, &s.ls)
-	for g := range s.scales {
-		s.scales[g] = d * scaleQ3K(scales, g)
+	packScalesQ3K(dst[96:], &s.ls)
+	unpackScalesQ3K(&s.ls, dst[96:])
+	zeros := d == 0
+	for g, c := range s.ls {
+		s.scales[g] = d * float32(int8(c)-32)
+		zeros = zeros || c == 32
+	}
+	if s.kernel != nil && !zeros {
+		s.kernel.PackThreeBit(&dst[0], &x[0], &s.scales)
+		return
 	}
 	s.requantize(x, 4)
 	if !weighted {
@@ -136,12 +188,13 @@ func (s *superQ3K) pack(dst []byte, x []float32, weighted bool) {
 }
 
 // packScalesQ3K stores scales that are shifted to start at 0.
-func packScalesQ3K(dst *[12]byte, ls *[16]uint8) {
-	clear(dst[:])
-	for g, c := range ls {
-		dst[g%8] |= c & 15 << (g / 8 * 4)
-		dst[8+g%4] |= c >> 4 << (g / 4 * 2)
-	}
+func packScalesQ3K(dst []byte, ls *[16]uint8) {
+	first, last := binary.LittleEndian.Uint64(ls[:]), binary.LittleEndian.Uint64(ls[8:])
+	binary.LittleEndian.PutUint64(dst, first&(15*eight)|last&(15*eight)<<4)
+	// Scales of NaN may have codes beyond their six bits, which meet the bits
+	// of others.
+	first, last = first>>4&(15*eight), last>>4&(15*eight)
+	binary.LittleEndian.PutUint32(dst[8:], uint32(first)|uint32(first>>32)<<2|uint32(last)<<4|uint32(last>>32)&(3*eight&math.MaxUint32)<<6)
 }
 
 func packCodesQ3K(dst []byte, codes *[superLen]uint8) {
@@ -153,13 +206,11 @@ var refineQ3K = refinement{
 	size: sizeQ3K, group: 16, lo: -4, hi: 3, first: -32, scales: 64, mins: 1, mirrored: true, wide: 16, wideMins: 1, starts: 1, passes: 1,
 	read: func(s *superBlock, b []byte) {
 		s.d = half(b[108:])
-		for g := range s.ls {
-			s.ls[g] = uint8(scaleQ3K((*[12]byte)(b[96:]), g) + 32)
-		}
+		unpackScalesQ3K(&s.ls, b[96:])
 	},
 	write: func(b []byte, s *superBlock) {
 		packCodesQ3K(b, &s.codes)
-		packScalesQ3K((*[12]byte)(b[96:]), &s.ls)
+		packScalesQ3K(b[96:], &s.ls)
 		putHalf(b[108:], s.d)
 	},
 	decode: decodeQ3K,
@@ -190,19 +241,16 @@ func (s *superQ3K) code(fit symmetricFit) {
 
 func (s *superQ3K) search(x []float32) {
 	var codes [16]uint8
-	for g := range s.fits {
-		s.fits[g].scale = fitThreeBit(codes[:], x[16*g:][:16])
+	var scales [16]float32
+	for g := range scales {
+		scales[g] = fitThreeBit(codes[:], x[16*g:][:16])
 	}
-	s.spread()
+	s.spread(&scales)
 }
 
 // spread gives the scale of largest magnitude the code −32 and the others
 // their share.
-func (s *superQ3K) spread() {
-	var scales [16]float32
-	for g, f := range s.fits {
-		scales[g] = f.scale
-	}
+func (s *superQ3K) spread(scales *[16]float32) {
 	top := peak(scales[:])
 	if top == 0 {
 		clear(s.ls[:])

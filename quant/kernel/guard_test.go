@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"math"
+	"strings"
 	"testing"
 )
 
@@ -30,16 +31,22 @@ func TestGuards(t *testing.T) {
 				"FitAffineAbsolute": func(l *Lanes) { s.FitAffineAbsolute(l, group, 15, &top[0], len(top)) },
 				"FitPositive":       func(l *Lanes) { s.FitPositive(l, group, 63, &top[0], len(top)) },
 				"FitIQ4":            func(l *Lanes) { guardFitIQ4(t, s, l) },
+				"FitThreeBit":       func(l *Lanes) { s.FitThreeBit(l) },
+				"StartThreeBit":     func(l *Lanes) { s.StartThreeBit(l) },
 			} {
-				if what == "FitIQ4" && group != 32 {
+				if only := onlyGroup[what]; only != 0 && group != only {
 					continue
+				}
+				behind := 32 + group
+				if strings.HasSuffix(what, "ThreeBit") {
+					behind = 64 // both halves of W hold intermediate values
 				}
 				var g guarded
 				fill(&g)
 				want := g
 				run(&g.lanes)
 				if g.before != want.before || g.after != want.after || !same(g.lanes[:32], want.lanes[:32]) ||
-					!same(g.lanes[32+group:64], want.lanes[32+group:64]) || !same(g.lanes[RowCodes+group:], want.lanes[RowCodes+group:]) {
+					!same(g.lanes[behind:64], want.lanes[behind:64]) || !same(g.lanes[RowCodes+group:], want.lanes[RowCodes+group:]) {
 					t.Errorf("%s %s, groups of %d: memory beyond its results changes", s.Name, what, group)
 				}
 			}
@@ -52,8 +59,12 @@ func TestGuards(t *testing.T) {
 			guardIQ1(t, s, group)
 			guardCells(t, s, group)
 		}
+		guardPackThreeBit(t, s)
 	}
 }
+
+// onlyGroup is the length of groups of kernels that take just one.
+var onlyGroup = map[string]int{"FitIQ4": 32, "FitThreeBit": 16, "StartThreeBit": 16}
 
 func fill(g *guarded) {
 	for i := range g.before {
@@ -254,10 +265,38 @@ func guardMagnitudes(t *testing.T, s *Set, group int) {
 					}
 				}
 			}
-			r.m, r.signs, r.tops = Magnitudes{}, [32]uint8{}, [3][16]uint32{}
-			if r != (results{}) {
+			if r.before != [16]float32{} || r.middle != [16]uint8{} || r.after != [16]uint8{} || r.end != [16]uint32{} {
 				t.Errorf("%s Magnitudes, groups of %d: memory around the results changes", s.Name, group)
 			}
+		}
+	}
+}
+
+// guardPackThreeBit checks the memory around the codes of a super-block, and
+// codes of elements that lie on the grid.
+func guardPackThreeBit(t *testing.T, s *Set) {
+	x, scales := make([]float32, 257), [16]float32{}
+	for g := range scales {
+		scales[g] = float32(g - 20)
+	}
+	for i := range 256 {
+		x[1+i] = scales[i/16] * float32(i*7%11-5) // one beyond both ends
+	}
+	dst := make([]byte, 96+64)
+	for i := range dst {
+		dst[i] = 0xa5
+	}
+	s.PackThreeBit(&dst[3], &x[1], &scales)
+	for i, b := range dst {
+		if (i < 3 || i >= 3+96) && b != 0xa5 {
+			t.Fatalf("%s PackThreeBit: byte %d changes", s.Name, i-3)
+		}
+	}
+	for i := range 256 {
+		want := byte(max(-4, min(3, i*7%11-5)) + 4)
+		got := dst[3+32+i/128*32+i%32]>>(i%128/32*2)&3 | dst[3+i%32]>>(i/32)&1<<2
+		if got != want {
+			t.Fatalf("%s PackThreeBit: code %d is %d, want %d", s.Name, i, got, want)
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 //go:generate go -C _asm run . -kernels iq1 -out ../iq1_amd64.s -stubs ../iq1_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels plain -out ../plain_amd64.s -stubs ../plain_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels threebit -out ../threebit_amd64.s -stubs ../threebit_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
 const Groups = 32
@@ -90,6 +91,13 @@ type Set struct {
 	// FitThreeBit is the search of Q3_K without importance, of groups of 16 and
 	// with weights of its own: Scale. Its result is like that of FitSymmetric.
 	FitThreeBit func(l *Lanes) uint32
+	// StartThreeBit is FitThreeBit without the sweeps: the bits of open are lanes
+	// that those may change and that hold nothing yet.
+	StartThreeBit func(l *Lanes) (odd, open uint32)
+	// PackThreeBit rounds a super-block of Q3_K to its final scales and writes
+	// the codes: quant.symmetricSuper.requantize for scales that are not 0, and
+	// quant.packCodesQ3K, into 96 bytes.
+	PackThreeBit func(dst *byte, x *float32, scales *[16]float32)
 	// FitPositive quantizes the first rows of X, at most 32 and a multiple of
 	// 4, to codes from 0 to n with one Scale per lane.
 	FitPositive func(l *Lanes, rows int, n int32, top *float32, candidates int)

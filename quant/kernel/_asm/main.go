@@ -12,12 +12,13 @@ import (
 
 // files are the kernels of each file, by its name.
 var files = map[string]func(){
-	"cells":  cells,
-	"iq4":    iq4,
-	"iq1":    iq1,
-	"lanes":  lanes,
-	"losses": losses,
-	"plain":  plain,
+	"cells":    cells,
+	"iq4":      iq4,
+	"iq1":      iq1,
+	"lanes":    lanes,
+	"losses":   losses,
+	"plain":    plain,
+	"threebit": threeBits,
 }
 
 func main() {

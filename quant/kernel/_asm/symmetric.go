@@ -226,17 +226,22 @@ func (s isa) fitThreeBit() {
 		DECQ(sweeps)
 		JNZ(LabelRef("sweep"))
 		Label("settled")
-		zero := s.zero(s.vec())
-		for v := range pair {
-			scale := s.vec()
-			VDIVPS(b[v], a[v], scale)
-			s.choose(s.cmp(notGreater, b[v], zero), zero, scale)
-			VMOVUPS(scale, s.at(f.base, rowScale, v))
-		}
-		s.clearTiny(f.base, rowScale)
+		s.ratio(f.base, a, b)
 	})
 	Store(odd, ReturnIndex(0))
 	s.ret()
+}
+
+// ratio sets Scale to A/B, to 0 where B or the peak counts as zero.
+func (s isa) ratio(base reg.GPVirtual, a, b []reg.VecVirtual) {
+	zero := s.zero(s.vec())
+	for v := range pair {
+		scale := s.vec()
+		VDIVPS(b[v], a[v], scale)
+		s.choose(s.cmp(notGreater, b[v], zero), zero, scale)
+		VMOVUPS(scale, s.at(base, rowScale, v))
+	}
+	s.clearTiny(base, rowScale)
 }
 
 // start sets weights x², codes with the largest magnitude at −4, and sums.
