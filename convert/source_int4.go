@@ -88,7 +88,7 @@ func (d *detector) groupSize(scale int, of string, cols, groups int64) (int64, e
 		return 0, formatError("tensor %q has shape %v: %q has %d columns, which are not %d equal groups", s.Name, s.Shape, of, cols, groups)
 	}
 	size := cols / groups
-	if list := d.cfg.groups; len(list) > 0 && !slices.Contains(list, size) && !(groups == 1 && slices.Contains(list, -1)) {
+	if list := d.cfg.groups; len(list) > 0 && !slices.Contains(list, size) && (groups != 1 || !slices.Contains(list, -1)) {
 		return 0, formatError("tensor %q has shape %v, groups of %d columns of %q, but config.json: quantization_config has group_size %s", s.Name, s.Shape, size, of, numbers(list))
 	}
 	return size, nil

@@ -76,7 +76,7 @@ func TestViewErrors(t *testing.T) {
 	if _, err := v.Rows(ctx, 0, 0, 1, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want cancellation", err)
 	}
-	if err := v.Close(); err != closed {
+	if err := v.Close(); !errors.Is(err, closed) {
 		t.Errorf("error %v, want that of the closer", err)
 	}
 }

@@ -191,7 +191,8 @@ func Validate(t gguf.Type, encoded []byte, rowBytes int) error {
 	if rowBytes <= 0 || rowBytes%size != 0 || len(encoded)%rowBytes != 0 {
 		return fmt.Errorf("%d bytes are not whole %s rows of %d bytes", len(encoded), t, rowBytes)
 	}
-	block, what := -1, ""
+	var block int
+	var what string
 	if c.values != nil {
 		block, what = c.values(encoded)
 	} else {

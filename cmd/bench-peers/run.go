@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -126,8 +127,13 @@ func sameFiles(a, b string) (bool, error) {
 		if !bytes.Equal(buf[0][:n], buf[1][:m]) {
 			return false, nil
 		}
-		if errA != nil || errB != nil {
-			return errA == errB, nil
+		for _, err := range []error{errA, errB} {
+			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+				return false, err
+			}
+		}
+		if errA != nil {
+			return errB != nil, nil
 		}
 	}
 }

@@ -56,7 +56,7 @@ func (c *pieceCutter) cut(text string, first bool, word func(string)) {
 	if c.squeeze {
 		text = squeezed(text)
 	}
-	if first && c.prefix && text != "" && !(c.single && (text[0] == ' ' || strings.HasPrefix(text, "▁"))) {
+	if first && c.prefix && text != "" && (!c.single || (text[0] != ' ' && !strings.HasPrefix(text, "▁"))) {
 		text = " " + text
 	}
 	text = strings.ReplaceAll(text, " ", "▁")
