@@ -60,9 +60,10 @@ those of a base: a second model, run beside it with nothing stored, or a file
 of logits that llama-perplexity --kl-divergence-base or --save-logits wrote,
 which brings its own tokens if there is no --text.
 
-Texts may be packed (.gz, .zst). Of .jsonl files the field --field of every line
-is read, joined by empty lines. Several texts are cut one by one; each has a row
-in the result beside the total. --ids takes sequences of token ids as they are.`,
+Texts may be packed (.gz, .zst). Of .jsonl files the field --field of every
+line is read, joined by empty lines. Several texts are cut one by one; each has
+a row in the result beside the total. --ids takes sequences of token ids, as
+they are.`,
 		Example: `  winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw
   winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw --base DeepSeek-R1
   winnow perplexity R1-Q4_K_M.gguf --text code=c.jsonl.zst --text prose=p.txt
