@@ -95,7 +95,7 @@ they are.`,
 	return c
 }
 
-// check finds settings that make no sense for any text.
+// check finds arguments that do not fit together, and outputs in the way.
 func (j *perplexityJob) check() error {
 	switch {
 	case j.ids != "" && len(j.texts) > 0:
@@ -209,27 +209,43 @@ func (a *app) perplexity(ctx context.Context, j *perplexityJob) error {
 	if err != nil {
 		return err
 	}
-	row, commit, abort, err := j.saver(m, text)
+	var row func(int, []float32) error
+	var w *verify.LogitsWriter
+	if j.save != "" {
+		if w, err = verify.CreateLogits(j.save, text, m.engine.Vocab()); err != nil {
+			return err
+		}
+		defer w.Abort()
+		row = w.Row
+	}
+	show, err := a.measure(ctx, j, m, text, row)
 	if err != nil {
 		return err
 	}
-	defer abort()
+	if w != nil {
+		if err := w.Commit(); err != nil {
+			return err
+		}
+	}
+	return show()
+}
+
+// measure scores a model, beside a base if there is one, and returns what
+// shows the result. row, if not nil, gets the model's logits.
+func (a *app) measure(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error) (show func() error, err error) {
 	switch {
 	case j.saved != nil:
-		return a.compareSaved(ctx, j, m, text, row, commit)
+		r, err := scoring(a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Comparison, error) {
+			return verify.CompareFile(ctx, j.saved, m.engine, text, opt)
+		})
+		return func() error { return a.printComparison(m, j.base, nil, r) }, err
 	case j.base != "":
-		return a.compare(ctx, j, m, text, row, commit)
+		return a.compare(ctx, j, m, text, row)
 	}
 	r, err := scoring(a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Result, error) {
 		return verify.Perplexity(ctx, m.engine, text, opt)
 	})
-	if err != nil {
-		return err
-	}
-	if err := commit(); err != nil {
-		return err
-	}
-	return a.printPerplexity(m, r)
+	return func() error { return a.printPerplexity(m, r) }, err
 }
 
 // openSaved opens the base if it is a file of logits, whose windows then are
@@ -304,57 +320,24 @@ func (j *perplexityJob) savedText(m *scored) (*verify.Text, error) {
 	return j.saved.Text(j.flags.chunks, bos, v.AddBOS()), nil
 }
 
-// saver prepares the file of logits, if one is wanted: what gets every row of
-// logits, what finishes the file and what removes an unfinished one.
-func (j *perplexityJob) saver(m *scored, text *verify.Text) (row func(int, []float32) error, commit func() error, abort func(), err error) {
-	if j.save == "" {
-		return nil, func() error { return nil }, func() {}, nil
-	}
-	w, err := verify.CreateLogits(j.save, text, m.engine.Vocab())
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	return w.Row, w.Commit, w.Abort, nil
-}
-
-// compare scores a model beside its base. Both must read the text alike.
-func (a *app) compare(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error, commit func() error) error {
+// compare scores a model beside a base model. Both must read the text alike.
+func (a *app) compare(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error) (show func() error, err error) {
 	b, err := a.openScored(j.base, &j.flags)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer b.model.Close()
 	baseText, err := j.text(b)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !slices.EqualFunc(text.Windows, baseText.Windows, slices.Equal) {
-		return &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
+		return nil, &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
 	}
 	r, err := scoring(a, &j.flags, text, []*scored{b, m}, row, func(opt verify.Options) (*verify.Comparison, error) {
 		return verify.Compare(ctx, b.engine, m.engine, text, opt)
 	})
-	if err != nil {
-		return err
-	}
-	if err := commit(); err != nil {
-		return err
-	}
-	return a.printComparison(m, b.path, b.warnings, r)
-}
-
-// compareSaved scores a model beside the saved predictions of its base.
-func (a *app) compareSaved(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error, commit func() error) error {
-	r, err := scoring(a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Comparison, error) {
-		return verify.CompareFile(ctx, j.saved, m.engine, text, opt)
-	})
-	if err != nil {
-		return err
-	}
-	if err := commit(); err != nil {
-		return err
-	}
-	return a.printComparison(m, j.base, nil, r)
+	return func() error { return a.printComparison(m, b.path, b.warnings, r) }, err
 }
 
 // scoring runs a measurement with progress. row, if not nil, gets the model's
