@@ -4,13 +4,16 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // Comparison says how far a model's predictions lie from those of a base
 // model. The numbers and their order are those of llama-perplexity
-// --kl-divergence, computed from both models' full logits instead of from a
-// file of 16-bit log-probabilities.
+// --kl-divergence, computed from both models' full logits, or by CompareFile
+// from a file of 16-bit log-probabilities as there.
 type Comparison struct {
+	// Name is that of the text, if it is one of several.
+	Name string `json:"name,omitempty"`
 	// Definition says what the numbers are.
 	Definition string `json:"definition"`
 	// PPL and Base are the perplexities of the model and of the base.
@@ -33,8 +36,18 @@ type Comparison struct {
 	// SameTop is the share of positions where both models find the same token
 	// most likely, in percent.
 	SameTop Estimate `json:"same_top"`
+	// SameTop5 is the share of the base's five most likely tokens that are among
+	// the model's five, in percent.
+	SameTop5 Estimate `json:"same_top5"`
 	// Scored is the number of scored tokens.
 	Scored int `json:"scored"`
+	// The means and numbers of scored tokens of every window.
+	WindowNLL    []float64 `json:"window_nll"`
+	WindowBase   []float64 `json:"window_nll_base"`
+	WindowKLD    []float64 `json:"window_kld"`
+	WindowScored []int     `json:"window_scored"`
+	// Domains are the results of the single texts, if there are several.
+	Domains []*Comparison `json:"domains,omitempty"`
 }
 
 // pairs are the statistics of single positions of two models.
@@ -42,7 +55,12 @@ type pairs struct {
 	nll, base []float64 // negative log-likelihood of the text's token
 	kld       []float64
 	deltaP    []float64 // in percent
-	same      []bool    // equal top token
+	same      []float64 // 1 for an equal top token
+	same5     []float64 // share of the base's five most likely among the model's
+}
+
+func newPairs(n int) *pairs {
+	return &pairs{make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n)}
 }
 
 // Compare runs a model beside a base model over a text tokenized for both.
@@ -66,10 +84,10 @@ func CompareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H
 	if err := checkText(text, base.Vocab()); err != nil {
 		return nil, err
 	}
-	n := text.scored()
-	all := make([]*pairs, len(models))
-	for i := range all {
-		all[i] = &pairs{make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n), make([]bool, n)}
+	all, sources := make([]*pairs, len(models)), []source{&running[H]{model: base}}
+	for i, m := range models {
+		all[i] = newPairs(text.scored())
+		sources = append(sources, &running[H]{model: m})
 	}
 	visit := func(i int, next int32, logits [][]float32) error {
 		for m, p := range all {
@@ -77,17 +95,42 @@ func CompareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H
 				return err
 			}
 		}
-		return nil
+		return opt.row(i, logits[1])
 	}
-	if err := stream(ctx, append([]Scorer[H]{base}, models...), text, opt, all[0].nll, visit); err != nil {
+	if err := stream(ctx, sources, text, opt, &tally{nll: all[0].nll, kld: all[0].kld}, visit); err != nil {
 		return nil, err
 	}
 	out := make([]*Comparison, len(all))
 	for i, p := range all {
-		out[i] = p.summary()
-		out[i].Definition = text.Definition + "; KL divergence of the model's full prediction from the base model's"
+		out[i] = p.compared(text, "; KL divergence of the model's full prediction from the base model's")
 	}
 	return out, nil
+}
+
+// CompareFile is Compare with a base whose predictions were saved in a file.
+// text must be what the file was made of; see LogitsFile.Match.
+func CompareFile[H Hidden](ctx context.Context, base *LogitsFile, model Scorer[H], text *Text, opt Options) (*Comparison, error) {
+	if base.Vocab != model.Vocab() {
+		return nil, fmt.Errorf("%s is for a vocabulary of %d tokens, the model has one of %d: their predictions cannot be compared", base.path, base.Vocab, model.Vocab())
+	}
+	if err := checkText(text, base.Vocab); err != nil {
+		return nil, err
+	}
+	if err := base.Match(text); err != nil {
+		return nil, err
+	}
+	p := newPairs(text.scored())
+	visit := func(i int, next int32, logits [][]float32) error {
+		if err := p.visitSaved(i, next, logits[0], logits[1]); err != nil {
+			return err
+		}
+		return opt.row(i, logits[1])
+	}
+	sources := []source{base, &running[H]{model: model}}
+	if err := stream(ctx, sources, text, opt, &tally{nll: p.nll, kld: p.kld}, visit); err != nil {
+		return nil, err
+	}
+	return p.compared(text, "; KL divergence of the model's prediction from the 16-bit log-probabilities in the base's file, as llama-perplexity computes it"), nil
 }
 
 // visit compares the predictions of base and model, b and m, at one position.
@@ -115,14 +158,105 @@ func (p *pairs) visit(i int, next int32, b, m []float32) error {
 	// Σ p_base·((b-lseB) - (m-lseM)), which rounding may put just below 0.
 	p.kld[i] = max(0, cross/sumB-lseB+lseM)
 	p.deltaP[i] = 100 * (math.Exp(-p.nll[i]) - math.Exp(-p.base[i]))
-	p.same[i] = topB == topM
+	p.agree(i, topB == topM, b, m)
 	return nil
 }
 
-// summary makes the statistics; it reorders the values.
-func (p *pairs) summary() *Comparison {
+// visitSaved is visit with the base's log-probabilities b from a LogitsFile.
+// The sum leaves out what the file does not resolve and is not normalised, so
+// that it is llama-perplexity's, which may be below 0.
+func (p *pairs) visitSaved(i int, next int32, b, m []float32) error {
+	topB, err := maximum(b)
+	if err != nil {
+		return fmt.Errorf("base file: %w", err)
+	}
+	topM, err := maximum(m)
+	if err != nil {
+		return err
+	}
+	lse, err := logSumExp(m)
+	if err != nil {
+		return err
+	}
+	kld := 0.0
+	for j, x := range b {
+		if x > -savedRange {
+			kld += math.Exp(float64(x)) * (float64(x) - float64(m[j]) + lse)
+		}
+	}
+	p.base[i] = -float64(b[next])
+	p.nll[i] = lse - float64(m[next])
+	p.kld[i] = kld
+	p.deltaP[i] = 100 * (math.Exp(-p.nll[i]) - math.Exp(-p.base[i]))
+	p.agree(i, topB == topM, b, m)
+	return nil
+}
+
+// agree notes how far the most likely tokens of base and model are the same.
+func (p *pairs) agree(i int, same bool, b, m []float32) {
+	if same {
+		p.same[i] = 1
+	}
+	var room [2][5]int
+	base, model, shared := top(b, room[0][:]), top(m, room[1][:]), 0
+	for _, id := range base {
+		if slices.Contains(model, id) {
+			shared++
+		}
+	}
+	p.same5[i] = float64(shared) / float64(len(base))
+}
+
+// top returns the indices of the largest values in descending order, as many
+// as dst has; of equal values the first.
+func top(v []float32, dst []int) []int {
+	n := 0
+	for i, x := range v {
+		if n == len(dst) && x <= v[dst[n-1]] {
+			continue
+		}
+		n = min(n+1, len(dst))
+		at := n - 1
+		for ; at > 0 && x > v[dst[at-1]]; at-- {
+			dst[at] = dst[at-1]
+		}
+		dst[at] = i
+	}
+	return dst[:n]
+}
+
+// compared makes the statistics of a whole text and of its parts. how ends the
+// definition.
+func (p *pairs) compared(text *Text, how string) *Comparison {
+	c := p.summary(text.spans(0, len(text.Windows)))
+	c.Definition = text.Definition + how
+	for i, part := range text.Parts {
+		first := text.partStart(i)
+		d := p.summary(text.spans(first, first+part.Windows))
+		d.Name, d.Definition = part.Name, part.Definition+how
+		c.Domains = append(c.Domains, d)
+	}
+	return c
+}
+
+// slice returns the positions of a span.
+func (p *pairs) slice(s span) *pairs {
+	return &pairs{p.nll[s.from:s.to], p.base[s.from:s.to], p.kld[s.from:s.to], p.deltaP[s.from:s.to], p.same[s.from:s.to], p.same5[s.from:s.to]}
+}
+
+// summary makes the statistics of some windows.
+func (p *pairs) summary(windows []span) *Comparison {
+	c := p.slice(span{windows[0].from, windows[len(windows)-1].to}).statistics()
+	c.WindowNLL, c.WindowBase, c.WindowKLD = windowMeans(p.nll, windows), windowMeans(p.base, windows), windowMeans(p.kld, windows)
+	for _, w := range windows {
+		c.WindowScored = append(c.WindowScored, w.to-w.from)
+	}
+	return c
+}
+
+func (p *pairs) statistics() *Comparison {
 	nll, base, cov := mean(p.nll), mean(p.base), covariance(p.nll, p.base)
-	c := &Comparison{PPL: nll.exp(), Base: base.exp(), SameTop: share(p.same), Scored: len(p.nll)}
+	c := &Comparison{PPL: nll.exp(), Base: base.exp(), SameTop: mean(p.same).scale(100), SameTop5: mean(p.same5).scale(100), Scored: len(p.nll)}
 	if product := nll.Error * base.Error; product > 0 {
 		c.Correlation = cov / product
 	}
@@ -153,16 +287,4 @@ func rms(v []float64) Estimate {
 	}
 	root := math.Sqrt(m.Value)
 	return Estimate{root, 0.5 / root * m.Error}
-}
-
-// share returns the share of true values in percent, with the error of a
-// binomial proportion.
-func share(v []bool) Estimate {
-	values := make([]float64, len(v))
-	for i, yes := range v {
-		if yes {
-			values[i] = 1
-		}
-	}
-	return mean(values).scale(100)
 }

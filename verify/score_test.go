@@ -187,7 +187,7 @@ func TestPerplexity(t *testing.T) {
 	var done []int
 	var last float64
 	got, err := Perplexity(t.Context(), f, text, Options{BatchTokens: 2 * ctx, Threads: 3,
-		Window: func(n, total int, ppl float64) { done, last = append(done, n*10+total), ppl }})
+		Window: func(n, total int, sofar Running) { done, last = append(done, n*10+total), sofar.PPL }})
 	if err != nil {
 		t.Fatal(err)
 	}

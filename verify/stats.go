@@ -68,9 +68,10 @@ type Distribution struct {
 	Min    float64  `json:"min"`
 }
 
-// distribution describes v, which it sorts.
+// distribution describes v.
 func distribution(v []float64) Distribution {
 	d := Distribution{Mean: mean(v)}
+	v = slices.Clone(v)
 	slices.Sort(v)
 	for _, p := range []struct {
 		to       *float64

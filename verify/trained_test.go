@@ -21,16 +21,22 @@ var trained = map[string]struct{ bos int32 }{"tiny-gemma4-moe": {2}, "tiny-llama
 // trainedModel loads a checkpoint folder through its plan; nothing is written.
 func trainedModel(t *testing.T, name string) *engine.Model {
 	t.Helper()
-	ck, err := convert.OpenCheckpoint(filepath.Join(fixtures.Dir(t, "packs/"+name), name), convert.CheckpointOptions{})
+	return checkpointModel(t, filepath.Join(fixtures.Dir(t, "packs/"+name), name), "F32")
+}
+
+// checkpointModel loads a checkpoint folder as it would be converted.
+func checkpointModel(t *testing.T, path, recipe string) *engine.Model {
+	t.Helper()
+	ck, err := convert.OpenCheckpoint(path, convert.CheckpointOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ck.Close() })
-	f32, err := quant.LookupRecipe("F32")
+	r, err := quant.LookupRecipe(recipe)
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan, err := ck.Plan(convert.Request{Outputs: []convert.OutputRequest{{Recipe: f32}}})
+	plan, err := ck.Plan(convert.Request{Outputs: []convert.OutputRequest{{Recipe: r}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -122,7 +122,7 @@ func (a *app) demoScore(ctx context.Context, source, textPath string, plan *conv
 		defer m.model.Close()
 		models, engines = append(models, m), append(engines, m.engine)
 	}
-	all, err := scoring(a, flags, text, models, func(opt verify.Options) ([]*verify.Comparison, error) {
+	all, err := scoring(a, flags, text, models, nil, func(opt verify.Options) ([]*verify.Comparison, error) {
 		return verify.CompareAll(ctx, base.engine, engines, text, opt)
 	})
 	if err != nil {

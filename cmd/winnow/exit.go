@@ -15,6 +15,7 @@ import (
 	"github.com/winnow-moe/winnow/formats/safetensors"
 	"github.com/winnow-moe/winnow/formats/tokenizer"
 	"github.com/winnow-moe/winnow/quant/recipefile"
+	"github.com/winnow-moe/winnow/verify"
 )
 
 // Exit statuses, the same for every command. They are listed in the help of
@@ -84,7 +85,7 @@ func exitStatus(err error) int {
 		return exitInput
 	}
 	for _, kind := range []error{
-		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, calib.ErrInvalid, recipefile.ErrInvalid, fs.ErrNotExist, syscall.ELOOP,
+		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, calib.ErrInvalid, recipefile.ErrInvalid, verify.ErrLogits, fs.ErrNotExist, syscall.ELOOP,
 	} {
 		if errors.Is(err, kind) {
 			return exitInput

@@ -1,15 +1,11 @@
 package main
 
 import (
-	"compress/gzip"
 	"context"
 	"fmt"
-	"io"
-	"os"
+	"math"
 	"slices"
-	"strings"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/engine"
@@ -22,46 +18,111 @@ import (
 type scoreFlags struct {
 	ck          convert.CheckpointOptions
 	ctx, chunks int
+	stride      int // 0: windows as llama-perplexity has them
 	batch       int
+}
+
+// perplexityJob is what the command line asks for.
+type perplexityJob struct {
+	flags      scoreFlags
+	path       string
+	texts      []textFile
+	ids, field string
+	base, save string
+	ctxGiven   bool
+	force      bool
+	saved      *verify.LogitsFile // base, if it is a file of logits
+	raw        []string           // the contents of texts
+	sequences  [][]int32          // the contents of ids
 }
 
 func newPerplexityCommand(a *app) *cobra.Command {
 	var (
-		flags      scoreFlags
-		text, base string
+		j     perplexityJob
+		texts []string
 	)
 	c := &cobra.Command{
-		Use:   "perplexity MODEL --text FILE [--base MODEL]",
+		Use:   "perplexity MODEL --text [NAME=]FILE... [--base BASE]",
 		Short: "Perplexity, and KL divergence from a base model",
-		Long: `Score a model on a text with llama-perplexity's definition: the text is
-tokenized once and cut into windows of --ctx tokens without overlap; if the
-vocabulary adds a BOS token it replaces the first of every window; the second
-half of every window is scored. Unlike llama-perplexity without --no-escape,
-backslashes in the text are taken as they are.
+		Long: `Score a model on texts with llama-perplexity's definition: a text is tokenized
+once and cut into windows of --ctx tokens without overlap; if the vocabulary
+adds a BOS token it replaces the first of every window; the second half of
+every window is scored. Unlike llama-perplexity without --no-escape,
+backslashes in a text are taken as they are.
+
+With --stride the definition is that of transformers' documentation: a window
+of --ctx tokens begins every N tokens, no BOS token is put into it, and of each
+only the tokens are scored that no window before it held.
 
 MODEL is a GGUF file or a checkpoint folder, which is scored with its full
-weights and no file written. --base runs a second model beside it and reports
-how far the predictions lie apart; nothing is stored.`,
+weights and no file written. --base reports how far the predictions lie from
+those of a base: a second model, run beside it with nothing stored, or a file
+of logits that llama-perplexity --kl-divergence-base or --save-logits wrote,
+which brings its own tokens if there is no --text.
+
+Texts may be packed (.gz, .zst). Of .jsonl files the field --field of every
+line is read, joined by empty lines. Several texts are cut one by one; each has
+a row in the result beside the total. --ids takes sequences of token ids, as
+they are.`,
 		Example: `  winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw
-  winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw --base DeepSeek-R1`,
+  winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw --base DeepSeek-R1
+  winnow perplexity R1-Q4_K_M.gguf --text code=c.jsonl.zst --text prose=p.txt
+  winnow perplexity DeepSeek-R1 --text wiki.test.raw --save-logits r1.kld
+  winnow perplexity R1-Q4_K_M.gguf --base r1.kld`,
 		Args: args(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, pos []string) error {
-			if text == "" {
-				return usagef("perplexity needs a text: --text FILE")
-			}
-			if err := flags.check(); err != nil {
+		RunE: func(cmd *cobra.Command, pos []string) (err error) {
+			if j.texts, err = parseTexts(texts); err != nil {
 				return err
 			}
-			return a.perplexity(cmd.Context(), pos[0], base, text, flags)
+			j.path, j.ctxGiven = pos[0], cmd.Flags().Changed("ctx")
+			if cmd.Flags().Changed("field") && !slices.ContainsFunc(j.texts, func(t textFile) bool { return isLines(t.path) }) {
+				return usagef("--field is for texts in .jsonl files")
+			}
+			return a.perplexity(cmd.Context(), &j)
 		},
 	}
-	c.Flags().StringVarP(&text, "text", "f", "", "the `FILE` to score: text, .gz or .zst; - is standard input")
-	c.Flags().StringVar(&base, "base", "", "the `MODEL` to compare with")
-	c.Flags().IntVarP(&flags.ctx, "ctx", "c", verify.DefaultCtx, "`N` tokens per window")
-	c.Flags().IntVar(&flags.chunks, "chunks", 0, "`N` windows (0: all)")
-	c.Flags().IntVar(&flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
-	checkpointFlags(c, &flags.ck)
+	c.Flags().StringArrayVarP(&texts, "text", "f", nil, "the `[NAME=]FILE` to score, may be repeated; - is standard input")
+	c.Flags().StringVar(&j.field, "field", "text", "the `NAME` of the field of .jsonl files")
+	c.Flags().StringVar(&j.ids, "ids", "", "a `FILE` of token ids instead: a JSON list of lists")
+	c.Flags().StringVar(&j.base, "base", "", "the model or file of logits to compare with: `BASE`")
+	c.Flags().StringVar(&j.save, "save-logits", "", "write MODEL's predictions to a `FILE` for --base")
+	c.Flags().BoolVar(&j.force, "force", false, "replace an existing file of logits")
+	c.Flags().IntVarP(&j.flags.ctx, "ctx", "c", verify.DefaultCtx, "`N` tokens per window")
+	c.Flags().IntVar(&j.flags.stride, "stride", 0, "sliding windows, one every `N` tokens (0: llama-perplexity's)")
+	c.Flags().IntVar(&j.flags.chunks, "chunks", 0, "`N` windows of each text (0: all)")
+	c.Flags().IntVar(&j.flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
+	checkpointFlags(c, &j.flags.ck)
 	return c
+}
+
+// check finds arguments that do not fit together, and outputs in the way.
+func (j *perplexityJob) check() error {
+	switch {
+	case j.ids != "" && len(j.texts) > 0:
+		return usagef("--text and --ids do not go together")
+	case j.ids == "" && len(j.texts) == 0 && j.saved == nil:
+		return usagef("perplexity needs a text: --text FILE")
+	case j.save != "" && (j.ids != "" || j.flags.stride != 0):
+		return usagef("--save-logits is for windows as llama-perplexity cuts them of a text, without --stride and --ids")
+	}
+	if j.save != "" {
+		if err := checkOutput(j.save, j.inputs(), j.force); err != nil {
+			return err
+		}
+	}
+	return j.flags.check()
+}
+
+// inputs are the files that no output may replace.
+func (j *perplexityJob) inputs() []string {
+	in := []string{j.path}
+	if j.base != "" {
+		in = append(in, j.base)
+	}
+	for _, t := range j.texts {
+		in = append(in, t.path)
+	}
+	return in
 }
 
 // check finds settings that make no sense for any text.
@@ -69,6 +130,8 @@ func (f *scoreFlags) check() error {
 	switch {
 	case f.ctx < verify.MinCtx:
 		return usagef("--ctx is %d, want at least %d: shorter windows have no scored token", f.ctx, verify.MinCtx)
+	case f.stride < 0 || f.stride > f.ctx:
+		return usagef("--stride is %d, want 1 to the %d tokens of a window, so that no token is left out", f.stride, f.ctx)
 	case f.chunks < 0:
 		return usagef("--chunks is %d, want a positive number, or 0 for all", f.chunks)
 	case f.batch < 0:
@@ -124,62 +187,167 @@ func (a *app) follow(what string, tokens int, models ...*scored) (remark func(st
 	}, bar.finish
 }
 
-func (a *app) perplexity(ctx context.Context, path, base, textPath string, flags scoreFlags) error {
-	raw, err := readText(textPath)
-	if err != nil {
+func (a *app) perplexity(ctx context.Context, j *perplexityJob) error {
+	if err := j.openSaved(); err != nil {
 		return err
 	}
-	m, err := a.openScored(path, &flags)
+	if j.saved != nil {
+		defer j.saved.Close()
+	}
+	if err := j.check(); err != nil {
+		return err
+	}
+	if err := j.read(); err != nil {
+		return err
+	}
+	m, err := a.openScored(j.path, &j.flags)
 	if err != nil {
 		return err
 	}
 	defer m.model.Close()
-	text, err := m.text(raw, &flags)
+	text, err := j.text(m)
 	if err != nil {
 		return err
 	}
-	if base != "" {
-		return a.compare(ctx, base, m, raw, text, &flags)
+	var row func(int, []float32) error
+	var w *verify.LogitsWriter
+	if j.save != "" {
+		if w, err = verify.CreateLogits(j.save, text, m.engine.Vocab()); err != nil {
+			return err
+		}
+		defer w.Abort()
+		row = w.Row
 	}
-	r, err := scoring(a, &flags, text, []*scored{m}, func(opt verify.Options) (*verify.Result, error) {
+	show, err := a.measure(ctx, j, m, text, row)
+	if err != nil {
+		return err
+	}
+	if w != nil {
+		if err := w.Commit(); err != nil {
+			return err
+		}
+	}
+	return show()
+}
+
+// measure scores a model, beside a base if there is one, and returns what
+// shows the result. row, if not nil, gets the model's logits.
+func (a *app) measure(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error) (show func() error, err error) {
+	switch {
+	case j.saved != nil:
+		r, err := scoring(a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Comparison, error) {
+			return verify.CompareFile(ctx, j.saved, m.engine, text, opt)
+		})
+		return func() error { return a.printComparison(m, j.base, nil, r) }, err
+	case j.base != "":
+		return a.compare(ctx, j, m, text, row)
+	}
+	r, err := scoring(a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Result, error) {
 		return verify.Perplexity(ctx, m.engine, text, opt)
 	})
-	if err != nil {
-		return err
-	}
-	return a.printPerplexity(m, r)
+	return func() error { return a.printPerplexity(m, r) }, err
 }
 
-// compare scores a model beside its base. Both must read the text alike.
-func (a *app) compare(ctx context.Context, base string, m *scored, raw string, text *verify.Text, flags *scoreFlags) error {
-	b, err := a.openScored(base, flags)
-	if err != nil {
+// openSaved opens the base if it is a file of logits, whose windows then are
+// those of the measurement.
+func (j *perplexityJob) openSaved() (err error) {
+	if j.base == "" || !verify.IsLogitsFile(j.base) {
+		return nil
+	}
+	if j.saved, err = verify.OpenLogits(j.base); err != nil {
 		return err
+	}
+	if !j.ctxGiven {
+		j.flags.ctx = j.saved.Ctx
+	}
+	if len(j.texts) == 1 && (j.flags.chunks == 0 || j.flags.chunks > j.saved.Chunks) {
+		j.flags.chunks = j.saved.Chunks
+	}
+	return nil
+}
+
+// read reads the texts or token ids.
+func (j *perplexityJob) read() (err error) {
+	if j.ids != "" {
+		j.sequences, err = readSequences(j.ids)
+		return err
+	}
+	j.raw = make([]string, len(j.texts))
+	for i, t := range j.texts {
+		if j.raw[i], err = readField(t.path, j.field); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// text makes the windows that a model's vocabulary wants.
+func (j *perplexityJob) text(m *scored) (*verify.Text, error) {
+	switch {
+	case j.ids != "":
+		t, err := verify.NewSequences(j.sequences, j.flags.ctx, j.flags.stride, j.flags.chunks)
+		if err != nil {
+			return nil, &inputError{fmt.Errorf("%s: %w", j.ids, err)}
+		}
+		return t, nil
+	case len(j.texts) == 0:
+		return j.savedText(m)
+	}
+	names, texts := make([]string, len(j.texts)), make([]*verify.Text, len(j.texts))
+	for i, f := range j.texts {
+		t, err := m.text(j.raw[i], &j.flags)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.path, err)
+		}
+		names[i], texts[i] = f.name, t
+	}
+	if len(texts) == 1 {
+		return texts[0], nil
+	}
+	return verify.Join(names, texts), nil
+}
+
+// savedText makes the windows of the tokens in the file of logits.
+func (j *perplexityJob) savedText(m *scored) (*verify.Text, error) {
+	if j.flags.ctx != j.saved.Ctx || j.flags.stride != 0 {
+		return nil, &inputError{fmt.Errorf("%s was made with windows of %d tokens without --stride", j.base, j.saved.Ctx)}
+	}
+	v, err := tokenizer.FromMetadata(m.model.Metadata())
+	if err != nil {
+		return nil, err
+	}
+	bos, _ := v.BOS()
+	return j.saved.Text(j.flags.chunks, bos, v.AddBOS()), nil
+}
+
+// compare scores a model beside a base model. Both must read the text alike.
+func (a *app) compare(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error) (show func() error, err error) {
+	b, err := a.openScored(j.base, &j.flags)
+	if err != nil {
+		return nil, err
 	}
 	defer b.model.Close()
-	baseText, err := b.text(raw, flags)
+	baseText, err := j.text(b)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !slices.EqualFunc(text.Windows, baseText.Windows, slices.Equal) {
-		return &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
+		return nil, &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
 	}
-	r, err := scoring(a, flags, text, []*scored{b, m}, func(opt verify.Options) (*verify.Comparison, error) {
+	r, err := scoring(a, &j.flags, text, []*scored{b, m}, row, func(opt verify.Options) (*verify.Comparison, error) {
 		return verify.Compare(ctx, b.engine, m.engine, text, opt)
 	})
-	if err != nil {
-		return err
-	}
-	return a.printComparison(m, b, r)
+	return func() error { return a.printComparison(m, b.path, b.warnings, r) }, err
 }
 
-// scoring runs a measurement with progress.
-func scoring[R any](a *app, flags *scoreFlags, text *verify.Text, models []*scored, measure func(verify.Options) (R, error)) (R, error) {
-	remark, finish := a.follow("scoring", len(text.Windows)*flags.ctx, models...)
+// scoring runs a measurement with progress. row, if not nil, gets the model's
+// logits.
+func scoring[R any](a *app, flags *scoreFlags, text *verify.Text, models []*scored, row func(int, []float32) error, measure func(verify.Options) (R, error)) (R, error) {
+	remark, finish := a.follow("scoring", text.Len(), models...)
 	defer finish()
 	r, err := measure(verify.Options{
-		BatchTokens: flags.batch, Threads: a.threads,
-		Window: func(_, _ int, ppl float64) { remark(fmt.Sprintf(" (PPL %.4f)", ppl)) },
+		BatchTokens: flags.batch, Threads: a.threads, Row: row,
+		Window: func(_, _ int, sofar verify.Running) { remark(runningText(sofar)) },
 	})
 	if err != nil {
 		err = &inputError{err} // not finite, or not to be compared
@@ -187,64 +355,29 @@ func scoring[R any](a *app, flags *scoreFlags, text *verify.Text, models []*scor
 	return r, err
 }
 
+// runningText is the estimate shown while windows are scored.
+func runningText(r verify.Running) string {
+	if math.IsNaN(r.KLD) {
+		return fmt.Sprintf(" (PPL %.4f)", r.PPL)
+	}
+	return fmt.Sprintf(" (PPL %.4f, KLD %.6f)", r.PPL, r.KLD)
+}
+
 // text tokenizes a text as the model's vocabulary wants it.
-func (m *scored) text(raw string, flags *scoreFlags) (*verify.Text, error) {
+func (m *scored) text(raw string, flags *scoreFlags) (text *verify.Text, err error) {
 	v, err := tokenizer.FromMetadata(m.model.Metadata())
 	if err != nil {
 		return nil, err
 	}
-	text, err := verify.Tokenize(v, raw, flags.ctx, flags.chunks)
+	if flags.stride > 0 {
+		text, err = verify.TokenizeStride(v, raw, flags.ctx, flags.stride, flags.chunks)
+	} else {
+		text, err = verify.Tokenize(v, raw, flags.ctx, flags.chunks)
+	}
 	if err != nil {
 		return nil, &inputError{err}
 	}
 	return text, nil
-}
-
-// maxTextBytes bounds an evaluation text; WikiText-103 has half a gigabyte.
-const maxTextBytes = 1 << 30
-
-// readText reads a text file.
-func readText(path string) (string, error) {
-	f := os.Stdin
-	if path != "-" {
-		var err error
-		if f, err = os.Open(path); err != nil {
-			return "", err
-		}
-		defer f.Close()
-	}
-	text, err := decompress(path, f)
-	if err != nil {
-		return "", &inputError{fmt.Errorf("%s: %w", path, err)}
-	}
-	return text, nil
-}
-
-// decompress reads everything, unpacking by the ending of the name.
-func decompress(name string, r io.Reader) (string, error) {
-	switch {
-	case strings.HasSuffix(name, ".gz"):
-		z, err := gzip.NewReader(r)
-		if err != nil {
-			return "", err
-		}
-		r = z
-	case strings.HasSuffix(name, ".zst"):
-		z, err := zstd.NewReader(r)
-		if err != nil {
-			return "", err
-		}
-		defer z.Close()
-		r = z
-	}
-	b, err := io.ReadAll(io.LimitReader(r, maxTextBytes+1))
-	if err != nil {
-		return "", err
-	}
-	if len(b) > maxTextBytes {
-		return "", fmt.Errorf("the text is longer than %s", sizeText(maxTextBytes))
-	}
-	return string(b), nil
 }
 
 func (a *app) printPerplexity(m *scored, r *verify.Result) error {
@@ -256,18 +389,25 @@ func (a *app) printPerplexity(m *scored, r *verify.Result) error {
 		}{m.path, m.warnings, r})
 	}
 	a.printf("PPL = %.4f ± %.4f\n", r.PPL.Value, r.PPL.Error)
+	if len(r.Domains) > 0 {
+		rows := [][]string{{"text", "scored", "PPL ± err"}}
+		for _, d := range r.Domains {
+			rows = append(rows, []string{printable(d.Name), fmt.Sprint(d.Scored), fmt.Sprintf("%.4f ± %.4f", d.PPL.Value, d.PPL.Error)})
+		}
+		a.printf("\n%s\n", table("lrr", rows))
+	}
 	a.printf("%s\n", wrap(r.Definition, ""))
 	return nil
 }
 
-func (a *app) printComparison(m, base *scored, c *verify.Comparison) error {
+func (a *app) printComparison(m *scored, base string, warnings []string, c *verify.Comparison) error {
 	if a.json {
 		return a.printJSON(struct {
 			Model    string   `json:"model"`
 			Base     string   `json:"base"`
 			Warnings []string `json:"warnings,omitempty"`
 			*verify.Comparison
-		}{m.path, base.path, append(m.warnings, base.warnings...), c})
+		}{m.path, base, slices.Concat(m.warnings, warnings), c})
 	}
 	rows := []struct {
 		name string
@@ -276,22 +416,49 @@ func (a *app) printComparison(m, base *scored, c *verify.Comparison) error {
 	}{
 		{"PPL of the model", c.PPL, ""},
 		{"PPL of the base", c.Base, ""},
+		{"PPL difference", c.Difference, ""},
 		{"PPL ratio", c.Ratio, ""},
 		{"ln(PPL ratio)", c.LogRatio, ""},
 		{"mean KLD", c.KLD.Mean, " nats"},
 		{"mean Δp", c.DeltaP.Mean, " %"},
 		{"RMS Δp", c.DeltaPRMS, " %"},
 		{"same top token", c.SameTop, " %"},
+		{"same top 5", c.SameTop5, " %"},
 	}
 	for _, r := range rows {
 		a.printf("%-16s %14.6f ± %.6f%s\n", r.name, r.e.Value, r.e.Error, r.unit)
 	}
-	for _, r := range []struct {
-		name string
-		kld  float64
-	}{{"median KLD", c.KLD.Median}, {"99 % KLD", c.KLD.P99}, {"maximum KLD", c.KLD.Max}} {
-		a.printf("%-16s %14.6f nats\n", r.name, r.kld)
+	a.printf("%-16s %14.6f\n\n%s\n", "correlation", c.Correlation, percentileTable(c))
+	if len(c.Domains) > 0 {
+		a.printf("%s\n", domainTable(c.Domains))
 	}
 	a.printf("%s\n", wrap(c.Definition, ""))
 	return nil
+}
+
+// percentileTable shows how the divergence and the change of the probability
+// of the text's token are distributed.
+func percentileTable(c *verify.Comparison) string {
+	rows := [][]string{{"percentile", "KLD", "Δp, %"}}
+	k, p := &c.KLD, &c.DeltaP
+	for _, r := range []struct {
+		name   string
+		kld, p float64
+	}{
+		{"maximum", k.Max, p.Max}, {"99.9", k.P999, p.P999}, {"99", k.P99, p.P99}, {"95", k.P95, p.P95}, {"90", k.P90, p.P90}, {"75", k.P75, p.P75},
+		{"median", k.Median, p.Median},
+		{"25", k.P25, p.P25}, {"10", k.P10, p.P10}, {"5", k.P5, p.P5}, {"1", k.P1, p.P1}, {"0.1", k.P01, p.P01}, {"minimum", k.Min, p.Min},
+	} {
+		rows = append(rows, []string{r.name, fmt.Sprintf("%.6f", r.kld), fmt.Sprintf("%.3f", r.p)})
+	}
+	return table("lrr", rows)
+}
+
+func domainTable(domains []*verify.Comparison) string {
+	rows := [][]string{{"text", "scored", "PPL ± err", "PPL ratio", "KLD", "same top"}}
+	for _, d := range domains {
+		rows = append(rows, []string{printable(d.Name), fmt.Sprint(d.Scored), fmt.Sprintf("%.4f ± %.4f", d.PPL.Value, d.PPL.Error),
+			fmt.Sprintf("%.6f", d.Ratio.Value), fmt.Sprintf("%.6f", d.KLD.Mean.Value), fmt.Sprintf("%.2f %%", d.SameTop.Value)})
+	}
+	return table("lrrrrr", rows)
 }

@@ -39,6 +39,8 @@ nll_b, nll_m = -b.gather(1, following)[:, 0], -m.gather(1, following)[:, 0]
 delta = 100 * ((-nll_m).exp() - (-nll_b).exp())
 square = estimate(delta.square())
 rms = square["value"] ** 0.5
+five_b, five_m = b.topk(5).indices, m.topk(5).indices
+same5 = 20 * (five_b[:, :, None] == five_m[:, None, :]).sum((1, 2)).double()
 same = 100 * (b.argmax(-1) == m.argmax(-1)).double()
 
 
@@ -63,6 +65,7 @@ json.dump({
     "delta_p": distribution(delta),
     "delta_p_rms": {"value": rms, "error": 0.5 / rms * square["error"]},
     "same_top": estimate(same),
+    "same_top5": estimate(same5),
     "scored": len(nll_m),
 }, sys.stdout, indent=1)
 print()
