@@ -12,18 +12,19 @@ import (
 	"github.com/winnow-moe/winnow/quant"
 )
 
-// tileFloats is the usual size of a decoded weight tile: half a MiB, so that
-// it stays in a core's second-level cache while all tokens pass by.
+// tileFloats is the usual size of a decoded weight tile: half a MiB, of which
+// products keep a panel in a core's first-level cache while tokens pass by.
 const tileFloats = 128 << 10
 
 // chunk is the number of tokens (or other rows of activations) handled at
 // once where results pass through a worker's own memory.
-const chunk = 64
+const chunk = 96
 
 // worker is the private memory of one goroutine.
 type worker struct {
 	raw     []byte
 	tiles   [2][]float32
+	packed  [2]kernel.Weights
 	out     []float32 // products before they are combined
 	factors []float32
 }
@@ -87,6 +88,16 @@ func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n 
 	return tile, m.applyFactors(ctx, w, t, first, tile)
 }
 
+// weights is read for a product: the rows are packed.
+func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first, n int) (*kernel.Weights, error) {
+	rows, err := m.read(ctx, w, b, t, first, n)
+	if err != nil {
+		return nil, err
+	}
+	w.packed[b].Pack(rows)
+	return &w.packed[b], nil
+}
+
 // applyFactors multiplies rows of t, from row first on, by the factors of their
 // matrices.
 func (m *Model) applyFactors(ctx context.Context, w *worker, t *tensor, first int, rows kernel.Matrix) error {
@@ -131,7 +142,8 @@ type tile struct{ first, n int }
 // many enough to keep all threads busy.
 func (m *Model) tiles(rows, cols int) []tile {
 	n := min(tileFloats/cols, (rows+4*m.opt.Threads-1)/(4*m.opt.Threads))
-	n = max(8, n+n%2)
+	lanes := kernel.Active().Lanes
+	n = max(lanes, n/lanes*lanes)
 	out := make([]tile, 0, (rows+n-1)/n)
 	for first := 0; first < rows; first += n {
 		out = append(out, tile{first, min(n, rows-first)})
@@ -169,22 +181,29 @@ func (m *Model) multiply(ctx context.Context, products ...product) error {
 	}
 	return m.parallel(ctx, len(tasks), func(ctx context.Context, w *worker, i int) error {
 		p, t := tasks[i].p, tasks[i].tile
-		weights, err := m.read(ctx, w, 0, p.w, p.first+t.first, t.n)
+		if p.transposed {
+			rows, err := m.read(ctx, w, 0, p.w, p.first+t.first, t.n)
+			if err != nil {
+				return err
+			}
+			dst := p.dst.Slice(t.first, t.n)
+			kernel.MatMul(dst, rows, p.x)
+			return checkFinite(p.w, dst)
+		}
+		weights, err := m.weights(ctx, w, 0, p.w, p.first+t.first, t.n)
 		if err != nil {
 			return err
 		}
-		switch {
-		case p.transposed:
-			return checked(p.w, p.dst.Slice(t.first, t.n), weights, p.x)
-		case p.add:
-			return w.addProduct(p.w, p.dst.Columns(t.first, t.n), p.x, weights, nil)
+		dst := p.dst.Columns(t.first, t.n)
+		if p.add {
+			return w.addProduct(p.w, dst, p.x, weights, nil)
 		}
-		return checked(p.w, p.dst.Columns(t.first, t.n), p.x, weights)
+		return checked(p.w, dst, p.x, weights)
 	})
 }
 
 // addProduct adds x·weightsᵀ to dst, row i times scale[i] when there is one.
-func (w *worker) addProduct(t *tensor, dst, x, weights kernel.Matrix, scale []float32) error {
+func (w *worker) addProduct(t *tensor, dst, x kernel.Matrix, weights *kernel.Weights, scale []float32) error {
 	for i := 0; i < x.Rows; i += chunk {
 		n := min(chunk, x.Rows-i)
 		out := kernel.NewMatrix(grow(&w.out, n*weights.Rows), n, weights.Rows)
@@ -214,10 +233,15 @@ func addScaled(dst, v []float32, scale float32) {
 	}
 }
 
-// checked is kernel.MatMul with an error that names the tensor when a result
-// is not finite: the earliest moment at which a broken weight shows.
-func checked(t *tensor, dst, x, w kernel.Matrix) error {
-	kernel.MatMul(dst, x, w)
+// checked multiplies with an error that names the tensor when a result is not
+// finite: the earliest moment at which a broken weight shows.
+func checked(t *tensor, dst, x kernel.Matrix, w *kernel.Weights) error {
+	w.Multiply(dst, x)
+	return checkFinite(t, dst)
+}
+
+// checkFinite is the check of a product with t.
+func checkFinite(t *tensor, dst kernel.Matrix) error {
 	if finite(dst) {
 		return nil
 	}

@@ -177,7 +177,7 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 	return p.m.parallel(ctx, len(out), func(ctx context.Context, w *worker, i int) error {
 		for j := range nets {
 			n := &nets[j]
-			weights, err := p.m.read(ctx, w, 0, n.down.w, n.down.first+out[i].first, out[i].n)
+			weights, err := p.m.weights(ctx, w, 0, n.down.w, n.down.first+out[i].first, out[i].n)
 			if err != nil {
 				return err
 			}
@@ -211,13 +211,13 @@ func addBias(dst kernel.Matrix, bias, scale []float32) {
 
 // gateUp computes columns t of hidden = act(x·gateᵀ, x·upᵀ).
 func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, x, hidden kernel.Matrix) error {
-	up, err := m.read(ctx, w, 1, n.up.w, n.up.first+t.first, t.n)
+	up, err := m.weights(ctx, w, 1, n.up.w, n.up.first+t.first, t.n)
 	if err != nil {
 		return err
 	}
-	var gate kernel.Matrix
+	var gate *kernel.Weights
 	if n.gate.w != nil {
-		if gate, err = m.read(ctx, w, 0, n.gate.w, n.gate.first+t.first, t.n); err != nil {
+		if gate, err = m.weights(ctx, w, 0, n.gate.w, n.gate.first+t.first, t.n); err != nil {
 			return err
 		}
 	}
@@ -271,23 +271,22 @@ const (
 func activate(kind arch.Act, gate, up []float32) {
 	switch kind {
 	case arch.SwiGLU:
-		for k, g := range gate {
-			gate[k] = g * kernel.Sigmoid(g) * up[k]
-		}
+		kernel.Gate(gate, 1)
 	case arch.GEGLU:
-		for k, g := range gate {
-			gate[k] = kernel.GELU(g) * up[k]
-		}
+		kernel.GELUs(gate)
 	case arch.GELU:
-		for k, u := range up {
-			gate[k] = kernel.GELU(u)
-		}
+		copy(gate, up)
+		kernel.GELUs(gate)
+		return
 	case arch.SwiGLUClamped:
 		for k, g := range gate {
-			g = min(g, clampedLimit)
-			u := max(-clampedLimit, min(clampedLimit, up[k]))
-			gate[k] = (u + 1) * g * kernel.Sigmoid(clampedAlpha*g)
+			gate[k] = min(g, clampedLimit)
+			up[k] = max(-clampedLimit, min(clampedLimit, up[k])) + 1
 		}
+		kernel.Gate(gate, clampedAlpha)
+	}
+	for k, u := range up {
+		gate[k] *= u
 	}
 }
 
