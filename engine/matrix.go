@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"fmt"
-	"math"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -138,10 +137,10 @@ func (m *Model) vector(ctx context.Context, t *tensor) ([]float32, error) {
 // tile is a range of rows.
 type tile struct{ first, n int }
 
-// tiles cuts rows of the given length into tiles that fit the cache and are
-// many enough to keep all threads busy.
-func (m *Model) tiles(rows, cols int) []tile {
-	n := min(tileFloats/cols, (rows+4*m.opt.Threads-1)/(4*m.opt.Threads))
+// tiles cuts rows of the given length into tiles that fit the cache and are,
+// with those of so many products like it, enough to keep all threads busy.
+func (m *Model) tiles(rows, cols, products int) []tile {
+	n := min(tileFloats/cols, (rows*products+4*m.opt.Threads-1)/(4*m.opt.Threads))
 	lanes := kernel.Active().Lanes
 	n = max(lanes, n/lanes*lanes)
 	out := make([]tile, 0, (rows+n-1)/n)
@@ -175,7 +174,7 @@ func (m *Model) multiply(ctx context.Context, products ...product) error {
 	var tasks []task
 	for i := range products {
 		p := &products[i]
-		for _, t := range m.tiles(p.rows, p.w.cols) {
+		for _, t := range m.tiles(p.rows, p.w.cols, len(products)) {
 			tasks = append(tasks, task{p, t})
 		}
 	}
@@ -251,10 +250,8 @@ func checkFinite(t *tensor, dst kernel.Matrix) error {
 // finite reports whether no element is NaN or infinite.
 func finite(m kernel.Matrix) bool {
 	for i := range m.Rows {
-		for _, v := range m.Row(i) {
-			if math.Float32bits(v)&0x7f800000 == 0x7f800000 {
-				return false
-			}
+		if !kernel.Finite(m.Row(i)) {
+			return false
 		}
 	}
 	return true

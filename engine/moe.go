@@ -162,7 +162,7 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 		size := nets[i].floats(p.in.Rows)
 		hidden[i] = kernel.NewMatrix(buf, size/nets[i].width, nets[i].width)
 		buf = buf[size:]
-		for _, t := range p.m.tiles(nets[i].width, p.in.Cols) {
+		for _, t := range p.m.tiles(nets[i].width, p.in.Cols, len(nets)) {
 			tasks = append(tasks, task{i, t})
 		}
 	}
@@ -173,7 +173,7 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 	if err != nil {
 		return err
 	}
-	out := p.m.tiles(p.out.Cols, nets[0].width)
+	out := p.m.tiles(p.out.Cols, nets[0].width, 1)
 	return p.m.parallel(ctx, len(out), func(ctx context.Context, w *worker, i int) error {
 		for j := range nets {
 			n := &nets[j]

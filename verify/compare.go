@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math"
+
+	"github.com/winnow-moe/winnow/engine/kernel"
 )
 
 // Comparison says how far a model's predictions lie from those of a base
@@ -101,14 +103,8 @@ func (p *pairs) visit(i int, next int32, b, m []float32) error {
 		return err
 	}
 	maxB, maxM := float64(b[topB]), float64(m[topM])
-	sumB, sumM, cross := 0.0, 0.0, 0.0
-	for j := range b {
-		xb, xm := float64(b[j]), float64(m[j])
-		e := math.Exp(xb - maxB)
-		sumB += e
-		sumM += math.Exp(xm - maxM)
-		cross += e * (xb - xm)
-	}
+	sumB, cross := kernel.CrossExp(b, m, maxB)
+	sumM := kernel.SumExp(m, maxM)
 	lseB, lseM := maxB+math.Log(sumB), maxM+math.Log(sumM)
 	p.base[i] = lseB - float64(b[next])
 	p.nll[i] = lseM - float64(m[next])

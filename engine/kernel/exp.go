@@ -42,6 +42,48 @@ func exp64(x float64) float64 {
 	return s * math.Float64frombits(uint64(1023+int64(n))<<52)
 }
 
+// lowest is the least argument of exp64: what is below would give less.
+const lowest = -700
+
+// SumExp returns Σ e^(x−top) for numbers that are at most top. Eight sums, of
+// every eighth element, run in ascending order and are added in pairs. Terms
+// below e^-700 count as that.
+func SumExp(x []float32, top float64) float64 {
+	var sums [8]float64
+	for i, v := range x[sumExps(&sums, x, top):] {
+		sums[i%8] += exp64(max(lowest, float64(v)-top))
+	}
+	return folded(sums[:])
+}
+
+// CrossExp returns SumExp of x and Σ e^(x−top)·(x−y), summed alike, for as many
+// numbers y.
+func CrossExp(x, y []float32, top float64) (sum, cross float64) {
+	var sums [16]float64
+	done := crossExps(&sums, x, y, top)
+	y = y[done:]
+	for i, v := range x[done:] {
+		e := exp64(max(lowest, float64(v)-top))
+		sums[i%8] += e
+		sums[8+i%8] += float64(e * (float64(v) - float64(y[i])))
+	}
+	return folded(sums[:8]), folded(sums[8:])
+}
+
+// folded adds eight sums in pairs.
+func folded(s []float64) float64 {
+	return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
+}
+
+// Finite reports whether no number is NaN or infinite.
+func Finite(x []float32) bool {
+	done, top := largest(x)
+	for _, v := range x[done:] {
+		top = max(top, math.Float32bits(v)&^(1<<31))
+	}
+	return top < 0x7f800000
+}
+
 // Tanh returns the hyperbolic tangent: (e^2x − 1)/(e^2x + 1), and x − x³/3 where
 // that would cancel.
 func Tanh(x float32) float32 {

@@ -85,6 +85,59 @@ func TestVectors(t *testing.T) {
 	})
 }
 
+// TestSumExp compares with math.Exp and all sets with each other.
+func TestSumExp(t *testing.T) {
+	first := map[int][2]float64{}
+	eachSet(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(4, 9))
+		for n := range 300 {
+			x, y := make([]float32, n), random(rng, n)
+			want, wantCross, size := 0.0, 0.0, 0.0
+			for i := range x {
+				x[i] = float32(-rng.ExpFloat64() * 20)
+				if rng.IntN(50) == 0 {
+					x[i] = -3e38
+				}
+				e := math.Exp(float64(x[i]) - 1.5)
+				want += e
+				wantCross += e * float64(x[i]-y[i])
+				size += e * math.Abs(float64(x[i]-y[i]))
+			}
+			sum, cross := CrossExp(x, y, 1.5)
+			if got := SumExp(x, 1.5); got != sum || math.Abs(sum-want) > 1e-12*want || math.Abs(cross-wantCross) > 1e-6*size {
+				t.Fatalf("%d numbers: %g, %g and %g, want %g and %g", n, got, sum, cross, want, wantCross)
+			}
+			if was, ok := first[n]; ok && was != [2]float64{sum, cross} {
+				t.Fatalf("%d numbers: %g and %g, another set gives %g", n, sum, cross, was)
+			}
+			first[n] = [2]float64{sum, cross}
+		}
+	})
+}
+
+func TestFinite(t *testing.T) {
+	eachSet(t, func(t *testing.T) {
+		for n := range 40 {
+			x := make([]float32, n)
+			for i := range x {
+				x[i] = -math.MaxFloat32
+			}
+			if !Finite(x) {
+				t.Fatalf("%d finite numbers: false", n)
+			}
+			for i := range x {
+				for _, bad := range []float64{math.Inf(1), math.Inf(-1), math.NaN()} {
+					x[i] = float32(bad)
+					if Finite(x) {
+						t.Fatalf("%d numbers, %g at %d: true", n, bad, i)
+					}
+				}
+				x[i] = 1
+			}
+		}
+	})
+}
+
 func BenchmarkExps(b *testing.B) {
 	x := random(rand.New(rand.NewPCG(1, 2)), 512)
 	y := make([]float32, len(x))

@@ -64,3 +64,18 @@ func expAVX2(dst *float32, src *float32, eights int)
 //
 //go:noescape
 func tanhAVX2(dst *float32, src *float32, eights int)
+
+// sumExpAVX2 is sumExp for eights times eight numbers, none of them NaN.
+//
+//go:noescape
+func sumExpAVX2(sums *[8]float64, x *float32, top float64, eights int)
+
+// crossExpAVX2 is crossExp for eights times eight numbers, none of them NaN.
+//
+//go:noescape
+func crossExpAVX2(sums *[16]float64, x *float32, y *float32, top float64, eights int)
+
+// largestAVX2 is largest for eights times eight numbers.
+//
+//go:noescape
+func largestAVX2(x *float32, eights int) uint32

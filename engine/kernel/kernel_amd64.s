@@ -3261,3 +3261,242 @@ DATA number22<>+8(SB)/8, $0x3f50624dd2f1a9fc
 DATA number22<>+16(SB)/8, $0x3f50624dd2f1a9fc
 DATA number22<>+24(SB)/8, $0x3f50624dd2f1a9fc
 GLOBL number22<>(SB), RODATA|NOPTR, $32
+
+// func sumExpAVX2(sums *[8]float64, x *float32, top float64, eights int)
+// Requires: AVX, AVX2
+TEXT ·sumExpAVX2(SB), NOSPLIT, $0-32
+	MOVQ         sums+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         eights+24(FP), DX
+	VBROADCASTSD top+16(FP), Y0
+	VMOVUPD      (AX), Y1
+	VMOVUPD      32(AX), Y2
+
+eight:
+	VCVTPS2PD  (CX), Y3
+	VSUBPD     Y0, Y3, Y3
+	VMAXPD     number23<>+0(SB), Y3, Y3
+	VCVTPS2PD  16(CX), Y4
+	VSUBPD     Y0, Y4, Y4
+	VMAXPD     number23<>+0(SB), Y4, Y4
+	VMULPD     number0<>+0(SB), Y3, Y5
+	VADDPD     number1<>+0(SB), Y5, Y5
+	VROUNDPD   $0x01, Y5, Y5
+	VMULPD     number2<>+0(SB), Y5, Y6
+	VSUBPD     Y6, Y3, Y3
+	VMULPD     number3<>+0(SB), Y5, Y6
+	VSUBPD     Y6, Y3, Y3
+	VMOVUPD    number4<>+0(SB), Y6
+	VMULPD     number0<>+0(SB), Y4, Y7
+	VADDPD     number1<>+0(SB), Y7, Y7
+	VROUNDPD   $0x01, Y7, Y7
+	VMULPD     number2<>+0(SB), Y7, Y8
+	VSUBPD     Y8, Y4, Y4
+	VMULPD     number3<>+0(SB), Y7, Y8
+	VSUBPD     Y8, Y4, Y4
+	VMOVUPD    number4<>+0(SB), Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number5<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number5<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number6<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number6<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number7<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number7<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number8<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number8<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number9<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number9<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number10<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number10<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number11<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number11<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number1<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number1<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number12<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number12<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number12<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number12<>+0(SB), Y8, Y8
+	VCVTPD2DQY Y5, X5
+	VPMOVSXDQ  X5, Y5
+	VPADDQ     number13<>+0(SB), Y5, Y5
+	VPSLLQ     $0x34, Y5, Y5
+	VMULPD     Y5, Y6, Y3
+	VCVTPD2DQY Y7, X7
+	VPMOVSXDQ  X7, Y7
+	VPADDQ     number13<>+0(SB), Y7, Y7
+	VPSLLQ     $0x34, Y7, Y7
+	VMULPD     Y7, Y8, Y4
+	VADDPD     Y3, Y1, Y1
+	VADDPD     Y4, Y2, Y2
+	ADDQ       $0x20, CX
+	DECQ       DX
+	JNZ        eight
+	VMOVUPD    Y1, (AX)
+	VMOVUPD    Y2, 32(AX)
+	VZEROUPPER
+	RET
+
+DATA number23<>+0(SB)/8, $0xc085e00000000000
+DATA number23<>+8(SB)/8, $0xc085e00000000000
+DATA number23<>+16(SB)/8, $0xc085e00000000000
+DATA number23<>+24(SB)/8, $0xc085e00000000000
+GLOBL number23<>(SB), RODATA|NOPTR, $32
+
+// func crossExpAVX2(sums *[16]float64, x *float32, y *float32, top float64, eights int)
+// Requires: AVX, AVX2
+TEXT ·crossExpAVX2(SB), NOSPLIT, $0-40
+	MOVQ         sums+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         eights+32(FP), DX
+	VBROADCASTSD top+24(FP), Y0
+	MOVQ         y+16(FP), BX
+	VMOVUPD      (AX), Y1
+	VMOVUPD      32(AX), Y2
+	VMOVUPD      64(AX), Y3
+	VMOVUPD      96(AX), Y4
+
+eight:
+	VCVTPS2PD  (CX), Y5
+	VSUBPD     Y0, Y5, Y5
+	VMAXPD     number23<>+0(SB), Y5, Y5
+	VCVTPS2PD  16(CX), Y6
+	VSUBPD     Y0, Y6, Y6
+	VMAXPD     number23<>+0(SB), Y6, Y6
+	VMULPD     number0<>+0(SB), Y5, Y7
+	VADDPD     number1<>+0(SB), Y7, Y7
+	VROUNDPD   $0x01, Y7, Y7
+	VMULPD     number2<>+0(SB), Y7, Y8
+	VSUBPD     Y8, Y5, Y5
+	VMULPD     number3<>+0(SB), Y7, Y8
+	VSUBPD     Y8, Y5, Y5
+	VMOVUPD    number4<>+0(SB), Y8
+	VMULPD     number0<>+0(SB), Y6, Y9
+	VADDPD     number1<>+0(SB), Y9, Y9
+	VROUNDPD   $0x01, Y9, Y9
+	VMULPD     number2<>+0(SB), Y9, Y10
+	VSUBPD     Y10, Y6, Y6
+	VMULPD     number3<>+0(SB), Y9, Y10
+	VSUBPD     Y10, Y6, Y6
+	VMOVUPD    number4<>+0(SB), Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number5<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number5<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number6<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number6<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number7<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number7<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number8<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number8<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number9<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number9<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number10<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number10<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number11<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number11<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number1<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number1<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number12<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number12<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number12<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number12<>+0(SB), Y10, Y10
+	VCVTPD2DQY Y7, X7
+	VPMOVSXDQ  X7, Y7
+	VPADDQ     number13<>+0(SB), Y7, Y7
+	VPSLLQ     $0x34, Y7, Y7
+	VMULPD     Y7, Y8, Y5
+	VCVTPD2DQY Y9, X9
+	VPMOVSXDQ  X9, Y9
+	VPADDQ     number13<>+0(SB), Y9, Y9
+	VPSLLQ     $0x34, Y9, Y9
+	VMULPD     Y9, Y10, Y6
+	VADDPD     Y5, Y1, Y1
+	VCVTPS2PD  (CX), Y7
+	VCVTPS2PD  (BX), Y8
+	VSUBPD     Y8, Y7, Y7
+	VMULPD     Y5, Y7, Y7
+	VADDPD     Y7, Y3, Y3
+	VADDPD     Y6, Y2, Y2
+	VCVTPS2PD  16(CX), Y5
+	VCVTPS2PD  16(BX), Y7
+	VSUBPD     Y7, Y5, Y5
+	VMULPD     Y6, Y5, Y5
+	VADDPD     Y5, Y4, Y4
+	ADDQ       $0x20, CX
+	ADDQ       $0x20, BX
+	DECQ       DX
+	JNZ        eight
+	VMOVUPD    Y1, (AX)
+	VMOVUPD    Y2, 32(AX)
+	VMOVUPD    Y3, 64(AX)
+	VMOVUPD    Y4, 96(AX)
+	VZEROUPPER
+	RET
+
+// func largestAVX2(x *float32, eights int) uint32
+// Requires: AVX, AVX2
+TEXT ·largestAVX2(SB), NOSPLIT, $0-20
+	MOVQ    x+0(FP), AX
+	MOVQ    eights+8(FP), CX
+	VXORPS  Y0, Y0, Y0
+	VMOVUPS number24<>+0(SB), Y1
+
+eight:
+	VANDPS       (AX), Y1, Y2
+	VPMAXUD      Y2, Y0, Y0
+	ADDQ         $0x20, AX
+	DECQ         CX
+	JNZ          eight
+	VEXTRACTF128 $0x01, Y0, X1
+	VPMAXUD      X0, X1, X1
+	VPSHUFD      $0x4e, X1, X0
+	VPMAXUD      X0, X1, X1
+	VPSHUFD      $0xb1, X1, X0
+	VPMAXUD      X0, X1, X1
+	VMOVD        X1, AX
+	VZEROUPPER
+	MOVL         AX, ret+16(FP)
+	RET
+
+DATA number24<>+0(SB)/8, $0x7fffffff7fffffff
+DATA number24<>+8(SB)/8, $0x7fffffff7fffffff
+DATA number24<>+16(SB)/8, $0x7fffffff7fffffff
+DATA number24<>+24(SB)/8, $0x7fffffff7fffffff
+GLOBL number24<>(SB), RODATA|NOPTR, $32

@@ -154,3 +154,85 @@ func hyperbolic() {
 		}
 	})
 }
+
+// sumExp adds exponentials, and what crossExp has besides.
+func sumExp(cross bool) {
+	name, signature, topAt := "sumExp", "func(sums *[8]float64, x *float32, top float64, eights int)", 16
+	if cross {
+		name, signature, topAt = "crossExp", "func(sums *[16]float64, x, y *float32, top float64, eights int)", 24
+	}
+	text(name+"AVX2", signature, "is "+name+" for eights times eight numbers, none of them NaN.")
+	sums, src, n := parameter("sums"), parameter("x"), parameter("eights")
+	var other reg.GPVirtual
+	top, s := YMM(), make([]reg.VecVirtual, side)
+	VBROADCASTSD(NewParamAddr("top", topAt), top)
+	if cross {
+		other = parameter("y")
+		s = make([]reg.VecVirtual, 2*side)
+	}
+	for v := range s {
+		s[v] = YMM()
+		VMOVUPD(at(sums, 32*v), s[v])
+	}
+	repeat("eight", n, func() {
+		x := make([]reg.VecVirtual, side)
+		for v := range x {
+			x[v] = YMM()
+			VCVTPS2PD(at(src, 16*v), x[v])
+			VSUBPD(top, x[v], x[v])
+			VMAXPD(number(lowest), x[v], x[v])
+		}
+		exp64(x)
+		for v := range x {
+			VADDPD(x[v], s[v], s[v])
+			if cross {
+				a, b := YMM(), YMM()
+				VCVTPS2PD(at(src, 16*v), a)
+				VCVTPS2PD(at(other, 16*v), b)
+				VSUBPD(b, a, a)
+				VMULPD(x[v], a, a)
+				VADDPD(a, s[side+v], s[side+v])
+			}
+		}
+		ADDQ(U8(32), src)
+		if cross {
+			ADDQ(U8(32), other)
+		}
+	})
+	for v := range s {
+		VMOVUPD(s[v], at(sums, 32*v))
+	}
+	VZEROUPPER()
+	RET()
+}
+
+// lowest is the least argument of exp64, as in exp.go.
+const lowest = -700
+
+// largest finds numbers that are not finite.
+func largest() {
+	text("largestAVX2", "func(x *float32, eights int) uint32", "is largest for eights times eight numbers.")
+	src, n := parameter("x"), parameter("eights")
+	top, signless := YMM(), YMM()
+	VXORPS(top, top, top)
+	VMOVUPS(quad(0x7fffffff7fffffff), signless)
+	repeat("eight", n, func() {
+		v := YMM()
+		VANDPS(at(src, 0), signless, v)
+		VPMAXUD(v, top, top)
+		ADDQ(U8(32), src)
+	})
+	x := XMM()
+	VEXTRACTF128(U8(1), top, x)
+	VPMAXUD(top.AsX(), x, x)
+	for _, swap := range []uint8{0x4e, 0xb1} {
+		t := XMM()
+		VPSHUFD(U8(swap), x, t)
+		VPMAXUD(t, x, x)
+	}
+	r := GP32()
+	VMOVD(x, r)
+	VZEROUPPER()
+	Store(r, ReturnIndex(0))
+	RET()
+}

@@ -24,6 +24,9 @@ func main() {
 	transpose()
 	exponential()
 	hyperbolic()
+	sumExp(false)
+	sumExp(true)
+	largest()
 	Generate()
 }
 
