@@ -11,9 +11,9 @@ import (
 	"github.com/winnow-moe/winnow/quant"
 )
 
-// tileFloats is the usual size of a decoded weight tile: half a MiB, of which
+// tileFloats is the usual size of a decoded weight tile: a MiB, of which
 // products keep a panel in a core's first-level cache while tokens pass by.
-const tileFloats = 128 << 10
+const tileFloats = 256 << 10
 
 // chunk is the number of tokens (or other rows of activations) handled at
 // once where results pass through a worker's own memory.

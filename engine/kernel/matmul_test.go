@@ -6,6 +6,7 @@ import (
 	"math/big"
 	"math/rand/v2"
 	"testing"
+	"unsafe"
 )
 
 func random(rng *rand.Rand, n int) []float32 {
@@ -51,6 +52,47 @@ func eachSet(t *testing.T, test func(t *testing.T)) {
 	for _, s := range Sets() {
 		Use(s.Name)
 		t.Run(s.Name, test)
+	}
+}
+
+// shaped is a portable set of the form that the products for AVX-512 have,
+// for machines without it.
+func shaped() *Set {
+	s := &Set{Name: "shaped", Lanes: 32, block: 112}
+	for _, rows := range []int{1, 2, 4, 8, 14} {
+		s.products = append(s.products, product{rows, func(dst *float32, stride int, c *float64, x, w *float32, k int) {
+			for i := range rows {
+				for j := range s.Lanes {
+					var sum float32
+					for p := range k {
+						sum = fma(unsafe.Slice(x, rows*xStride)[i*xStride+p], unsafe.Slice(w, k*s.Lanes)[p*s.Lanes+j], sum)
+					}
+					total := float64(sum)
+					if c != nil {
+						total += unsafe.Slice(c, rows*s.Lanes)[i*s.Lanes+j]
+					}
+					if dst == nil {
+						unsafe.Slice(c, rows*s.Lanes)[i*s.Lanes+j] = total
+					} else {
+						unsafe.Slice(dst, (rows-1)*stride+s.Lanes)[i*stride+j] = float32(total)
+					}
+				}
+			}
+		}})
+	}
+	return s
+}
+
+func TestShaped(t *testing.T) {
+	before := Active().Name
+	defer Use(before)
+	active.Store(shaped())
+	rng := rand.New(rand.NewPCG(8, 8))
+	for _, n := range []int{1, 3, 7, 14, 15, 40, 112, 113, 126} {
+		for _, m := range []int{1, 31, 32, 70} {
+			matMulCase(t, rng, n, m, 9)
+			matMulCase(t, rng, n, m, span+3)
+		}
 	}
 }
 
