@@ -235,7 +235,7 @@ func addScaled(dst, v []float32, scale float32) {
 // checked multiplies with an error that names the tensor when a result is not
 // finite: the earliest moment at which a broken weight shows.
 func checked(t *tensor, dst, x kernel.Matrix, w *kernel.Weights) error {
-	w.Multiply(dst, x)
+	kernel.Multiply(x, kernel.Output{Dst: dst, Weights: w})
 	return checkFinite(t, dst)
 }
 

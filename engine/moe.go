@@ -224,21 +224,23 @@ func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, x, hi
 	hidden = hidden.Columns(t.first, t.n)
 	for i := 0; i < x.Rows; i += chunk {
 		rows := min(chunk, x.Rows-i)
-		h, xs := hidden.Slice(i, rows), x.Slice(i, rows)
-		out := kernel.NewMatrix(grow(&w.out, rows*t.n), rows, t.n)
-		if err := checked(n.up.w, out, xs, up); err != nil {
-			return err
+		h, out := hidden.Slice(i, rows), kernel.NewMatrix(grow(&w.out, rows*t.n), rows, t.n)
+		outputs := []kernel.Output{{Dst: out, Weights: up}}
+		if gate != nil {
+			outputs = append(outputs, kernel.Output{Dst: h, Weights: gate})
 		}
+		kernel.Multiply(x.Slice(i, rows), outputs...)
 		var scale []float32
 		if n.weightInput {
 			scale = n.scale[i:]
 		}
-		n.up.complete(out, t.first, scale)
-		if n.gate.w != nil {
-			if err := checked(n.gate.w, h, xs, gate); err != nil {
+		if err := n.up.complete(out, t.first, scale); err != nil {
+			return err
+		}
+		if gate != nil {
+			if err := n.gate.complete(h, t.first, scale); err != nil {
 				return err
 			}
-			n.gate.complete(h, t.first, scale)
 		}
 		for j := range rows {
 			activate(m.arch.Family.Block.Act, h.Row(j), out.Row(j))
@@ -247,9 +249,12 @@ func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, x, hi
 	return nil
 }
 
-// complete multiplies row i of a product by scale[i], which is the same as
-// scaling the input, and adds the bias of columns from first on.
-func (r *rows) complete(x kernel.Matrix, first int, scale []float32) {
+// complete checks a product, multiplies row i by scale[i], which is the same
+// as scaling the input, and adds the bias of columns from first on.
+func (r *rows) complete(x kernel.Matrix, first int, scale []float32) error {
+	if err := checkFinite(r.w, x); err != nil {
+		return err
+	}
 	for i := range x.Rows {
 		row := x.Row(i)
 		if scale != nil {
@@ -259,6 +264,7 @@ func (r *rows) complete(x kernel.Matrix, first int, scale []float32) {
 			addTo(row, r.bias[first:][:len(row)])
 		}
 	}
+	return nil
 }
 
 // Constants of the clamped SwiGLU (HF modeling_gpt_oss.py).

@@ -51,15 +51,14 @@ func (w *Weights) Pack(m Matrix) {
 	w.set = active.Load()
 	w.Rows, w.Cols = m.Rows, m.Cols
 	lanes := w.set.Lanes
-	size := (m.Rows + lanes - 1) / lanes * lanes * m.Cols
-	w.data = grow(&w.data, size)
+	w.data = grow(&w.data, w.set.padded(m.Rows)*m.Cols)
 	for first := 0; first < m.Rows; first += lanes {
-		w.set.panel(w.data[first*m.Cols:][:lanes*m.Cols], m.Slice(first, min(lanes, m.Rows-first)))
+		w.set.pack(w.data[first*m.Cols:][:lanes*m.Cols], m.Slice(first, min(lanes, m.Rows-first)))
 	}
 }
 
-// panel packs up to Lanes rows.
-func (s *Set) panel(dst []float32, m Matrix) {
+// pack packs up to Lanes rows.
+func (s *Set) pack(dst []float32, m Matrix) {
 	if m.Rows < s.Lanes {
 		clear(dst)
 	}
@@ -114,16 +113,24 @@ func MatMul(dst, x, w Matrix) {
 	for j := 0; j < w.Rows; j += most {
 		n := min(most, w.Rows-j)
 		s.weights.Pack(w.Slice(j, n))
-		s.multiply(dst.Columns(j, n), x, &s.weights)
+		s.multiply(x, Output{dst.Columns(j, n), &s.weights})
 	}
 }
 
-// Multiply is MatMul with weights that are packed.
-func (w *Weights) Multiply(dst, x Matrix) {
-	check(&dst, &x, w.Rows, w.Cols)
+// Output is where a product with weights goes.
+type Output struct {
+	Dst     Matrix
+	Weights *Weights
+}
+
+// Multiply is MatMul of x and several weights that are packed.
+func Multiply(x Matrix, outputs ...Output) {
+	for i := range outputs {
+		check(&outputs[i].Dst, &x, outputs[i].Weights.Rows, outputs[i].Weights.Cols)
+	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
-	s.multiply(dst, x, w)
+	s.multiply(x, outputs...)
 }
 
 func check(dst, x *Matrix, rows, cols int) {
@@ -132,50 +139,79 @@ func check(dst, x *Matrix, rows, cols int) {
 	}
 }
 
-// multiply takes as many rows of x at a time as its second-level cache holds
+// multiply takes as many rows of x at a time as the second-level cache holds
 // of a span.
-func (s *scratch) multiply(dst, x Matrix, w *Weights) {
-	if w.Cols == 0 || w.Rows == 0 {
-		for i := range dst.Rows {
-			clear(dst.Row(i))
+func (s *scratch) multiply(x Matrix, outputs ...Output) {
+	if x.Cols == 0 {
+		for _, o := range outputs {
+			for i := range o.Dst.Rows {
+				clear(o.Dst.Row(i))
+			}
 		}
 		return
 	}
-	for i := 0; i < x.Rows; i += w.set.block {
-		n := min(w.set.block, x.Rows-i)
-		s.block(dst.Slice(i, n), x.Slice(i, n), w)
+	set := outputs[0].Weights.set
+	for i := 0; i < x.Rows; i += set.block {
+		s.block(set, i, x.Slice(i, min(set.block, x.Rows-i)), outputs)
 	}
 }
 
-// block goes span by span, panel by panel, so that of each panel a span stays
-// in the first-level cache while the rows of x pass by.
-func (s *scratch) block(dst, x Matrix, w *Weights) {
-	set := w.set
+// block computes rows of the outputs, from row at on, for those of x: span by
+// span, panel by panel, so that of each panel a span stays in the first-level
+// cache while the rows pass by.
+func (s *scratch) block(set *Set, at int, x Matrix, outputs []Output) {
 	var sums []float64
-	if w.Cols > span {
-		sums = grow(&s.sums, (w.Rows+set.Lanes-1)/set.Lanes*set.Lanes*set.block)
+	if x.Cols > span {
+		columns := 0
+		for _, o := range outputs {
+			columns += set.padded(o.Weights.Rows)
+		}
+		sums = grow(&s.sums, columns*set.block)
 		clear(sums)
 	}
 	s.tile = grow(&s.tile, set.Lanes*set.products[len(set.products)-1].rows)
-	for first := 0; first < w.Cols; first += span {
-		k := min(span, w.Cols-first)
+	for first := 0; first < x.Cols; first += span {
+		k := min(span, x.Cols-first)
 		s.load(set, x.Columns(first, k))
-		for j := 0; j < w.Rows; j += set.Lanes {
-			panel := &w.data[j*w.Cols+first*set.Lanes]
-			for i := 0; i < x.Rows; {
-				p := set.product(x.Rows - i)
-				var c *float64
+		c := sums
+		for _, o := range outputs {
+			for j := 0; j < o.Weights.Rows; j += set.Lanes {
+				p := panel{set: set, w: &o.Weights.data[j*x.Cols+first*set.Lanes], k: k, last: first+k == x.Cols}
 				if sums != nil {
-					c = &sums[j*set.block+i*set.Lanes]
+					p.sums, c = c[:set.Lanes*set.block], c[set.Lanes*set.block:]
 				}
-				if first+k < w.Cols {
-					p.run(nil, 0, c, &s.x[i*xStride], panel, k)
-				} else {
-					s.finish(set, p, dst, i, j, c, panel, k)
-				}
-				i += p.rows
+				s.rows(&p, o.Dst.Slice(at, x.Rows), j)
 			}
 		}
+	}
+}
+
+// padded returns the columns of the panels of so many rows.
+func (s *Set) padded(rows int) int { return (rows + s.Lanes - 1) / s.Lanes * s.Lanes }
+
+// panel is a span of a panel of weights.
+type panel struct {
+	set  *Set
+	w    *float32
+	k    int
+	sums []float64 // of the spans so far, if there are several
+	last bool
+}
+
+// rows multiplies the loaded rows of x by a panel, for columns of dst from j on.
+func (s *scratch) rows(panel *panel, dst Matrix, j int) {
+	for i := 0; i < dst.Rows; {
+		p := panel.set.product(dst.Rows - i)
+		var c *float64
+		if panel.sums != nil {
+			c = &panel.sums[i*panel.set.Lanes]
+		}
+		if panel.last {
+			s.finish(panel, p, dst, i, j, c)
+		} else {
+			p.run(nil, 0, c, &s.x[i*xStride], panel.w, panel.k)
+		}
+		i += p.rows
 	}
 }
 
@@ -205,15 +241,15 @@ func (s *scratch) load(set *Set, x Matrix) {
 
 // finish makes the last span's sums elements of dst from row i and column j on:
 // those that it has.
-func (s *scratch) finish(set *Set, p *product, dst Matrix, i, j int, c *float64, panel *float32, k int) {
-	x := &s.x[i*xStride]
-	rows, cols := min(p.rows, dst.Rows-i), min(set.Lanes, dst.Cols-j)
-	if dst.Index == nil && rows == p.rows && cols == set.Lanes {
-		p.run(&dst.Row(i)[j], dst.Stride, c, x, panel, k)
+func (s *scratch) finish(panel *panel, p *product, dst Matrix, i, j int, c *float64) {
+	x, lanes := &s.x[i*xStride], panel.set.Lanes
+	rows, cols := min(p.rows, dst.Rows-i), min(lanes, dst.Cols-j)
+	if dst.Index == nil && rows == p.rows && cols == lanes {
+		p.run(&dst.Row(i)[j], dst.Stride, c, x, panel.w, panel.k)
 		return
 	}
-	p.run(&s.tile[0], set.Lanes, c, x, panel, k)
+	p.run(&s.tile[0], lanes, c, x, panel.w, panel.k)
 	for r := range rows {
-		copy(dst.Row(i + r)[j:], s.tile[r*set.Lanes:][:cols])
+		copy(dst.Row(i + r)[j:], s.tile[r*lanes:][:cols])
 	}
 }

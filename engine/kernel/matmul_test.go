@@ -140,9 +140,10 @@ func matMulCase(t *testing.T, rng *rand.Rand, n, m, k int) {
 	if rng.IntN(2) == 0 {
 		MatMul(dst, x, w)
 	} else {
-		var packed Weights
-		packed.Pack(w)
-		packed.Multiply(dst, x)
+		var a, b Weights
+		a.Pack(w.Slice(0, m/3))
+		b.Pack(w.Slice(m/3, m-m/3))
+		Multiply(x, Output{dst.Columns(0, m/3), &a}, Output{dst.Columns(m/3, m-m/3), &b})
 	}
 	for i := range n {
 		for j := range m {
