@@ -213,7 +213,7 @@ func (w *worker) addProduct(t *tensor, dst, x kernel.Matrix, weights *kernel.Wei
 			if scale == nil {
 				addTo(dst.Row(i+j), out.Row(j))
 			} else {
-				addScaled(dst.Row(i+j), out.Row(j), scale[i+j])
+				kernel.AddScaled(dst.Row(i+j), out.Row(j), scale[i+j])
 			}
 		}
 	}
@@ -223,12 +223,6 @@ func (w *worker) addProduct(t *tensor, dst, x kernel.Matrix, weights *kernel.Wei
 func addTo(dst, v []float32) {
 	for i, f := range v {
 		dst[i] += f
-	}
-}
-
-func addScaled(dst, v []float32, scale float32) {
-	for i, f := range v {
-		dst[i] += float32(scale * f)
 	}
 }
 

@@ -204,7 +204,7 @@ func addBias(dst kernel.Matrix, bias, scale []float32) {
 		if scale == nil {
 			addTo(row, bias[:len(row)])
 		} else {
-			addScaled(row, bias[:len(row)], scale[i])
+			kernel.AddScaled(row, bias[:len(row)], scale[i])
 		}
 	}
 }

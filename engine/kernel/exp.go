@@ -84,6 +84,14 @@ func Finite(x []float32) bool {
 	return top < 0x7f800000
 }
 
+// AddScaled adds scale·x to dst, which is as long.
+func AddScaled(dst, x []float32, scale float32) {
+	dst = dst[:len(x)]
+	for i := addScaled(dst, x, scale); i < len(x); i++ {
+		dst[i] += float32(scale * x[i])
+	}
+}
+
 // Tanh returns the hyperbolic tangent: (e^2x − 1)/(e^2x + 1), and x − x³/3 where
 // that would cancel.
 func Tanh(x float32) float32 {

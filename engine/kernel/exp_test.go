@@ -115,6 +115,22 @@ func TestSumExp(t *testing.T) {
 	})
 }
 
+func TestAddScaled(t *testing.T) {
+	eachSet(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(6, 9))
+		for n := range 40 {
+			x, got := random(rng, n), random(rng, n+1)
+			want := slices.Clone(got)
+			for i, v := range x {
+				want[i] += float32(0.3 * v)
+			}
+			if AddScaled(got[:n], x, 0.3); !slices.Equal(got, want) {
+				t.Fatalf("%d numbers: %g, want %g", n, got, want)
+			}
+		}
+	})
+}
+
 func TestFinite(t *testing.T) {
 	eachSet(t, func(t *testing.T) {
 		for n := range 40 {

@@ -79,3 +79,8 @@ func crossExpAVX2(sums *[16]float64, x *float32, y *float32, top float64, eights
 //
 //go:noescape
 func largestAVX2(x *float32, eights int) uint32
+
+// addScaledAVX2 is AddScaled for eights times eight numbers.
+//
+//go:noescape
+func addScaledAVX2(dst *float32, x *float32, scale float32, eights int)

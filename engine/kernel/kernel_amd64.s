@@ -3500,3 +3500,22 @@ DATA number24<>+8(SB)/8, $0x7fffffff7fffffff
 DATA number24<>+16(SB)/8, $0x7fffffff7fffffff
 DATA number24<>+24(SB)/8, $0x7fffffff7fffffff
 GLOBL number24<>(SB), RODATA|NOPTR, $32
+
+// func addScaledAVX2(dst *float32, x *float32, scale float32, eights int)
+// Requires: AVX
+TEXT ·addScaledAVX2(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         eights+24(FP), DX
+	VBROADCASTSS scale+16(FP), Y0
+
+eight:
+	VMULPS  (CX), Y0, Y1
+	VADDPS  (AX), Y1, Y1
+	VMOVUPS Y1, (AX)
+	ADDQ    $0x20, CX
+	ADDQ    $0x20, AX
+	DECQ    DX
+	JNZ     eight
+	VZEROUPPER
+	RET

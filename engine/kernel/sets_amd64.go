@@ -78,3 +78,12 @@ func largest(x []float32) (done int, bits uint32) {
 	}
 	return 8 * n, bits
 }
+
+// addScaled is AddScaled for the first numbers; it returns how many.
+func addScaled(dst, x []float32, scale float32) int {
+	n := eights(min(len(x), len(dst)))
+	if n > 0 {
+		addScaledAVX2(&dst[0], &x[0], scale, n)
+	}
+	return 8 * n
+}

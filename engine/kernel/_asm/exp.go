@@ -236,3 +236,21 @@ func largest() {
 	Store(r, ReturnIndex(0))
 	RET()
 }
+
+// addScaled adds products that are rounded.
+func addScaled() {
+	text("addScaledAVX2", "func(dst, x *float32, scale float32, eights int)", "is AddScaled for eights times eight numbers.")
+	dst, src, n := parameter("dst"), parameter("x"), parameter("eights")
+	scale := YMM()
+	VBROADCASTSS(NewParamAddr("scale", 16), scale)
+	repeat("eight", n, func() {
+		v := YMM()
+		VMULPS(at(src, 0), scale, v)
+		VADDPS(at(dst, 0), v, v)
+		VMOVUPS(v, at(dst, 0))
+		ADDQ(U8(32), src)
+		ADDQ(U8(32), dst)
+	})
+	VZEROUPPER()
+	RET()
+}

@@ -27,6 +27,7 @@ func main() {
 	sumExp(false)
 	sumExp(true)
 	largest()
+	addScaled()
 	Generate()
 }
 
