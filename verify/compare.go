@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/winnow-moe/winnow/engine/kernel"
+	"github.com/winnow-moe/winnow/engine"
 )
 
 // Comparison says how far a model's predictions lie from those of a base
@@ -103,8 +103,8 @@ func (p *pairs) visit(i int, next int32, b, m []float32) error {
 		return err
 	}
 	maxB, maxM := float64(b[topB]), float64(m[topM])
-	sumB, cross := kernel.CrossExp(b, m, maxB)
-	sumM := kernel.SumExp(m, maxM)
+	sumB, cross := engine.CrossExp(b, m, maxB)
+	sumM := engine.SumExp(m, maxM)
 	lseB, lseM := maxB+math.Log(sumB), maxM+math.Log(sumM)
 	p.base[i] = lseB - float64(b[next])
 	p.nll[i] = lseM - float64(m[next])

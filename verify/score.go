@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/winnow-moe/winnow/engine/kernel"
+	"github.com/winnow-moe/winnow/engine"
 )
 
 // Hidden holds the final hidden states of the tokens of several sequences.
@@ -219,7 +219,7 @@ func logSumExp(v []float32) (float64, error) {
 		return 0, err
 	}
 	max := float64(v[top])
-	return max + math.Log(kernel.SumExp(v, max)), nil
+	return max + math.Log(engine.SumExp(v, max)), nil
 }
 
 // maximum returns the index of the largest value, the first of equals, and an
