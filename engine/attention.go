@@ -416,7 +416,9 @@ func (p *pass) keys(ctx context.Context, kB *tensor, latent kernel.Matrix, h, n 
 	return k, p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, rows int) error {
 		c, dst := latent.Slice(first, rows), k.Slice(first, rows)
 		for i := range n {
-			if err := checked(kB, dst.Columns(i*dk, nope), c.Columns(0, r), turned.Slice(i*nope, nope)); err != nil {
+			part := dst.Columns(i*dk, nope)
+			kernel.MatMul(part, c.Columns(0, r), turned.Slice(i*nope, nope))
+			if err := checkFinite(kB, part); err != nil {
 				return err
 			}
 			for t := range rows {

@@ -340,7 +340,7 @@ func recur(w *worker, out, q, k, v, beta, alpha kernel.Matrix) {
 		kernel.MatMul(held, key, state)
 		b := beta.Row(t)[0]
 		for i, f := range v.Row(t) {
-			addScaled(state.Row(i), key.Row(0), b*(f-held.Data[i]))
+			kernel.AddScaled(state.Row(i), key.Row(0), b*(f-held.Data[i]))
 		}
 		kernel.MatMul(out.Slice(t, 1), q.Slice(t, 1), state)
 	}

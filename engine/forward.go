@@ -223,7 +223,7 @@ func (p *pass) addNormed(ctx context.Context, dst, x kernel.Matrix, norm affine,
 			if norm.w != nil {
 				n.apply(row, row)
 			}
-			addScaled(dst.Row(i), row, scale)
+			kernel.AddScaled(dst.Row(i), row, scale)
 		}
 		return nil
 	})

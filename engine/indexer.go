@@ -122,7 +122,7 @@ func (w *worker) keyScores(q, k, weights kernel.Matrix) kernel.Matrix {
 			for j, f := range row {
 				row[j] = max(f, 0)
 			}
-			addScaled(scores.Row(i), row, weights.Row(i)[h])
+			kernel.AddScaled(scores.Row(i), row, weights.Row(i)[h])
 		}
 	}
 	return scores

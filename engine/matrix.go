@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"fmt"
-	"math"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -12,18 +11,19 @@ import (
 	"github.com/winnow-moe/winnow/quant"
 )
 
-// tileFloats is the usual size of a decoded weight tile: half a MiB, so that
-// it stays in a core's second-level cache while all tokens pass by.
-const tileFloats = 128 << 10
+// tileFloats is the usual size of a decoded weight tile: a MiB, of which
+// products keep a panel in a core's first-level cache while tokens pass by.
+const tileFloats = 256 << 10
 
 // chunk is the number of tokens (or other rows of activations) handled at
 // once where results pass through a worker's own memory.
-const chunk = 64
+const chunk = 96
 
 // worker is the private memory of one goroutine.
 type worker struct {
 	raw     []byte
 	tiles   [2][]float32
+	packed  [2]kernel.Weights
 	out     []float32 // products before they are combined
 	factors []float32
 }
@@ -87,6 +87,16 @@ func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n 
 	return tile, m.applyFactors(ctx, w, t, first, tile)
 }
 
+// weights is read for a product: the rows are packed.
+func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first, n int) (*kernel.Weights, error) {
+	rows, err := m.read(ctx, w, b, t, first, n)
+	if err != nil {
+		return nil, err
+	}
+	w.packed[b].Pack(rows)
+	return &w.packed[b], nil
+}
+
 // applyFactors multiplies rows of t, from row first on, by the factors of their
 // matrices.
 func (m *Model) applyFactors(ctx context.Context, w *worker, t *tensor, first int, rows kernel.Matrix) error {
@@ -127,11 +137,12 @@ func (m *Model) vector(ctx context.Context, t *tensor) ([]float32, error) {
 // tile is a range of rows.
 type tile struct{ first, n int }
 
-// tiles cuts rows of the given length into tiles that fit the cache and are
-// many enough to keep all threads busy.
-func (m *Model) tiles(rows, cols int) []tile {
-	n := min(tileFloats/cols, (rows+4*m.opt.Threads-1)/(4*m.opt.Threads))
-	n = max(8, n+n%2)
+// tiles cuts rows of the given length into tiles that fit the cache and are,
+// with those of so many products like it, enough to keep all threads busy.
+func (m *Model) tiles(rows, cols, products int) []tile {
+	n := min(tileFloats/cols, (rows*products+4*m.opt.Threads-1)/(4*m.opt.Threads))
+	lanes := kernel.Active().Lanes
+	n = max(lanes, n/lanes*lanes)
 	out := make([]tile, 0, (rows+n-1)/n)
 	for first := 0; first < rows; first += n {
 		out = append(out, tile{first, min(n, rows-first)})
@@ -163,28 +174,35 @@ func (m *Model) multiply(ctx context.Context, products ...product) error {
 	var tasks []task
 	for i := range products {
 		p := &products[i]
-		for _, t := range m.tiles(p.rows, p.w.cols) {
+		for _, t := range m.tiles(p.rows, p.w.cols, len(products)) {
 			tasks = append(tasks, task{p, t})
 		}
 	}
 	return m.parallel(ctx, len(tasks), func(ctx context.Context, w *worker, i int) error {
 		p, t := tasks[i].p, tasks[i].tile
-		weights, err := m.read(ctx, w, 0, p.w, p.first+t.first, t.n)
+		if p.transposed {
+			rows, err := m.read(ctx, w, 0, p.w, p.first+t.first, t.n)
+			if err != nil {
+				return err
+			}
+			dst := p.dst.Slice(t.first, t.n)
+			kernel.MatMul(dst, rows, p.x)
+			return checkFinite(p.w, dst)
+		}
+		weights, err := m.weights(ctx, w, 0, p.w, p.first+t.first, t.n)
 		if err != nil {
 			return err
 		}
-		switch {
-		case p.transposed:
-			return checked(p.w, p.dst.Slice(t.first, t.n), weights, p.x)
-		case p.add:
-			return w.addProduct(p.w, p.dst.Columns(t.first, t.n), p.x, weights, nil)
+		dst := p.dst.Columns(t.first, t.n)
+		if p.add {
+			return w.addProduct(p.w, dst, p.x, weights, nil)
 		}
-		return checked(p.w, p.dst.Columns(t.first, t.n), p.x, weights)
+		return checked(p.w, dst, p.x, weights)
 	})
 }
 
 // addProduct adds x·weightsᵀ to dst, row i times scale[i] when there is one.
-func (w *worker) addProduct(t *tensor, dst, x, weights kernel.Matrix, scale []float32) error {
+func (w *worker) addProduct(t *tensor, dst, x kernel.Matrix, weights *kernel.Weights, scale []float32) error {
 	for i := 0; i < x.Rows; i += chunk {
 		n := min(chunk, x.Rows-i)
 		out := kernel.NewMatrix(grow(&w.out, n*weights.Rows), n, weights.Rows)
@@ -195,7 +213,7 @@ func (w *worker) addProduct(t *tensor, dst, x, weights kernel.Matrix, scale []fl
 			if scale == nil {
 				addTo(dst.Row(i+j), out.Row(j))
 			} else {
-				addScaled(dst.Row(i+j), out.Row(j), scale[i+j])
+				kernel.AddScaled(dst.Row(i+j), out.Row(j), scale[i+j])
 			}
 		}
 	}
@@ -208,16 +226,15 @@ func addTo(dst, v []float32) {
 	}
 }
 
-func addScaled(dst, v []float32, scale float32) {
-	for i, f := range v {
-		dst[i] += float32(scale * f)
-	}
+// checked multiplies with an error that names the tensor when a result is not
+// finite: the earliest moment at which a broken weight shows.
+func checked(t *tensor, dst, x kernel.Matrix, w *kernel.Weights) error {
+	kernel.Multiply(x, kernel.Output{Dst: dst, Weights: w})
+	return checkFinite(t, dst)
 }
 
-// checked is kernel.MatMul with an error that names the tensor when a result
-// is not finite: the earliest moment at which a broken weight shows.
-func checked(t *tensor, dst, x, w kernel.Matrix) error {
-	kernel.MatMul(dst, x, w)
+// checkFinite is the check of a product with t.
+func checkFinite(t *tensor, dst kernel.Matrix) error {
 	if finite(dst) {
 		return nil
 	}
@@ -227,10 +244,8 @@ func checked(t *tensor, dst, x, w kernel.Matrix) error {
 // finite reports whether no element is NaN or infinite.
 func finite(m kernel.Matrix) bool {
 	for i := range m.Rows {
-		for _, v := range m.Row(i) {
-			if math.Float32bits(v)&0x7f800000 == 0x7f800000 {
-				return false
-			}
+		if !kernel.Finite(m.Row(i)) {
+			return false
 		}
 	}
 	return true

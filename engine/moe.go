@@ -162,7 +162,7 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 		size := nets[i].floats(p.in.Rows)
 		hidden[i] = kernel.NewMatrix(buf, size/nets[i].width, nets[i].width)
 		buf = buf[size:]
-		for _, t := range p.m.tiles(nets[i].width, p.in.Cols) {
+		for _, t := range p.m.tiles(nets[i].width, p.in.Cols, len(nets)) {
 			tasks = append(tasks, task{i, t})
 		}
 	}
@@ -173,11 +173,11 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 	if err != nil {
 		return err
 	}
-	out := p.m.tiles(p.out.Cols, nets[0].width)
+	out := p.m.tiles(p.out.Cols, nets[0].width, 1)
 	return p.m.parallel(ctx, len(out), func(ctx context.Context, w *worker, i int) error {
 		for j := range nets {
 			n := &nets[j]
-			weights, err := p.m.read(ctx, w, 0, n.down.w, n.down.first+out[i].first, out[i].n)
+			weights, err := p.m.weights(ctx, w, 0, n.down.w, n.down.first+out[i].first, out[i].n)
 			if err != nil {
 				return err
 			}
@@ -204,41 +204,43 @@ func addBias(dst kernel.Matrix, bias, scale []float32) {
 		if scale == nil {
 			addTo(row, bias[:len(row)])
 		} else {
-			addScaled(row, bias[:len(row)], scale[i])
+			kernel.AddScaled(row, bias[:len(row)], scale[i])
 		}
 	}
 }
 
 // gateUp computes columns t of hidden = act(x·gateᵀ, x·upᵀ).
 func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, x, hidden kernel.Matrix) error {
-	up, err := m.read(ctx, w, 1, n.up.w, n.up.first+t.first, t.n)
+	up, err := m.weights(ctx, w, 1, n.up.w, n.up.first+t.first, t.n)
 	if err != nil {
 		return err
 	}
-	var gate kernel.Matrix
+	var gate *kernel.Weights
 	if n.gate.w != nil {
-		if gate, err = m.read(ctx, w, 0, n.gate.w, n.gate.first+t.first, t.n); err != nil {
+		if gate, err = m.weights(ctx, w, 0, n.gate.w, n.gate.first+t.first, t.n); err != nil {
 			return err
 		}
 	}
 	hidden = hidden.Columns(t.first, t.n)
 	for i := 0; i < x.Rows; i += chunk {
 		rows := min(chunk, x.Rows-i)
-		h, xs := hidden.Slice(i, rows), x.Slice(i, rows)
-		out := kernel.NewMatrix(grow(&w.out, rows*t.n), rows, t.n)
-		if err := checked(n.up.w, out, xs, up); err != nil {
-			return err
+		h, out := hidden.Slice(i, rows), kernel.NewMatrix(grow(&w.out, rows*t.n), rows, t.n)
+		outputs := []kernel.Output{{Dst: out, Weights: up}}
+		if gate != nil {
+			outputs = append(outputs, kernel.Output{Dst: h, Weights: gate})
 		}
+		kernel.Multiply(x.Slice(i, rows), outputs...)
 		var scale []float32
 		if n.weightInput {
 			scale = n.scale[i:]
 		}
-		n.up.complete(out, t.first, scale)
-		if n.gate.w != nil {
-			if err := checked(n.gate.w, h, xs, gate); err != nil {
+		if err := n.up.complete(out, t.first, scale); err != nil {
+			return err
+		}
+		if gate != nil {
+			if err := n.gate.complete(h, t.first, scale); err != nil {
 				return err
 			}
-			n.gate.complete(h, t.first, scale)
 		}
 		for j := range rows {
 			activate(m.arch.Family.Block.Act, h.Row(j), out.Row(j))
@@ -247,9 +249,12 @@ func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, x, hi
 	return nil
 }
 
-// complete multiplies row i of a product by scale[i], which is the same as
-// scaling the input, and adds the bias of columns from first on.
-func (r *rows) complete(x kernel.Matrix, first int, scale []float32) {
+// complete checks a product, multiplies row i by scale[i], which is the same
+// as scaling the input, and adds the bias of columns from first on.
+func (r *rows) complete(x kernel.Matrix, first int, scale []float32) error {
+	if err := checkFinite(r.w, x); err != nil {
+		return err
+	}
 	for i := range x.Rows {
 		row := x.Row(i)
 		if scale != nil {
@@ -259,6 +264,7 @@ func (r *rows) complete(x kernel.Matrix, first int, scale []float32) {
 			addTo(row, r.bias[first:][:len(row)])
 		}
 	}
+	return nil
 }
 
 // Constants of the clamped SwiGLU (HF modeling_gpt_oss.py).
@@ -271,23 +277,22 @@ const (
 func activate(kind arch.Act, gate, up []float32) {
 	switch kind {
 	case arch.SwiGLU:
-		for k, g := range gate {
-			gate[k] = g * kernel.Sigmoid(g) * up[k]
-		}
+		kernel.Gate(gate, 1)
 	case arch.GEGLU:
-		for k, g := range gate {
-			gate[k] = kernel.GELU(g) * up[k]
-		}
+		kernel.GELUs(gate)
 	case arch.GELU:
-		for k, u := range up {
-			gate[k] = kernel.GELU(u)
-		}
+		copy(gate, up)
+		kernel.GELUs(gate)
+		return
 	case arch.SwiGLUClamped:
 		for k, g := range gate {
-			g = min(g, clampedLimit)
-			u := max(-clampedLimit, min(clampedLimit, up[k]))
-			gate[k] = (u + 1) * g * kernel.Sigmoid(clampedAlpha*g)
+			gate[k] = min(g, clampedLimit)
+			up[k] = max(-clampedLimit, min(clampedLimit, up[k])) + 1
 		}
+		kernel.Gate(gate, clampedAlpha)
+	}
+	for k, u := range up {
+		gate[k] *= u
 	}
 }
 

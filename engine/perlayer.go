@@ -96,7 +96,7 @@ func (p *pass) perLayerEmbeddings(ctx context.Context, block int) error {
 				part := row[b:][:width]
 				scaleBy(part, down)
 				rmsNorm(part, part, norm, m.Params().NormEps)
-				addScaled(part, token[b:][:width], up)
+				kernel.AddScaled(part, token[b:][:width], up)
 				scaleBy(part, half)
 			}
 			if !finite(own.Slice(i, 1)) {

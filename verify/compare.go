@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+
+	"github.com/winnow-moe/winnow/engine"
 )
 
 // Comparison says how far a model's predictions lie from those of a base
@@ -144,14 +146,8 @@ func (p *pairs) visit(i int, next int32, b, m []float32) error {
 		return err
 	}
 	maxB, maxM := float64(b[topB]), float64(m[topM])
-	sumB, sumM, cross := 0.0, 0.0, 0.0
-	for j := range b {
-		xb, xm := float64(b[j]), float64(m[j])
-		e := math.Exp(xb - maxB)
-		sumB += e
-		sumM += math.Exp(xm - maxM)
-		cross += e * (xb - xm)
-	}
+	sumB, cross := engine.CrossExp(b, m, maxB)
+	sumM := engine.SumExp(m, maxM)
 	lseB, lseM := maxB+math.Log(sumB), maxM+math.Log(sumM)
 	p.base[i] = lseB - float64(b[next])
 	p.nll[i] = lseM - float64(m[next])

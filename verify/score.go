@@ -7,6 +7,8 @@ import (
 	"runtime"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/winnow-moe/winnow/engine"
 )
 
 // Hidden holds the final hidden states of the tokens of several sequences.
@@ -356,11 +358,8 @@ func logSumExp(v []float32) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	max, sum := float64(v[top]), 0.0
-	for _, x := range v {
-		sum += math.Exp(float64(x) - max)
-	}
-	return max + math.Log(sum), nil
+	max := float64(v[top])
+	return max + math.Log(engine.SumExp(v, max)), nil
 }
 
 // maximum returns the index of the largest value, the first of equals, and an

@@ -5,6 +5,8 @@ import (
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"github.com/winnow-moe/winnow/engine/kernel"
 )
 
 // version is set by release builds with -ldflags "-X main.version=v1.2.3".
@@ -21,7 +23,8 @@ func newVersionCommand(a *app) *cobra.Command {
 				Revision string `json:"revision,omitempty"`
 				Go       string `json:"go"`
 				Platform string `json:"platform"`
-			}{version, revision(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+				Products string `json:"products"` // the instruction set that they use
+			}{version, revision(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH, kernel.Active().Name}
 			if a.json {
 				return a.printJSON(doc)
 			}

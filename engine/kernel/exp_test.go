@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"math"
+	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -49,6 +51,117 @@ func TestSoftmax(t *testing.T) {
 	if sum := Softmax([]float32{0, float32(math.NaN())}, 1, NoSink); sum == sum {
 		t.Errorf("NaN score: sum %g, want NaN", sum)
 	}
+}
+
+// TestVectors wants the bits of the functions of one number.
+func TestVectors(t *testing.T) {
+	eachSet(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(9, 9))
+		for round := range 20000 {
+			x := make([]float32, rng.IntN(300))
+			for i := range x {
+				x[i] = float32(rng.NormFloat64() * math.Ldexp(1, rng.IntN(24)-14))
+				if round%4 == 0 {
+					x[i] = math.Float32frombits(rng.Uint32())
+				}
+			}
+			for name, f := range map[string]struct {
+				all func([]float32)
+				one func(float32) float32
+			}{
+				"Exps": {Exps, Exp}, "GELUs": {GELUs, GELU},
+				"Sigmoids": {func(x []float32) { Sigmoids(x, x, 1) }, Sigmoid},
+				"Gate":     {func(x []float32) { Gate(x, 1) }, func(x float32) float32 { return x * Sigmoid(x) }},
+			} {
+				got := slices.Clone(x)
+				f.all(got)
+				for i, v := range x {
+					if want := f.one(v); math.Float32bits(got[i]) != math.Float32bits(want) && (got[i] == got[i] || want == want) {
+						t.Fatalf("%s(%g) = %g, want %g", name, v, got[i], want)
+					}
+				}
+			}
+		}
+	})
+}
+
+// TestSumExp compares with math.Exp and all sets with each other.
+func TestSumExp(t *testing.T) {
+	first := map[int][2]float64{}
+	eachSet(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(4, 9))
+		for n := range 300 {
+			x, y := make([]float32, n), random(rng, n)
+			want, wantCross, size := 0.0, 0.0, 0.0
+			for i := range x {
+				x[i] = float32(-rng.ExpFloat64() * 20)
+				if rng.IntN(50) == 0 {
+					x[i] = -3e38
+				}
+				e := math.Exp(float64(x[i]) - 1.5)
+				want += e
+				wantCross += e * float64(x[i]-y[i])
+				size += e * math.Abs(float64(x[i]-y[i]))
+			}
+			sum, cross := CrossExp(x, y, 1.5)
+			if got := SumExp(x, 1.5); got != sum || math.Abs(sum-want) > 1e-12*want || math.Abs(cross-wantCross) > 1e-6*size {
+				t.Fatalf("%d numbers: %g, %g and %g, want %g and %g", n, got, sum, cross, want, wantCross)
+			}
+			if was, ok := first[n]; ok && was != [2]float64{sum, cross} {
+				t.Fatalf("%d numbers: %g and %g, another set gives %g", n, sum, cross, was)
+			}
+			first[n] = [2]float64{sum, cross}
+		}
+	})
+}
+
+func TestAddScaled(t *testing.T) {
+	eachSet(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(6, 9))
+		for n := range 40 {
+			x, got := random(rng, n), random(rng, n+1)
+			want := slices.Clone(got)
+			for i, v := range x {
+				want[i] += float32(0.3 * v)
+			}
+			if AddScaled(got[:n], x, 0.3); !slices.Equal(got, want) {
+				t.Fatalf("%d numbers: %g, want %g", n, got, want)
+			}
+		}
+	})
+}
+
+func TestFinite(t *testing.T) {
+	eachSet(t, func(t *testing.T) {
+		for n := range 40 {
+			x := make([]float32, n)
+			for i := range x {
+				x[i] = -math.MaxFloat32
+			}
+			if !Finite(x) {
+				t.Fatalf("%d finite numbers: false", n)
+			}
+			for i := range x {
+				for _, bad := range []float64{math.Inf(1), math.Inf(-1), math.NaN()} {
+					x[i] = float32(bad)
+					if Finite(x) {
+						t.Fatalf("%d numbers, %g at %d: true", n, bad, i)
+					}
+				}
+				x[i] = 1
+			}
+		}
+	})
+}
+
+func BenchmarkExps(b *testing.B) {
+	x := random(rand.New(rand.NewPCG(1, 2)), 512)
+	y := make([]float32, len(x))
+	for b.Loop() {
+		copy(y, x)
+		Exps(y)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/512, "ns/number")
 }
 
 func BenchmarkExp(b *testing.B) {

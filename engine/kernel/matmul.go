@@ -5,160 +5,251 @@
 // Every function is exactly reproducible. An output element is the same
 // sequence of rounded operations however rows and columns are grouped into
 // calls, however many threads make the calls, and whatever instruction set the
-// program is compiled for: products are converted to float32 before they are
-// added, which forbids the compiler to fuse the two.
+// machine has: products fuse multiplication and addition, everywhere, and
+// nothing else does.
 package kernel
 
-import "fmt"
+import (
+	"fmt"
+	"sync"
+)
 
-// Matrix is a view of Rows rows of Cols elements whose starts lie Stride
-// elements apart in Data. With an Index, row i of the view is row Index[i] of
-// Data, so that scattered rows take part in a product without being copied.
-type Matrix struct {
-	Data               []float32
-	Rows, Cols, Stride int
-	Index              []int32
-}
-
-// NewMatrix views data as rows of cols elements without gaps.
-func NewMatrix(data []float32, rows, cols int) Matrix {
-	return Matrix{Data: data[:rows*cols], Rows: rows, Cols: cols, Stride: cols}
-}
-
-// Row returns row i.
-func (m *Matrix) Row(i int) []float32 {
-	if m.Index != nil {
-		i = int(m.Index[i])
-	}
-	return m.Data[i*m.Stride:][:m.Cols:m.Cols]
-}
-
-// Columns views n columns from first on.
-func (m Matrix) Columns(first, n int) Matrix {
-	if m.Rows > 0 {
-		m.Data = m.Data[first:]
-	}
-	m.Cols = n
-	return m
-}
-
-// Slice views n rows from first on.
-func (m Matrix) Slice(first, n int) Matrix {
-	if m.Index != nil {
-		m.Index = m.Index[first : first+n]
-	} else if n > 0 {
-		m.Data = m.Data[first*m.Stride:]
-	}
-	m.Rows = n
-	return m
-}
-
-// Gather views the rows named by index.
-func (m Matrix) Gather(index []int32) Matrix {
-	m.Index, m.Rows = index, len(index)
-	return m
-}
+//go:generate go -C _asm run . -out ../kernel_amd64.s -stubs ../kernel_amd64.go -pkg kernel
 
 // span is the number of products summed in float32 before the sum is carried
 // on in float64. It bounds the rounding error of long rows to that of a short
 // one and is part of the result: another value gives other last bits.
 const span = 256
 
+// xStride is the distance of rows of x as a product wants them: not a power of
+// two, for which the rows would share few lines of the cache.
+const xStride = span + 16
+
+// most is the largest number of columns that are packed and summed at a time.
+const most = 256
+
+// product is a micro-kernel: it sums k products, at most span, for a number of
+// rows of x, xStride apart, and a panel of w. With dst alone it writes the
+// sums there, rows stride apart; with c alone it adds them to c, rows of a
+// panel's width without gaps; with both it rounds the sum of both to dst.
+type product struct {
+	rows int
+	run  func(dst *float32, stride int, c *float64, x, w *float32, k int)
+}
+
+// Weights are rows packed into panels of the width of the machine's products:
+// element k of all rows of a panel, then element k+1; rows that are missing in
+// the last panel are zeros.
+type Weights struct {
+	Rows, Cols int
+	set        *Set
+	data       []float32
+}
+
+// Pack makes w the rows of m, and reuses its memory.
+func (w *Weights) Pack(m Matrix) {
+	w.set = active.Load()
+	w.Rows, w.Cols = m.Rows, m.Cols
+	lanes := w.set.Lanes
+	w.data = grow(&w.data, w.set.padded(m.Rows)*m.Cols)
+	for first := 0; first < m.Rows; first += lanes {
+		w.set.pack(w.data[first*m.Cols:][:lanes*m.Cols], m.Slice(first, min(lanes, m.Rows-first)))
+	}
+}
+
+// pack packs up to Lanes rows.
+func (s *Set) pack(dst []float32, m Matrix) {
+	if m.Rows < s.Lanes {
+		clear(dst)
+	}
+	lane := 0
+	if blocks := m.Cols / 8; s.transpose8 != nil && blocks > 0 && m.Index == nil {
+		for ; lane+8 <= m.Rows; lane += 8 {
+			s.transpose8(&dst[lane], s.Lanes, &m.Data[lane*m.Stride], m.Stride, blocks)
+			for i := lane; i < lane+8; i++ {
+				s.scatter(dst, m.Row(i), i, 8*blocks)
+			}
+		}
+	}
+	for ; lane < m.Rows; lane++ {
+		s.scatter(dst, m.Row(lane), lane, 0)
+	}
+}
+
+// scatter packs the elements of a row from the given one on.
+func (s *Set) scatter(dst, row []float32, lane, from int) {
+	for k := from; k < len(row); k++ {
+		dst[k*s.Lanes+lane] = row[k]
+	}
+}
+
+// scratch is the memory of a call.
+type scratch struct {
+	x, tile []float32
+	sums    []float64
+	weights Weights
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// grow makes *buf at least n long and returns n elements of it.
+func grow[T any](buf *[]T, n int) []T {
+	if cap(*buf) < n {
+		*buf = make([]T, n)
+	}
+	return (*buf)[:n]
+}
+
 // MatMul computes dst[i][j] = Σ_k x[i][k]·w[j][k] for x [n, k], w [m, k] and
 // dst [n, m], which must not overlap the others.
 //
 // Each sum runs over k in ascending order: spans of 256 products are summed in
-// float32 from zero, their sums are added in float64, the total is rounded to
-// float32. Sums of no products are zero.
+// float32 from zero, each product added without being rounded itself; their
+// sums are added in float64, from zero, and the total is rounded to float32.
 func MatMul(dst, x, w Matrix) {
-	if dst.Rows != x.Rows || dst.Cols != w.Rows || x.Cols != w.Cols {
-		panic(fmt.Sprintf("kernel: [%d,%d]·[%d,%d]ᵀ into [%d,%d]", x.Rows, x.Cols, w.Rows, w.Cols, dst.Rows, dst.Cols))
-	}
-	i := 0
-	for ; i+2 <= x.Rows; i += 2 {
-		matMul2(&dst, &x, &w, i)
-	}
-	if i < x.Rows {
-		matMul1(dst.Row(i), x.Row(i), &w)
+	check(&dst, &x, w.Rows, w.Cols)
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	for j := 0; j < w.Rows; j += most {
+		n := min(most, w.Rows-j)
+		s.weights.Pack(w.Slice(j, n))
+		s.multiply(x, Output{dst.Columns(j, n), &s.weights})
 	}
 }
 
-// matMul2 computes rows i and i+1 of dst.
-func matMul2(dst, x, w *Matrix, i int) {
-	x0, x1 := x.Row(i), x.Row(i+1)
-	d0, d1 := dst.Row(i), dst.Row(i+1)
-	j := 0
-	for ; j+2 <= w.Rows; j += 2 {
-		d0[j], d0[j+1], d1[j], d1[j+1] = dot2x2(x0, x1, w.Row(j), w.Row(j+1))
+// Output is where a product with weights goes.
+type Output struct {
+	Dst     Matrix
+	Weights *Weights
+}
+
+// Multiply is MatMul of x and several weights that are packed.
+func Multiply(x Matrix, outputs ...Output) {
+	for i := range outputs {
+		check(&outputs[i].Dst, &x, outputs[i].Weights.Rows, outputs[i].Weights.Cols)
 	}
-	if j < w.Rows {
-		d0[j], d1[j] = Dot(x0, w.Row(j)), Dot(x1, w.Row(j))
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	s.multiply(x, outputs...)
+}
+
+func check(dst, x *Matrix, rows, cols int) {
+	if dst.Rows != x.Rows || dst.Cols != rows || x.Cols != cols {
+		panic(fmt.Sprintf("kernel: [%d,%d]·[%d,%d]ᵀ into [%d,%d]", x.Rows, x.Cols, rows, cols, dst.Rows, dst.Cols))
 	}
 }
 
-// matMul1 computes one row of dst.
-func matMul1(dst, x []float32, w *Matrix) {
-	j := 0
-	for ; j+4 <= w.Rows; j += 4 {
-		dst[j], dst[j+1], dst[j+2], dst[j+3] = dot1x4(x, w.Row(j), w.Row(j+1), w.Row(j+2), w.Row(j+3))
-	}
-	for ; j < w.Rows; j++ {
-		dst[j] = Dot(x, w.Row(j))
-	}
-}
-
-// Dot returns one element of MatMul's result, Σ_k x[k]·w[k]: the specification
-// of every other product here. x and w have the same length.
-func Dot(x, w []float32) float32 {
-	var total float64
-	for len(x) > 0 {
-		n := min(span, len(x))
-		var sum float32
-		u := w[:n]
-		for i, v := range x[:n] {
-			sum += float32(v * u[i])
+// multiply takes as many rows of x at a time as the second-level cache holds
+// of a span.
+func (s *scratch) multiply(x Matrix, outputs ...Output) {
+	if x.Cols == 0 {
+		for _, o := range outputs {
+			for i := range o.Dst.Rows {
+				clear(o.Dst.Row(i))
+			}
 		}
-		total += float64(sum)
-		x, w = x[n:], w[n:]
+		return
 	}
-	return float32(total)
+	set := outputs[0].Weights.set
+	for i := 0; i < x.Rows; i += set.block {
+		s.block(set, i, x.Slice(i, min(set.block, x.Rows-i)), outputs)
+	}
 }
 
-// dot2x2 is Dot of every x with every w: xw = s00, s01, s10, s11. Four sums
-// at a time keep the adders busy; with eight the compiler runs out of
-// registers, and the loop takes more than twice as long per product.
-func dot2x2(x0, x1, w0, w1 []float32) (s00, s01, s10, s11 float32) {
-	var t00, t01, t10, t11 float64
-	for k := 0; k < len(x0); k += span {
-		var a, b, c, d float32
-		u := x0[k:min(k+span, len(x0))]
-		v, p, q := x1[k:][:len(u)], w0[k:][:len(u)], w1[k:][:len(u)]
-		for i, f := range u {
-			g, y, z := v[i], p[i], q[i]
-			a += float32(f * y)
-			b += float32(f * z)
-			c += float32(g * y)
-			d += float32(g * z)
+// block computes rows of the outputs, from row at on, for those of x: span by
+// span, panel by panel, so that of each panel a span stays in the first-level
+// cache while the rows pass by.
+func (s *scratch) block(set *Set, at int, x Matrix, outputs []Output) {
+	var sums []float64
+	if x.Cols > span {
+		columns := 0
+		for _, o := range outputs {
+			columns += set.padded(o.Weights.Rows)
 		}
-		t00, t01, t10, t11 = t00+float64(a), t01+float64(b), t10+float64(c), t11+float64(d)
+		sums = grow(&s.sums, columns*set.block)
+		clear(sums)
 	}
-	return float32(t00), float32(t01), float32(t10), float32(t11)
+	s.tile = grow(&s.tile, set.Lanes*set.products[len(set.products)-1].rows)
+	for first := 0; first < x.Cols; first += span {
+		k := min(span, x.Cols-first)
+		s.load(set, x.Columns(first, k))
+		c := sums
+		for _, o := range outputs {
+			for j := 0; j < o.Weights.Rows; j += set.Lanes {
+				p := panel{set: set, w: &o.Weights.data[j*x.Cols+first*set.Lanes], k: k, last: first+k == x.Cols}
+				if sums != nil {
+					p.sums, c = c[:set.Lanes*set.block], c[set.Lanes*set.block:]
+				}
+				s.rows(&p, o.Dst.Slice(at, x.Rows), j)
+			}
+		}
+	}
 }
 
-// dot1x4 is Dot of x with four rows.
-func dot1x4(x, w0, w1, w2, w3 []float32) (s0, s1, s2, s3 float32) {
-	var t0, t1, t2, t3 float64
-	for k := 0; k < len(x); k += span {
-		var a, b, c, d float32
-		u := x[k:min(k+span, len(x))]
-		p, q, r, s := w0[k:][:len(u)], w1[k:][:len(u)], w2[k:][:len(u)], w3[k:][:len(u)]
-		for i, f := range u {
-			a += float32(f * p[i])
-			b += float32(f * q[i])
-			c += float32(f * r[i])
-			d += float32(f * s[i])
+// padded returns the columns of the panels of so many rows.
+func (s *Set) padded(rows int) int { return (rows + s.Lanes - 1) / s.Lanes * s.Lanes }
+
+// panel is a span of a panel of weights.
+type panel struct {
+	set  *Set
+	w    *float32
+	k    int
+	sums []float64 // of the spans so far, if there are several
+	last bool
+}
+
+// rows multiplies the loaded rows of x by a panel, for columns of dst from j on.
+func (s *scratch) rows(panel *panel, dst Matrix, j int) {
+	for i := 0; i < dst.Rows; {
+		p := panel.set.product(dst.Rows - i)
+		var c *float64
+		if panel.sums != nil {
+			c = &panel.sums[i*panel.set.Lanes]
 		}
-		t0, t1, t2, t3 = t0+float64(a), t1+float64(b), t2+float64(c), t3+float64(d)
+		if panel.last {
+			s.finish(panel, p, dst, i, j, c)
+		} else {
+			p.run(nil, 0, c, &s.x[i*xStride], panel.w, panel.k)
+		}
+		i += p.rows
 	}
-	return float32(t0), float32(t1), float32(t2), float32(t3)
+}
+
+// product returns the one for so many rows: the largest, or the smallest that
+// takes all.
+func (s *Set) product(rows int) *product {
+	for i := range s.products {
+		if s.products[i].rows >= rows {
+			return &s.products[i]
+		}
+	}
+	return &s.products[len(s.products)-1]
+}
+
+// load copies the rows of x to where products find them, and after them zeros
+// for a product that takes more rows than there are.
+func (s *scratch) load(set *Set, x Matrix) {
+	s.x = grow(&s.x, set.block*xStride)
+	for i := range x.Rows {
+		copy(s.x[i*xStride:], x.Row(i))
+	}
+	last := set.product(x.Rows % set.products[len(set.products)-1].rows).rows
+	for i := x.Rows; i < min(set.block, x.Rows+last); i++ {
+		clear(s.x[i*xStride:][:x.Cols])
+	}
+}
+
+// finish makes the last span's sums elements of dst from row i and column j on:
+// those that it has.
+func (s *scratch) finish(panel *panel, p *product, dst Matrix, i, j int, c *float64) {
+	x, lanes := &s.x[i*xStride], panel.set.Lanes
+	rows, cols := min(p.rows, dst.Rows-i), min(lanes, dst.Cols-j)
+	if dst.Index == nil && rows == p.rows && cols == lanes {
+		p.run(&dst.Row(i)[j], dst.Stride, c, x, panel.w, panel.k)
+		return
+	}
+	p.run(&s.tile[0], lanes, c, x, panel.w, panel.k)
+	for r := range rows {
+		copy(dst.Row(i + r)[j:], s.tile[r*lanes:][:cols])
+	}
 }

@@ -1,0 +1,75 @@
+// Command _asm writes the assembly of package kernel. The products come in an
+// AVX2 and an AVX-512 form from one description. Only products fuse the
+// multiplication and the addition: everything else rounds after each.
+package main
+
+import (
+	"strconv"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	"github.com/mmcloughlin/avo/reg"
+)
+
+func main() {
+	ConstraintExpr("!noasm")
+	for _, s := range []isa{
+		{name: "AVX2", lanes: 8, rows: []int{1, 2, 4, 6}},
+		{name: "AVX512", lanes: 16, rows: []int{1, 2, 4, 8, 14}},
+	} {
+		for _, rows := range s.rows {
+			s.product(rows)
+		}
+	}
+	transpose()
+	exponential()
+	hyperbolic()
+	sumExp(false)
+	sumExp(true)
+	largest()
+	addScaled()
+	Generate()
+}
+
+// isa is a vector width and the numbers of rows that products take.
+type isa struct {
+	name  string
+	lanes int
+	rows  []int
+}
+
+func (s isa) wide() bool { return s.lanes == 16 }
+func (s isa) size() int  { return 4 * s.lanes }
+
+func (s isa) vec() reg.VecVirtual {
+	if s.wide() {
+		return ZMM()
+	}
+	return YMM()
+}
+
+// repeat runs body n times, at least once.
+func repeat(label string, n reg.GPVirtual, body func()) {
+	Label(label)
+	body()
+	DECQ(n)
+	JNZ(LabelRef(label))
+}
+
+// text starts a function.
+func text(name, signature string, doc ...string) {
+	TEXT(name, NOSPLIT, signature)
+	Pragma("noescape")
+	Doc(append([]string{name + " " + doc[0]}, doc[1:]...)...)
+}
+
+func parameter(name string) reg.GPVirtual {
+	r := GP64()
+	Load(Param(name), r)
+	return r
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// at addresses a byte from base on.
+func at(base reg.Register, disp int) Mem { return Mem{Base: base, Disp: disp} }

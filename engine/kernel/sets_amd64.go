@@ -1,0 +1,89 @@
+//go:build !noasm
+
+package kernel
+
+import "golang.org/x/sys/cpu"
+
+var sets = available()
+
+func available() []*Set {
+	if !cpu.X86.HasAVX2 || !cpu.X86.HasFMA {
+		return nil
+	}
+	avx2 := &Set{
+		Name: "avx2", Lanes: 16, block: 96, transpose8: transpose8AVX2, vectors: true,
+		products: []product{{1, product1AVX2}, {2, product2AVX2}, {4, product4AVX2}, {6, product6AVX2}},
+	}
+	if !cpu.X86.HasAVX512F || !cpu.X86.HasAVX512DQ || !cpu.X86.HasAVX512VL {
+		return []*Set{avx2}
+	}
+	return []*Set{{
+		Name: "avx512", Lanes: 32, block: 112, transpose8: transpose8AVX2, vectors: true,
+		products: []product{{1, product1AVX512}, {2, product2AVX512}, {4, product4AVX512}, {8, product8AVX512}, {14, product14AVX512}},
+	}, avx2}
+}
+
+// eights returns how many times eight of n numbers go to kernels of functions.
+func eights(n int) int {
+	if !active.Load().vectors {
+		return 0
+	}
+	return n / 8
+}
+
+// exps replaces the first numbers of x by their exponentials and returns how
+// many.
+func exps(x []float32) int {
+	n := eights(len(x))
+	if n > 0 {
+		expAVX2(&x[0], &x[0], n)
+	}
+	return 8 * n
+}
+
+// tanhs is exps for Tanh.
+func tanhs(x []float32) int {
+	n := eights(len(x))
+	if n > 0 {
+		tanhAVX2(&x[0], &x[0], n)
+	}
+	return 8 * n
+}
+
+// sumExps adds the terms of SumExp of the first numbers to sums and returns
+// how many.
+func sumExps(sums *[8]float64, x []float32, top float64) int {
+	n := eights(len(x))
+	if n > 0 {
+		sumExpAVX2(sums, &x[0], top, n)
+	}
+	return 8 * n
+}
+
+// crossExps is sumExps for CrossExp.
+func crossExps(sums *[16]float64, x, y []float32, top float64) int {
+	n := eights(min(len(x), len(y)))
+	if n > 0 {
+		crossExpAVX2(sums, &x[0], &y[0], top, n)
+	}
+	return 8 * n
+}
+
+// largest returns the bits, without sign, of the largest of the first numbers
+// of x, a NaN if there is one, and how many numbers they are.
+func largest(x []float32) (done int, bits uint32) {
+	n := eights(len(x))
+	if n > 0 {
+		bits = largestAVX2(&x[0], n)
+	}
+	return 8 * n, bits
+}
+
+// addScaled is AddScaled for the first numbers; it returns how many.
+func addScaled(dst, x []float32, scale float32) int {
+	n := eights(min(len(x), len(dst)))
+	if n > 0 {
+		addScaledAVX2(&dst[0], &x[0], scale, n)
+	}
+	return 8 * n
+}
