@@ -46,7 +46,7 @@ func (p *pass) index(ctx context.Context, l *layer, latent kernel.Matrix) ([][]i
 	q := p.buffers.att.matrix(p.x.Rows, par.IndexerHeads*par.IndexerKeyLen)
 	k := p.buffers.k.matrix(p.x.Rows, par.IndexerKeyLen)
 	weights := p.buffers.logits.matrix(p.x.Rows, par.IndexerHeads)
-	err := p.m.multiply(ctx, whole(l.indexer.q, latent, q), whole(l.indexer.k, p.in, k), whole(l.indexer.proj, p.in, weights))
+	err := p.multiply(ctx, whole(l.indexer.q, latent, q), whole(l.indexer.k, p.in, k), whole(l.indexer.proj, p.in, weights))
 	if err != nil {
 		return nil, err
 	}
