@@ -93,7 +93,7 @@ type pass struct {
 	perLayer     perLayerPart       // embeddings of the block at hand and some after it
 	buffers      buffers
 	watch        *expertWatch // of the experts at hand, when there is an observer
-	done, blocks int // progress over all batches
+	done, blocks int          // progress over all batches
 }
 
 // keysValues are the keys [tokens, heads·dk] and values [heads·dv, tokens] of a block.
