@@ -31,10 +31,18 @@ func (m *Model) observed(w *tensor) bool {
 	return m.opt.Observer != nil && w != nil && strings.HasPrefix(w.info.Name, "blk.")
 }
 
-// multiply computes products of the pass, observed. Of a weight that is used in
-// parts the first stands for all: they have the same input. Products with
-// latents are left to watchLatents.
+// multiply computes products of the pass, observed.
 func (p *pass) multiply(ctx context.Context, products ...product) error {
+	if err := p.observeProducts(ctx, products...); err != nil {
+		return err
+	}
+	return p.m.multiply(ctx, products...)
+}
+
+// observeProducts tells of the inputs of products, if there is an observer. Of a
+// weight that is used in parts the first stands for all: they have the same
+// input. Products with latents are left to watchLatents.
+func (p *pass) observeProducts(ctx context.Context, products ...product) error {
 	var weights []*tensor
 	for i := range products {
 		j := &products[i]
@@ -50,7 +58,7 @@ func (p *pass) multiply(ctx context.Context, products ...product) error {
 		}
 		weights = nil
 	}
-	return p.m.multiply(ctx, products...)
+	return nil
 }
 
 // sameMatrix reports whether two views are the same.

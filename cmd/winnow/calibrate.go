@@ -338,7 +338,7 @@ func (a *app) printCoverage(c *calib.Coverage) {
 	for _, l := range c.Blocks {
 		var top []string
 		for _, e := range l.Top {
-			top = append(top, fmt.Sprintf("%d (%.1f %%)", e.Expert, 100*e.Share))
+			top = append(top, fmt.Sprintf("%d (%.0f %%)", e.Expert, 100*e.Share))
 		}
 		rows = append(rows, []string{strconv.Itoa(l.Block), strconv.Itoa(l.Experts), strconv.Itoa(len(l.Unused)),
 			fmt.Sprintf("%d to %d", l.Least, l.Most), fmt.Sprintf("%.2f of %.2f", l.Entropy, l.MaxEntropy), strings.Join(top, " ")})

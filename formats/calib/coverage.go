@@ -7,7 +7,7 @@ import (
 )
 
 // topExperts is how many of the most used experts a summary names.
-const topExperts = 4
+const topExperts = 3
 
 // Coverage is a summary of statistics: what was measured, and how evenly the
 // experts were used.

@@ -2,7 +2,8 @@
 """calibration.py SHARED WINNOW LLAMA_IMATRIX OUT - collects what the pack calibration holds, in OUT/calibration.
 
 imatrix/NAME.gguf     by llama-imatrix (llama.cpp 0c1e570) from NAME's F32 conversion and calib-code.txt, 16 windows of 64 tokens, with
-                      float32 keys and values (-fa off -ctk f32 -ctv f32): by default it rounds them to half precision
+                      float32 keys and values (-fa off -ctk f32 -ctv f32): by default it rounds them to half precision. ggml-cpu is
+                      built without GGML_GELU_FP16 (ggml-cpu/vec.h), which makes GELU a table of half precision
 saliency/NAME.json    of the domain code: the token ids and the sums of saliency_oracle.py, which observes HF's modules with hooks
                       (transformers 5.23.0, float32); norms of differences and statistics over all experts' outputs are left out
 """
