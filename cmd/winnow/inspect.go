@@ -27,8 +27,9 @@ func newInspectCommand(a *app) *cobra.Command {
 		Use:   "inspect PATH",
 		Short: "What is in a GGUF file, safetensors file or checkpoint folder",
 		Long: `Show what a file holds. The whole header is validated, tensor data is not
-read, but of files that calibrate wrote: how its experts were used. --check goes further: the vocabulary is loaded, and the tensors are
-compared with what the model's family must have.`,
+read, except in a file of calibrate: how evenly experts were used. --check goes
+further: the vocabulary is loaded, and the tensors are compared with what the
+model's family must have.`,
 		Example: `  winnow inspect R1-Q4_K_M.gguf --tensors
   winnow inspect DeepSeek-R1 --check`,
 		Args: args(cobra.ExactArgs(1)),

@@ -18,7 +18,7 @@ import (
 //
 //	winnow.calibration.version          UINT32            1
 //	winnow.calibration.domains          ARRAY of STRING   their names
-//	winnow.calibration.chunks           ARRAY of UINT64   windows of each
+//	winnow.calibration.chunks           ARRAY of UINT32   windows of each
 //	winnow.calibration.datasets         ARRAY of STRING   the texts
 //	winnow.calibration.dataset_domains  ARRAY of UINT32   the domain of each text
 //
@@ -83,10 +83,10 @@ func (s *Statistics) WriteGGUF(path string, weights Weights) error {
 
 func (s *Statistics) addKeys(meta *gguf.Metadata) {
 	var names, texts []string
-	var chunks []uint64
+	var chunks []uint32
 	var of []uint32
 	for i, d := range s.Domains {
-		names, chunks = append(names, d.Name), append(chunks, uint64(d.Chunks))
+		names, chunks = append(names, d.Name), append(chunks, uint32(d.Chunks))
 		for _, text := range d.Datasets {
 			texts, of = append(texts, text), append(of, uint32(i))
 		}
