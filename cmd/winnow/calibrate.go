@@ -29,9 +29,9 @@ func newCalibrateCommand(a *app) *cobra.Command {
 		Use:   "calibrate MODEL --text [NAME=]FILE... -o FILE",
 		Short: "Importance matrix and expert statistics from texts",
 		Long: `Run texts through a model and write what its weights see: an importance matrix
-as llama-imatrix makes it, which quantize and llama-quantize take with --imatrix,
-and in the same file how often, how strongly and together with which others each
-expert is used, for every NAME of texts.
+as llama-imatrix makes it, which quantize and llama-quantize take (--imatrix),
+and in the same file how often, how strongly and together with which others
+each expert is used, for every NAME of texts.
 
 A text is tokenized once and cut into windows of --ctx tokens without overlap;
 if the vocabulary adds a BOS token it replaces the first of every window; all
