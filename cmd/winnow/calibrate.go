@@ -38,9 +38,9 @@ if the vocabulary adds a BOS token it replaces the first of every window; all
 tokens count. MODEL is a GGUF file of any type or a checkpoint folder.
 
 Sums are exact: runs over parts of the texts, merged, give the file of one run.`,
-		Example: `  winnow calibrate R1-Q8_0.gguf --text code=code.txt --text wiki.txt -o stats.gguf
+		Example: `  winnow calibrate R1-Q8_0.gguf --text code=go.txt --text wiki.txt -o r1.gguf
   winnow calibrate merge a.gguf b.gguf -o both.gguf
-  winnow inspect stats.gguf`,
+  winnow inspect r1.gguf`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, pos []string) error {
 			if err := flags.check(pos); err != nil {
