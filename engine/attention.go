@@ -76,7 +76,7 @@ func (p *pass) gqa(ctx context.Context, l *layer) error {
 func (p *pass) attentionOutput(ctx context.Context, weight affine, att kernel.Matrix) error {
 	out := whole(weight.w, att, p.out)
 	out.add = true
-	if err := p.m.multiply(ctx, out); err != nil {
+	if err := p.multiply(ctx, out); err != nil {
 		return err
 	}
 	return p.addBias(ctx, p.out, weight.b, 0)
@@ -109,7 +109,7 @@ func (p *pass) project(ctx context.Context, list ...projection) error {
 	for i, j := range list {
 		products[i] = product{w: j.w, first: j.first, rows: j.dst.Cols, x: p.in, dst: j.dst}
 	}
-	if err := p.m.multiply(ctx, products...); err != nil {
+	if err := p.multiply(ctx, products...); err != nil {
 		return err
 	}
 	for _, j := range list {
@@ -323,13 +323,14 @@ func (p *pass) mla(ctx context.Context, l *layer) error {
 		}
 	}
 	att := p.buffers.att.matrix(tokens, par.Heads*dv)
+	watch := p.watchLatents(par.Heads, nope, latent.Columns(0, r))
 	step := p.headGroup(2*dk+dv, par.Heads)
 	for h := 0; h < par.Heads; h += step {
 		n := min(step, par.Heads-h)
 		// q [tokens, n·dk], vt [n·dv, tokens]
 		q := p.buffers.q.matrix(tokens, n*dk)
 		vt := p.buffers.vt.matrix(n*dv, tokens)
-		err := p.m.multiply(ctx,
+		err := p.multiply(ctx,
 			product{w: qWeight, first: h * dk, rows: n * dk, x: query, dst: q},
 			product{w: l.vB, first: h * dv, rows: n * dv, x: latent.Columns(0, r), dst: vt, transposed: true})
 		if err != nil {
@@ -348,6 +349,12 @@ func (p *pass) mla(ctx context.Context, l *layer) error {
 		if err := p.attend(ctx, a); err != nil {
 			return err
 		}
+		if err := watch.heads(ctx, a, h); err != nil {
+			return err
+		}
+	}
+	if err := watch.report(l); err != nil {
+		return err
 	}
 	return p.attentionOutput(ctx, l.attnOutput, att)
 }
@@ -377,7 +384,7 @@ func (p *pass) latents(ctx context.Context, l *layer) (latent, query kernel.Matr
 	if err != nil {
 		return latent, query, nil, err
 	}
-	if err := p.m.multiply(ctx, products...); err != nil {
+	if err := p.multiply(ctx, products...); err != nil {
 		return latent, query, nil, err
 	}
 	err = p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {

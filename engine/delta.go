@@ -149,7 +149,7 @@ func (p *pass) deltaRates(ctx context.Context, l *layer, d *delta) error {
 		d.low = p.buffers.latent.matrix(p.x.Rows, 2*d.dk)
 		products = []product{whole(r.beta, p.in, d.rates), whole(r.fA, p.in, d.low.Columns(0, d.dk)), whole(r.gA, p.in, d.low.Columns(d.dk, d.dk))}
 	}
-	if err := p.m.multiply(ctx, products...); err != nil {
+	if err := p.multiply(ctx, products...); err != nil {
 		return err
 	}
 	return p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, rows int) error {
@@ -202,7 +202,7 @@ func (p *pass) deltaGroup(ctx context.Context, l *layer, d *delta, first, n int)
 	if d.kind == arch.DeltaChannels {
 		g.alpha = p.buffers.alpha.matrix(tokens, n*d.dk)
 		r, at, rows := &l.recurrent, first*d.dk, n*d.dk
-		return g, p.m.multiply(ctx,
+		return g, p.multiply(ctx,
 			product{w: l.q.w, first: at, rows: rows, x: p.in, dst: g.q},
 			product{w: l.k.w, first: at, rows: rows, x: p.in, dst: g.k},
 			product{w: l.v.w, first: at, rows: rows, x: p.in, dst: g.v},
@@ -223,7 +223,7 @@ func (p *pass) deltaGroup(ctx context.Context, l *layer, d *delta, first, n int)
 			product{w: l.qkv.w, first: 2*keys + from, rows: size, x: p.in, dst: g.v.Columns(i*size, size)},
 			product{w: l.recurrent.gate, first: from, rows: size, x: p.in, dst: g.z.Columns(i*size, size)})
 	}
-	return g, p.m.multiply(ctx, products...)
+	return g, p.multiply(ctx, products...)
 }
 
 // run computes the output of the value heads of the group's key head j for a

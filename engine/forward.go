@@ -92,7 +92,8 @@ type pass struct {
 	chosen       []int32            // keys, see index
 	perLayer     perLayerPart       // embeddings of the block at hand and some after it
 	buffers      buffers
-	done, blocks int // progress over all batches
+	watch        *expertWatch // of the experts at hand, when there is an observer
+	done, blocks int          // progress over all batches
 }
 
 // keysValues are the keys [tokens, heads·dk] and values [heads·dv, tokens] of a block.
@@ -100,7 +101,7 @@ type keysValues struct{ k, vt kernel.Matrix }
 
 // buffers are the activations within a block, kept from block to block.
 type buffers struct {
-	norm, latent, qLatent, q, k, v, z, alpha, vt, att, kB, hidden, logits, branch, beside, perLayer buffer
+	norm, latent, qLatent, q, k, v, z, alpha, vt, att, kB, hidden, logits, branch, beside, perLayer, watched buffer
 }
 
 type buffer struct{ data []float32 }

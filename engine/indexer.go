@@ -40,13 +40,15 @@ const indexerEps = 1e-6
 func (p *pass) index(ctx context.Context, l *layer, latent kernel.Matrix) ([][]int32, error) {
 	par := l.par
 	if p.longest <= par.IndexerTopK {
-		return nil, nil
+		// The weights are observed all the same: what is told of a sequence does
+		// not depend on others.
+		return nil, p.observeProducts(ctx, product{w: l.indexer.q, x: latent}, product{w: l.indexer.k, x: p.in}, product{w: l.indexer.proj, x: p.in})
 	}
 	// q [tokens, heads·d] is where the outputs of attention will be.
 	q := p.buffers.att.matrix(p.x.Rows, par.IndexerHeads*par.IndexerKeyLen)
 	k := p.buffers.k.matrix(p.x.Rows, par.IndexerKeyLen)
 	weights := p.buffers.logits.matrix(p.x.Rows, par.IndexerHeads)
-	err := p.m.multiply(ctx, whole(l.indexer.q, latent, q), whole(l.indexer.k, p.in, k), whole(l.indexer.proj, p.in, weights))
+	err := p.multiply(ctx, whole(l.indexer.q, latent, q), whole(l.indexer.k, p.in, k), whole(l.indexer.proj, p.in, weights))
 	if err != nil {
 		return nil, err
 	}

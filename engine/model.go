@@ -32,6 +32,8 @@ type Options struct {
 	// means 8192. Every batch reads the whole model once.
 	BatchTokens int
 	Events      Events
+	// Observer, when not nil, is told what goes through the model.
+	Observer Observer
 }
 
 // Events report progress. Nil fields are skipped. They are called from the

@@ -18,6 +18,8 @@ type network struct {
 	tokens      []int32
 	scale       []float32
 	weightInput bool
+	// which of how many experts it is; none: a network of its own
+	expert, experts int
 }
 
 // rows is a range of a weight's rows, from first on, with their biases, if any.
@@ -75,7 +77,7 @@ func (p *pass) experts(ctx context.Context, l *layer) ([]network, error) {
 	if l.routeShared != nil {
 		// One logit per token, whose sigmoid is the factor on the output.
 		logits := kernel.NewMatrix(make([]float32, p.x.Rows), p.x.Rows, 1)
-		if err := p.m.multiply(ctx, product{w: l.routeShared, rows: 1, x: p.in, dst: logits}); err != nil {
+		if err := p.multiply(ctx, product{w: l.routeShared, rows: 1, x: p.in, dst: logits}); err != nil {
 			return nil, err
 		}
 		shared.scale = logits.Data
@@ -129,7 +131,7 @@ func (p *pass) networks(ctx context.Context, nets []network) error {
 		}
 		nets = nets[n:]
 	}
-	return nil
+	return p.reportExperts(ctx)
 }
 
 // floats returns the size of the hidden activations in a batch of all tokens.
@@ -172,6 +174,9 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 	})
 	if err != nil {
 		return err
+	}
+	if p.m.opt.Observer != nil {
+		return p.observedDown(ctx, nets, hidden)
 	}
 	out := p.m.tiles(p.out.Cols, nets[0].width, 1)
 	return p.m.parallel(ctx, len(out), func(ctx context.Context, w *worker, i int) error {
@@ -310,12 +315,13 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 	}
 	// logits [tokens, experts]
 	logits := p.buffers.logits.matrix(p.x.Rows, par.Experts)
-	if err := p.m.multiply(ctx, whole(l.router.w, in, logits)); err != nil {
+	if err := p.multiply(ctx, whole(l.router.w, in, logits)); err != nil {
 		return nil, err
 	}
 	if err := p.addBias(ctx, logits, l.router.b, 0); err != nil {
 		return nil, err
 	}
+	p.watchExperts(l, logits)
 	used := par.ExpertsUsed
 	chosen := make([]int32, p.x.Rows*used)
 	weight := make([]float32, p.x.Rows*used)
@@ -342,6 +348,9 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 		for i, e := range chosen {
 			weight[i] *= scale[e]
 		}
+	}
+	if p.watch != nil {
+		p.watch.chosen, p.watch.gate = chosen, weight
 	}
 	return p.byExpert(ctx, l, chosen, weight)
 }
@@ -387,6 +396,7 @@ func (p *pass) byExpert(ctx context.Context, l *layer, chosen []int32, weight []
 			continue
 		}
 		n.width, n.weightInput = par.ExpertFF, p.m.arch.Family.Block.WeightInput
+		n.expert, n.experts = e, par.Experts
 		for _, r := range []struct {
 			to *rows
 			of stack

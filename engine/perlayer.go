@@ -39,7 +39,7 @@ func (p *pass) perLayerInput(ctx context.Context, l *layer) error {
 	width := p.m.Params().PerLayerEmbed
 	return p.branch(ctx, affine{w: l.perLayerPostNorm}, func() error {
 		gate := p.buffers.hidden.matrix(p.x.Rows, width)
-		if err := p.m.multiply(ctx, whole(l.perLayerGate, p.x, gate)); err != nil {
+		if err := p.multiply(ctx, whole(l.perLayerGate, p.x, gate)); err != nil {
 			return err
 		}
 		own, act := p.perLayer.columns(l.number, width), p.m.arch.Family.Block.Act
@@ -54,7 +54,7 @@ func (p *pass) perLayerInput(ctx context.Context, l *layer) error {
 		}
 		out := whole(l.perLayerProj, gate, p.out)
 		out.add = true
-		return p.m.multiply(ctx, out)
+		return p.multiply(ctx, out)
 	})
 }
 

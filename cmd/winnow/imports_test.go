@@ -23,7 +23,7 @@ var allowed = map[string][]string{
 	"quant":               {"quant/kernel", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype"},
 	"quant/recipefile":    {"quant", "formats/arch", "formats/gguf"},
 	"engine/kernel":       {"formats/dtype"},
-	"engine":              {"engine/kernel", "quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/tokenizer"},
+	"engine":              {"engine/kernel", "quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 	"convert":             {"quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
 	"verify":              {"engine", "quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/safetensors"
 	"github.com/winnow-moe/winnow/verify"
@@ -26,8 +27,9 @@ func newInspectCommand(a *app) *cobra.Command {
 		Use:   "inspect PATH",
 		Short: "What is in a GGUF file, safetensors file or checkpoint folder",
 		Long: `Show what a file holds. The whole header is validated, tensor data is not
-read. --check goes further: the vocabulary is loaded, and the tensors are
-compared with what the model's family must have.`,
+read, except in a file of calibrate: how evenly experts were used. --check goes
+further: the vocabulary is loaded, and the tensors are compared with what the
+model's family must have.`,
 		Example: `  winnow inspect R1-Q4_K_M.gguf --tensors
   winnow inspect DeepSeek-R1 --check`,
 		Args: args(cobra.ExactArgs(1)),
@@ -68,6 +70,7 @@ type inspection struct {
 	Tensors       []inspectedTensor `json:"tensors"`
 	Warnings      []string          `json:"warnings,omitempty"`
 	Problems      *[]verify.Problem `json:"problems,omitempty"`
+	Calibration   *calib.Coverage   `json:"calibration,omitempty"` // of a file that calibrate wrote
 	types         map[string]*typeTotal
 }
 
@@ -165,6 +168,15 @@ func inspectGGUF(path string) (*inspection, error) {
 		doc.add(inspectedTensor{t.Name, t.Type.String(), t.Shape, t.Size(), filepath.Base(f.Parts()[part].Path)}, t.Elements())
 	}
 	doc.finish()
+	if calib.HasStatistics(md) {
+		s, err := calib.ReadStatistics(path)
+		if err != nil {
+			return nil, err
+		}
+		if doc.Calibration, err = s.Coverage(1); err != nil {
+			return nil, err
+		}
+	}
 	return doc, nil
 }
 
@@ -274,6 +286,10 @@ func (a *app) printHead(d *inspection) {
 		rows = append(rows, []string{"  " + t.Type, fmt.Sprintf("%d %s", t.Tensors, plural(t.Tensors, "tensor", "tensors")), sizeText(t.Bytes)})
 	}
 	a.printf("%s", table("lrr", rows))
+	if d.Calibration != nil {
+		a.printf("\n")
+		a.printCoverage(d.Calibration)
+	}
 }
 
 func (a *app) printVerdict(d *inspection) error {

@@ -150,6 +150,11 @@ type scored struct {
 }
 
 func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
+	return a.openObserved(path, flags, nil)
+}
+
+// openObserved opens a model whose passes an observer follows, if there is one.
+func (a *app) openObserved(path string, flags *scoreFlags, observer engine.Observer) (*scored, error) {
 	m, warnings, err := openModel(path, flags.ck)
 	if err != nil {
 		return nil, err
@@ -157,7 +162,7 @@ func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
 	a.warn(warnings)
 	s := &scored{path: path, model: m, warnings: warnings, onBlock: func(float64) {}}
 	s.engine, err = engine.Load(m, engine.Options{
-		Threads: a.threads, BatchTokens: flags.batch,
+		Threads: a.threads, BatchTokens: flags.batch, Observer: observer,
 		Events: engine.Events{Layer: func(_, total, tokens int) { s.onBlock(float64(tokens) / float64(total)) }},
 	})
 	if err != nil {

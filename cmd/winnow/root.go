@@ -59,7 +59,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		}
 	}
 	add("make", "Make files:", newConvertCommand(a), newQuantizeCommand(a), newRecipeCommand(a), newDemoCommand(a))
-	add("look", "Look and measure:", newPerplexityCommand(a), newLogitsCommand(a), newInspectCommand(a), newImatrixCommand(a), newFamiliesCommand(a))
+	add("look", "Look and measure:", newPerplexityCommand(a), newLogitsCommand(a), newInspectCommand(a), newCalibrateCommand(a), newImatrixCommand(a), newFamiliesCommand(a))
 	add("other", "Other:", newVersionCommand(a), newCompletionCommand(a))
 	root.SetHelpCommand(newHelpCommand(root))
 	root.SetHelpCommandGroupID("other")

@@ -263,7 +263,7 @@ func (m *Matrix) pair(tensors []gguf.TensorInfo) map[string]tensorPair {
 			pairs[name] = tensorPair{i, of(name).counts}
 		} else if name, ok := strings.CutSuffix(full, suffixCounts); ok {
 			pairs[name] = tensorPair{of(name).sums, i}
-		} else {
+		} else if !strings.HasPrefix(full, prefixStatistics) {
 			others = append(others, full)
 		}
 	}

@@ -20,6 +20,24 @@ func (m *Matrix) WriteGGUF(path string) error {
 	if err := m.check(); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
+	meta, tensors := m.header()
+	layout, err := gguf.NewLayout(meta, tensors, gguf.LayoutOptions{})
+	if err != nil {
+		return invalid("writing %s: %w", path, err)
+	}
+	w, err := layout.Create(path, gguf.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	defer w.Abort()
+	if err := m.writeEntries(w); err != nil {
+		return err
+	}
+	return w.Commit()
+}
+
+// header returns metadata and tensors of the GGUF form.
+func (m *Matrix) header() (*gguf.Metadata, []gguf.TensorInfo) {
 	meta := &gguf.Metadata{}
 	meta.Set(gguf.KeyGeneralType, fileType)
 	meta.Set(keyDatasets, m.Datasets)
@@ -33,21 +51,17 @@ func (m *Matrix) WriteGGUF(path string) error {
 			gguf.TensorInfo{Name: e.Name + suffixSums, Type: gguf.F32, Shape: shape(int64(e.Columns()), n)},
 			gguf.TensorInfo{Name: e.Name + suffixCounts, Type: gguf.F32, Shape: shape(1, n)})
 	}
-	layout, err := gguf.NewLayout(meta, tensors, gguf.LayoutOptions{})
-	if err != nil {
-		return invalid("writing %s: %w", path, err)
-	}
-	w, err := layout.Create(path, gguf.CreateOptions{})
-	if err != nil {
-		return err
-	}
-	defer w.Abort()
+	return meta, tensors
+}
+
+// writeEntries writes the tensors of header.
+func (m *Matrix) writeEntries(w *gguf.Writer) error {
 	for i := range m.Entries {
 		if err := m.Entries[i].writeGGUF(w, 2*i); err != nil {
 			return m.about("", err)
 		}
 	}
-	return w.Commit()
+	return nil
 }
 
 // shape drops a last dimension of 1, as ggml does.

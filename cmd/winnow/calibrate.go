@@ -1,0 +1,352 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/winnow-moe/winnow/formats/calib"
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/formats/tokenizer"
+	"github.com/winnow-moe/winnow/verify"
+)
+
+// calibrateFlags are the settings of a calibration.
+type calibrateFlags struct {
+	scoreFlags
+	texts       []string
+	from        int
+	out, format string
+	minTokens   int64
+	force       bool
+}
+
+func newCalibrateCommand(a *app) *cobra.Command {
+	var flags calibrateFlags
+	c := &cobra.Command{
+		Use:   "calibrate MODEL --text [NAME=]FILE... -o FILE",
+		Short: "Importance matrix and expert statistics from texts",
+		Long: `Run texts through a model and write what its weights see: an importance matrix
+as llama-imatrix makes it, which quantize and llama-quantize take (--imatrix),
+and in the same file how often, how strongly and together with which others
+each expert is used, for every NAME of texts.
+
+A text is tokenized once and cut into windows of --ctx tokens without overlap;
+if the vocabulary adds a BOS token it replaces the first of every window; all
+tokens count. MODEL is a GGUF file of any type or a checkpoint folder.
+
+Sums are exact: runs over parts of the texts, merged, give the file of one run.`,
+		Example: `  winnow calibrate R1-Q8_0.gguf --text code=go.txt --text wiki.txt -o r1.gguf
+  winnow calibrate merge a.gguf b.gguf -o both.gguf
+  winnow inspect r1.gguf`,
+		Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, pos []string) error {
+			if err := flags.check(pos); err != nil {
+				return err
+			}
+			return a.calibrate(cmd.Context(), pos[0], &flags)
+		},
+	}
+	c.Flags().StringArrayVarP(&flags.texts, "text", "f", nil, "a text, .gz or .zst too, and what kind it is: `[NAME=]FILE`, repeatable")
+	c.Flags().StringVarP(&flags.out, "output", "o", "", "the `FILE` to write")
+	c.Flags().StringVar(&flags.format, "output-format", "gguf", "`gguf|dat`; dat is the older form of an importance matrix and has nothing else")
+	c.Flags().BoolVar(&flags.force, "force", false, "replace an existing output")
+	c.Flags().IntVarP(&flags.ctx, "ctx", "c", verify.DefaultCtx, "`N` tokens per window")
+	c.Flags().IntVar(&flags.chunks, "chunks", 0, "`N` windows of each text (0: all)")
+	c.Flags().IntVar(&flags.from, "from-chunk", 0, "`N` windows of each text to leave out first")
+	c.Flags().Int64Var(&flags.minTokens, "min-expert-tokens", 1, "warn of experts that saw fewer than `N` tokens")
+	c.Flags().IntVar(&flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
+	checkpointFlags(c, &flags.ck)
+	c.AddCommand(newMergeCommand(a))
+	return c
+}
+
+func (f *calibrateFlags) check(pos []string) error {
+	switch {
+	case len(f.texts) == 0:
+		return usagef("calibrate needs a text: --text FILE")
+	case f.out == "":
+		return usagef("calibrate needs an output: -o FILE")
+	case f.format != "gguf" && f.format != "dat":
+		return usagef("--output-format is %q, want gguf or dat", f.format)
+	case f.from < 0:
+		return usagef("--from-chunk is %d, want a positive number, or 0 for all", f.from)
+	}
+	if err := f.scoreFlags.check(); err != nil {
+		return err
+	}
+	inputs := pos
+	for _, t := range f.texts {
+		_, path := splitText(t)
+		inputs = append(inputs[:len(inputs):len(inputs)], path)
+	}
+	return checkOutput(f.out, inputs, f.force)
+}
+
+// splitText returns the kind of text and the file of a --text flag.
+func splitText(s string) (name, path string) {
+	if name, path, ok := strings.Cut(s, "="); ok && name != "" && !strings.ContainsAny(name, `/\`) {
+		return name, path
+	}
+	return "default", s
+}
+
+// observer passes what the engine tells on to the domain at hand.
+type observer struct{ *calib.Domain }
+
+func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags) error {
+	watch := &observer{}
+	m, err := a.openObserved(path, &flags.scoreFlags, watch)
+	if err != nil {
+		return err
+	}
+	defer m.model.Close()
+	texts, err := m.windows(flags)
+	if err != nil {
+		return err
+	}
+	stats := &calib.Statistics{ChunkSize: flags.ctx}
+	tokens := 0
+	for _, t := range texts {
+		tokens += len(t.windows) * flags.ctx
+	}
+	_, finish := a.follow("calibrating", tokens, m)
+	defer finish()
+	for _, t := range texts {
+		watch.Domain = stats.Domain(t.name)
+		watch.AddDataset(t.path)
+		if err := m.observe(ctx, t.windows, flags); err != nil {
+			return &inputError{fmt.Errorf("%s: %w", t.path, err)}
+		}
+		watch.Chunks += int64(len(t.windows))
+	}
+	finish()
+	if err := writeStatistics(stats, flags.out, flags.format, nil); err != nil {
+		return err
+	}
+	return a.reportCalibration(stats, m.model, flags.minTokens)
+}
+
+// observe runs windows through a model, as many at a time as a batch takes.
+func (m *scored) observe(ctx context.Context, windows [][]int32, flags *calibrateFlags) error {
+	batch := flags.batch
+	if batch == 0 {
+		batch = defaultBatch
+	}
+	n := max(1, batch/flags.ctx)
+	for at := 0; at < len(windows); at += n {
+		if _, err := m.engine.Forward(ctx, windows[at:min(at+n, len(windows))]); err != nil {
+			return fmt.Errorf("windows %d to %d: %w", at, min(at+n, len(windows))-1, err)
+		}
+	}
+	return nil
+}
+
+// defaultBatch is the engine's number of tokens per pass.
+const defaultBatch = 8192
+
+// calibrationText is a text cut into windows.
+type calibrationText struct {
+	name, path string
+	windows    [][]int32
+}
+
+// windows cuts the texts.
+func (m *scored) windows(flags *calibrateFlags) ([]calibrationText, error) {
+	v, err := tokenizer.FromMetadata(m.model.Metadata())
+	if err != nil {
+		return nil, err
+	}
+	var out []calibrationText
+	for _, text := range flags.texts {
+		name, path := splitText(text)
+		raw, err := readText(path)
+		if err != nil {
+			return nil, err
+		}
+		chunks := flags.chunks
+		if chunks > 0 {
+			chunks += flags.from
+		}
+		t, err := verify.Tokenize(v, raw, flags.ctx, chunks)
+		if err != nil {
+			return nil, &inputError{fmt.Errorf("%s: %w", path, err)}
+		}
+		if flags.from >= len(t.Windows) {
+			return nil, usagef("--from-chunk %d leaves nothing of the %d windows of %q", flags.from, len(t.Windows), path)
+		}
+		out = append(out, calibrationText{name, path, t.Windows[flags.from:]})
+	}
+	return out, nil
+}
+
+func writeStatistics(s *calib.Statistics, path, format string, weights calib.Weights) error {
+	if format == "gguf" {
+		return s.WriteGGUF(path, weights)
+	}
+	m, err := s.Matrix(weights)
+	if err != nil {
+		return err
+	}
+	return m.WriteDat(path)
+}
+
+func newMergeCommand(a *app) *cobra.Command {
+	var (
+		out, format string
+		shares      []string
+		minTokens   int64
+		force       bool
+	)
+	c := &cobra.Command{
+		Use:   "merge FILE... -o FILE",
+		Short: "Add files of calibrate up, or weigh their texts anew",
+		Long: `Add up what calibrate measured in several runs. The sums are exact: the result
+is that of one run over all texts. With --weights the importance matrix gives
+every kind of text its share of the tokens, however long its texts are; the
+statistics in the file stay sums, so it can be weighed again.`,
+		Example: `  winnow calibrate merge a.gguf b.gguf -o both.gguf
+  winnow calibrate merge stats.gguf --weights code=0.6,chat=0.4 -o coder.gguf`,
+		Args: args(cobra.MinimumNArgs(1)),
+		RunE: func(_ *cobra.Command, pos []string) error {
+			weights, err := parseWeights(shares)
+			switch {
+			case err != nil:
+				return err
+			case out == "":
+				return usagef("merge needs an output: -o FILE")
+			case format != "gguf" && format != "dat":
+				return usagef("--output-format is %q, want gguf or dat", format)
+			}
+			if err := checkOutput(out, pos, force); err != nil {
+				return err
+			}
+			s, err := mergeStatistics(pos)
+			if err != nil {
+				return err
+			}
+			if err := writeStatistics(s, out, format, weights); err != nil {
+				return err
+			}
+			return a.reportCalibration(s, nil, minTokens)
+		},
+	}
+	c.Flags().StringVarP(&out, "output", "o", "", "the `FILE` to write")
+	c.Flags().StringVar(&format, "output-format", "gguf", "`gguf|dat`")
+	c.Flags().StringSliceVar(&shares, "weights", nil, "shares of the kinds of text in the importance matrix: `NAME=SHARE,...`")
+	c.Flags().Int64Var(&minTokens, "min-expert-tokens", 1, "warn of experts that saw fewer than `N` tokens")
+	c.Flags().BoolVar(&force, "force", false, "replace an existing output")
+	return c
+}
+
+func parseWeights(list []string) (calib.Weights, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	w := calib.Weights{}
+	for _, s := range list {
+		name, share, ok := strings.Cut(s, "=")
+		f, err := strconv.ParseFloat(share, 64)
+		if !ok || err != nil || !(f >= 0) || f > 1e9 {
+			return nil, usagef("--weights has %q, want NAME=SHARE with a share that is not negative", s)
+		}
+		w[name] = f
+	}
+	return w, nil
+}
+
+func mergeStatistics(paths []string) (*calib.Statistics, error) {
+	var all []*calib.Statistics
+	for _, p := range paths {
+		s, err := calib.ReadStatistics(p)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	return calib.MergeStatistics(all...)
+}
+
+// calibrationReport is the result of calibrate in the form --json prints.
+type calibrationReport struct {
+	*calib.Coverage
+	Uncovered []string `json:"uncovered_tensors"` // weights of blocks that nothing is known of
+}
+
+// reportCalibration prints what statistics cover, and warns of gaps. Without
+// a model the weights it has are not known.
+func (a *app) reportCalibration(s *calib.Statistics, m gguf.Model, minTokens int64) error {
+	c, err := s.Coverage(minTokens)
+	if err != nil {
+		return err
+	}
+	r := calibrationReport{c, []string{}}
+	if m != nil {
+		r.Uncovered = append(r.Uncovered, uncovered(s, m)...)
+	}
+	if a.json {
+		return a.printJSON(r)
+	}
+	a.printCoverage(c)
+	if n := len(r.Uncovered); n > 0 {
+		a.warn([]string{fmt.Sprintf("%d %s of blocks took no part: %s", n, plural(n, "weight", "weights"), strings.Join(r.Uncovered, ", "))})
+	}
+	a.warn(fewTokens(c, minTokens))
+	return nil
+}
+
+// uncovered lists the weights of blocks that were not measured.
+func uncovered(s *calib.Statistics, m gguf.Model) (names []string) {
+	for _, t := range m.Tensors() {
+		matrix := len(t.Shape) > 1 && strings.HasPrefix(t.Name, "blk.") && strings.HasSuffix(t.Name, ".weight")
+		if matrix && !strings.Contains(t.Name, "conv1d") && !s.Covers(t.Name) {
+			names = append(names, t.Name)
+		}
+	}
+	return names
+}
+
+// fewTokens warns of experts with few tokens, block by block.
+func fewTokens(c *calib.Coverage, minTokens int64) (warnings []string) {
+	for _, l := range c.Blocks {
+		if len(l.Few) == 0 {
+			continue
+		}
+		var list []string
+		for _, e := range l.Few {
+			list = append(list, fmt.Sprintf("%d (%d)", e.Expert, e.Tokens))
+		}
+		warnings = append(warnings, fmt.Sprintf("block %d: %d of %d experts saw fewer than %d tokens: %s",
+			l.Block, len(l.Few), l.Experts, minTokens, strings.Join(list, ", ")))
+	}
+	return warnings
+}
+
+// printCoverage shows domains and the use of experts.
+func (a *app) printCoverage(c *calib.Coverage) {
+	rows := [][]string{{"text", "windows", "tokens"}}
+	for _, d := range c.Domains {
+		rows = append(rows, []string{printable(d.Name), strconv.FormatInt(d.Chunks, 10), strconv.FormatInt(d.Tokens, 10)})
+	}
+	a.printf("%s%d weights measured, windows of %d tokens\n", table("lrr", rows), c.Weights, c.ChunkSize)
+	if len(c.Blocks) == 0 {
+		return
+	}
+	rows = [][]string{{"block", "experts", "unused", "tokens", "entropy", "most used"}}
+	for _, l := range c.Blocks {
+		var top []string
+		for _, e := range l.Top {
+			top = append(top, fmt.Sprintf("%d (%.0f %%)", e.Expert, 100*e.Share))
+		}
+		rows = append(rows, []string{strconv.Itoa(l.Block), strconv.Itoa(l.Experts), strconv.Itoa(len(l.Unused)),
+			fmt.Sprintf("%d to %d", l.Least, l.Most), fmt.Sprintf("%.2f of %.2f", l.Entropy, l.MaxEntropy), strings.Join(top, " ")})
+	}
+	a.printf("\n%s", table("rrrrrl", rows))
+	for _, l := range c.Blocks {
+		if len(l.Unused) > 0 {
+			a.printf("%s\n", wrap(fmt.Sprintf("block %d, never used: %s", l.Block, strings.Trim(fmt.Sprint(l.Unused), "[]")), "  "))
+		}
+	}
+}

@@ -1,0 +1,168 @@
+package calib
+
+import (
+	"errors"
+	"math"
+	"math/big"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+)
+
+// TestExact adds numbers of many magnitudes in several orders: the sum is that
+// of math/big, to a unit of 2⁻⁴⁷ per number, and the same for every order.
+func TestExact(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	values := make([]float64, 2000)
+	want := new(big.Float).SetPrec(300)
+	for i := range values {
+		values[i] = math.Ldexp(rng.Float64()-0.3, rng.IntN(80)-35)
+		want.Add(want, new(big.Float).SetFloat64(values[i]))
+	}
+	var first exact
+	for round := range 5 {
+		var parts [3]exact
+		for i, v := range values {
+			if err := parts[(i*7+round)%3].add(v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sum := parts[round%3]
+		for i := 1; i < 3; i++ {
+			if err := sum.merge(parts[(round+i)%3]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if round == 0 {
+			first = sum
+		}
+		if sum != first {
+			t.Errorf("round %d: %v, before %v", round, sum, first)
+		}
+		rng.Shuffle(len(values), func(i, j int) { values[i], values[j] = values[j], values[i] })
+	}
+	hi, lo := first.split()
+	got := new(big.Float).SetPrec(300).SetFloat64(hi)
+	got.Add(got, new(big.Float).SetFloat64(lo))
+	diff, _ := got.Sub(got, want).Float64()
+	if math.Abs(diff) > 2000*0x1p-48 {
+		t.Errorf("off by %g", diff)
+	}
+	if nearest, _ := want.Float64(); math.Abs(nearest-hi) > math.Abs(nearest)*0x1p-52 {
+		t.Errorf("value %v, want %v", hi, nearest)
+	}
+	var back exact
+	if err := errors.Join(back.add(hi), back.add(lo)); err != nil || back != first {
+		t.Errorf("read back: %v, %v, want %v", back, err, first)
+	}
+	for _, v := range []float64{math.NaN(), math.Inf(1), 0x1p58, -0x1p60} {
+		if err := new(exact).add(v); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%v: %v", v, err)
+		}
+	}
+}
+
+// someStatistics have two kinds of text, a weight of two experts and a block.
+func someStatistics(t *testing.T) *Statistics {
+	t.Helper()
+	s := &Statistics{ChunkSize: 10}
+	for i, name := range []string{"code", "chat"} {
+		d := s.Domain(name)
+		d.AddDataset(name + ".txt")
+		d.Chunks = int64(1 + 3*i)
+		sums := NewExpertSums(2)
+		for j := range sums {
+			for k := range sums[j] {
+				sums[j][k] = float64(1+j+10*k) / 3
+			}
+		}
+		err := errors.Join(
+			d.Input("blk.0.ffn_up_exps.weight", 1, 2, 4, []float64{1.5, float64(1+i) / 7}),
+			d.Input("blk.0.attn_q.weight", 0, 1, 10*d.Chunks, []float64{float64(1+i) * 100}),
+			d.Experts(3, sums))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+func TestStatisticsFile(t *testing.T) {
+	s := someStatistics(t)
+	path := filepath.Join(t.TempDir(), "stats.gguf")
+	if err := s.WriteGGUF(path, nil); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadStatistics(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, s) {
+		t.Errorf("%+v, want %+v", got, s)
+	}
+	m, err := Read(path, Options{})
+	if err != nil || len(m.Warnings) > 0 || m.Chunks != 5 || m.ChunkSize != 10 || !reflect.DeepEqual(m.Datasets, []string{"code.txt", "chat.txt"}) {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	defer m.Close()
+	e, _ := m.Find("blk.0.ffn_up_exps.weight")
+	if sums, err := e.Sums(); err != nil || !reflect.DeepEqual(e.Counts, []int64{0, 8}) || !reflect.DeepEqual(sums, []float32{0, 0, 3, 3. / 7}) {
+		t.Errorf("%v, %v, %v", e.Counts, sums, err)
+	}
+	// A file without its last bytes is refused.
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := path + ".short"
+	if err := os.WriteFile(short, b[:len(b)-64], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadStatistics(short); err == nil {
+		t.Error("a truncated file is read")
+	}
+}
+
+// TestDomainWeights: each kind of text has its share of the mean, whatever its length.
+func TestDomainWeights(t *testing.T) {
+	s := someStatistics(t)
+	m, err := s.Matrix(Weights{"code": 3, "chat": 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := m.Weights("blk.0.attn_q.weight", 1, 1)
+	// Means are 100/10 and 200/40.
+	if want := float32(0.75*10 + 0.25*5); err != nil || math.Abs(float64(w[0]-want)) > 1e-5 {
+		t.Errorf("%v, %v, want %v", w, err, want)
+	}
+	if e, _ := m.Find("blk.0.attn_q.weight"); e.Counts[0] != 50 {
+		t.Errorf("%d rows, want those of both texts", e.Counts[0])
+	}
+	for _, bad := range []Weights{{"other": 1}, {"code": 0}} {
+		if _, err := s.Matrix(bad); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%v: %v", bad, err)
+		}
+	}
+}
+
+func TestMergeStatistics(t *testing.T) {
+	a, b := someStatistics(t), someStatistics(t)
+	sum, err := MergeStatistics(a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := sum.Domains[0]; len(sum.Domains) != 2 || d.Chunks != 2 || len(d.Datasets) != 1 || d.Layer(3).Values(Gate)[1] != 2*a.Domains[0].Layer(3).Values(Gate)[1] ||
+		d.Layer(3).Values(MaxAbs)[1] != a.Domains[0].Layer(3).Values(MaxAbs)[1] {
+		t.Errorf("%+v", d)
+	}
+	b.ChunkSize = 11
+	if _, err := MergeStatistics(a, b); !errors.Is(err, ErrInvalid) {
+		t.Errorf("other windows: %v", err)
+	}
+	c, err := a.Coverage(3)
+	if err != nil || len(c.Blocks) != 1 || c.Blocks[0].Experts != 2 || c.Weights != 2 || c.Domains[1].Tokens != 40 {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
