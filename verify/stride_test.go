@@ -198,6 +198,9 @@ func TestTop(t *testing.T) {
 // TestMemory: no more is allocated than blocks of rows, however long windows
 // and text are, with a model as base and with a file, which is written too.
 func TestMemory(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector allocates, too")
+	}
 	const ctx, vocab = 2050, 4000
 	flat := func() *fakeModel {
 		return &fakeModel{vocab: vocab, logit: func(token int32, pos, id int) float64 { return float64((int(token)*pos + id) & 7) }}
