@@ -34,6 +34,10 @@ type Codec struct {
 	// UsesWeights says that weights change the encoding, NeedsWeights that
 	// there is none without them.
 	UsesWeights, NeedsWeights bool
+	// Partner is the form of activations that ggml multiplies with.
+	Partner Partner
+	// integers is the form for products of integers; nil: none.
+	integers *integerForm
 	// thorough lowers the error of an encoded row; nil where ThoroughSearch is
 	// the default search.
 	thorough *refinement
@@ -49,38 +53,38 @@ type Codec struct {
 // codecs has one entry per type.
 var codecs = [...]Codec{
 	{Type: gguf.F32, Encode: encodeF32, Decode: decodeF32, values: checkF32},
-	{Type: gguf.F16, Encode: encodeF16, Decode: decodeF16, values: checkF16},
-	{Type: gguf.BF16, Encode: encodeBF16, Decode: decodeBF16, values: checkBF16},
+	{Type: gguf.F16, Partner: PartnerF16, Encode: encodeF16, Decode: decodeF16, values: checkF16},
+	{Type: gguf.BF16, Partner: PartnerBF16, Encode: encodeBF16, Decode: decodeBF16, values: checkBF16},
 	{Type: gguf.F64, Decode: decodeF64, values: checkF64},
 	{Type: gguf.I8, Decode: decodeI8},
 	{Type: gguf.I16, Decode: decodeI16},
 	{Type: gguf.I32, Decode: decodeI32},
 	{Type: gguf.I64, Decode: decodeI64},
-	{Type: gguf.Q4_0, Encode: encodeQ4_0, Decode: decodeQ4_0, UsesWeights: true, scales: []int{0}},
-	{Type: gguf.Q4_1, Encode: encodeQ4_1, Decode: decodeQ4_1, UsesWeights: true, scales: []int{0, 2}},
-	{Type: gguf.Q5_0, Encode: encodeQ5_0, Decode: decodeQ5_0, UsesWeights: true, scales: []int{0}},
-	{Type: gguf.Q5_1, Encode: encodeQ5_1, Decode: decodeQ5_1, UsesWeights: true, scales: []int{0, 2}},
-	{Type: gguf.Q8_0, Encode: encodeQ8_0, Decode: decodeQ8_0, scales: []int{0}},
-	{Type: gguf.Q2_K, Encode: encodeQ2K, Decode: decodeQ2K, UsesWeights: true, thorough: &refineQ2K, scales: []int{80, 82}},
-	{Type: gguf.Q3_K, Encode: encodeQ3K, Decode: decodeQ3K, UsesWeights: true, thorough: &refineQ3K, scales: []int{108}},
-	{Type: gguf.Q4_K, Encode: encodeQ4K, Decode: decodeQ4K, UsesWeights: true, thorough: &refineQ4K, scales: []int{0, 2}},
-	{Type: gguf.Q5_K, Encode: encodeQ5K, Decode: decodeQ5K, UsesWeights: true, thorough: &refineQ5K, scales: []int{0, 2}},
-	{Type: gguf.Q6_K, Encode: encodeQ6K, Decode: decodeQ6K, UsesWeights: true, thorough: &refineQ6K, scales: []int{208}},
-	{Type: gguf.IQ1S, Encode: encodeIQ1S, Decode: decodeIQ1S, UsesWeights: true, NeedsWeights: true, scales: []int{0}},
-	{Type: gguf.IQ1M, Encode: encodeIQ1M, Decode: decodeIQ1M, UsesWeights: true, values: checkIQ1M},
-	{Type: gguf.IQ2XXS, Encode: encodeIQ2XXS, Decode: decodeIQ2XXS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
-	{Type: gguf.IQ2XS, Encode: encodeIQ2XS, Decode: decodeIQ2XS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
-	{Type: gguf.IQ2S, Encode: encodeIQ2S, Decode: decodeIQ2S, UsesWeights: true, noNegative: true, scales: []int{0}},
-	{Type: gguf.IQ3XXS, Encode: encodeIQ3XXS, Decode: decodeIQ3XXS, UsesWeights: true, noNegative: true, scales: []int{0}},
-	{Type: gguf.IQ3S, Encode: encodeIQ3S, Decode: decodeIQ3S, UsesWeights: true, noNegative: true, scales: []int{0}},
-	{Type: gguf.IQ4NL, Encode: encodeIQ4NL, Decode: decodeIQ4NL, UsesWeights: true, scales: []int{0}},
-	{Type: gguf.IQ4XS, Encode: encodeIQ4XS, Decode: decodeIQ4XS, UsesWeights: true, thorough: &refineIQ4XS, scales: []int{0}},
-	{Type: gguf.MXFP4, Encode: encodeMXFP4, Decode: decodeMXFP4, values: checkMXFP4},
-	{Type: gguf.NVFP4, Encode: encodeNVFP4, Decode: decodeNVFP4}, // every scale is finite
-	{Type: gguf.TQ1_0, Encode: encodeTQ1_0, Decode: decodeTQ1_0, scales: []int{52}},
-	{Type: gguf.TQ2_0, Encode: encodeTQ2_0, Decode: decodeTQ2_0, scales: []int{64}},
-	{Type: gguf.Q1_0, Encode: encodeQ1_0, Decode: decodeQ1_0, scales: []int{0}},
-	{Type: gguf.Q2_0, Encode: encodeQ2_0, Decode: decodeQ2_0, scales: []int{0}},
+	{Type: gguf.Q4_0, Partner: PartnerQ8_0, integers: &integersQ4_0, Encode: encodeQ4_0, Decode: decodeQ4_0, UsesWeights: true, scales: []int{0}},
+	{Type: gguf.Q4_1, Partner: PartnerQ8_0, integers: &integersQ4_1, Encode: encodeQ4_1, Decode: decodeQ4_1, UsesWeights: true, scales: []int{0, 2}},
+	{Type: gguf.Q5_0, Partner: PartnerQ8_0, integers: &integersQ5_0, Encode: encodeQ5_0, Decode: decodeQ5_0, UsesWeights: true, scales: []int{0}},
+	{Type: gguf.Q5_1, Partner: PartnerQ8_0, integers: &integersQ5_1, Encode: encodeQ5_1, Decode: decodeQ5_1, UsesWeights: true, scales: []int{0, 2}},
+	{Type: gguf.Q8_0, Partner: PartnerQ8_0, integers: &integersQ8_0, Encode: encodeQ8_0, Decode: decodeQ8_0, scales: []int{0}},
+	{Type: gguf.Q2_K, Partner: PartnerQ8_K, integers: &integersQ2K, Encode: encodeQ2K, Decode: decodeQ2K, UsesWeights: true, thorough: &refineQ2K, scales: []int{80, 82}},
+	{Type: gguf.Q3_K, Partner: PartnerQ8_K, integers: &integersQ3K, Encode: encodeQ3K, Decode: decodeQ3K, UsesWeights: true, thorough: &refineQ3K, scales: []int{108}},
+	{Type: gguf.Q4_K, Partner: PartnerQ8_K, integers: &integersQ4K, Encode: encodeQ4K, Decode: decodeQ4K, UsesWeights: true, thorough: &refineQ4K, scales: []int{0, 2}},
+	{Type: gguf.Q5_K, Partner: PartnerQ8_K, integers: &integersQ5K, Encode: encodeQ5K, Decode: decodeQ5K, UsesWeights: true, thorough: &refineQ5K, scales: []int{0, 2}},
+	{Type: gguf.Q6_K, Partner: PartnerQ8_K, integers: &integersQ6K, Encode: encodeQ6K, Decode: decodeQ6K, UsesWeights: true, thorough: &refineQ6K, scales: []int{208}},
+	{Type: gguf.IQ1S, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeIQ1S, eighth), Encode: encodeIQ1S, Decode: decodeIQ1S, UsesWeights: true, NeedsWeights: true, scales: []int{0}},
+	{Type: gguf.IQ1M, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeIQ1M, func(b []byte) float32 { return scaleIQ1M(b) / 8 }), Encode: encodeIQ1M, Decode: decodeIQ1M, UsesWeights: true, values: checkIQ1M},
+	{Type: gguf.IQ2XXS, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeIQ2XXS, eighth), Encode: encodeIQ2XXS, Decode: decodeIQ2XXS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ2XS, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeIQ2XS, eighth), Encode: encodeIQ2XS, Decode: decodeIQ2XS, UsesWeights: true, NeedsWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ2S, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeIQ2S, eighth), Encode: encodeIQ2S, Decode: decodeIQ2S, UsesWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ3XXS, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeIQ3XXS, quarter), Encode: encodeIQ3XXS, Decode: decodeIQ3XXS, UsesWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ3S, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeIQ3S, half), Encode: encodeIQ3S, Decode: decodeIQ3S, UsesWeights: true, noNegative: true, scales: []int{0}},
+	{Type: gguf.IQ4NL, Partner: PartnerQ8_0, integers: wideForm(blockLen, decodeIQ4NL, half), Encode: encodeIQ4NL, Decode: decodeIQ4NL, UsesWeights: true, scales: []int{0}},
+	{Type: gguf.IQ4XS, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeIQ4XS, half), Encode: encodeIQ4XS, Decode: decodeIQ4XS, UsesWeights: true, thorough: &refineIQ4XS, scales: []int{0}},
+	{Type: gguf.MXFP4, Partner: PartnerQ8_0, integers: &integersMXFP4, Encode: encodeMXFP4, Decode: decodeMXFP4, values: checkMXFP4},
+	{Type: gguf.NVFP4, Partner: PartnerQ8_0, Encode: encodeNVFP4, Decode: decodeNVFP4}, // every scale is finite
+	{Type: gguf.TQ1_0, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeTQ1_0, func(b []byte) float32 { return half(b[52:]) }), Encode: encodeTQ1_0, Decode: decodeTQ1_0, scales: []int{52}},
+	{Type: gguf.TQ2_0, Partner: PartnerQ8_K, integers: wideForm(superLen, decodeTQ2_0, func(b []byte) float32 { return half(b[64:]) }), Encode: encodeTQ2_0, Decode: decodeTQ2_0, scales: []int{64}},
+	{Type: gguf.Q1_0, Partner: PartnerQ8_0, Encode: encodeQ1_0, Decode: decodeQ1_0, scales: []int{0}},
+	{Type: gguf.Q2_0, Partner: PartnerQ8_0, Encode: encodeQ2_0, Decode: decodeQ2_0, scales: []int{0}},
 }
 
 // byType holds the codecs by the numbers of their types.

@@ -87,6 +87,20 @@ func decodeMXFP4(dst []float32, src []byte) {
 	}
 }
 
+// offsetFP4 makes the values of codes positive.
+const offsetFP4 = 12
+
+var integersMXFP4 = integerForm{Integers{Block: blockLen, Quads: 4, Offsets: true}, func(r *record, b []byte) {
+	r.single(halfE8M0(b[0]), offsetFP4)
+	var codes [blockLen]byte
+	for j, c := range b[1:] {
+		codes[j], codes[j+16] = uint8(tableFP4[c&15]+offsetFP4), uint8(tableFP4[c>>4]+offsetFP4)
+	}
+	for i := range 4 {
+		putCodes(r.codes[2*i:], word(codes[8*i:]))
+	}
+}}
+
 func encodeMXFP4(dst []byte, src, _ []float32) {
 	if k := kernel.Active(); k != nil {
 		encodeMost(k.MXFP4, blockMXFP4, dst, src, sizeMXFP4, blockLen)

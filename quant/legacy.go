@@ -91,6 +91,59 @@ func decodeQ8_0(dst []float32, src []byte) {
 	}
 }
 
+var (
+	integersQ4_0 = integerForm{Integers{Block: blockLen, Quads: 8, Offsets: true}, func(r *record, b []byte) {
+		r.nibbles(b[2:], 0)
+		r.single(half(b), 8)
+	}}
+	integersQ4_1 = integerForm{Integers{Block: blockLen, Quads: 8, Mins: true}, func(r *record, b []byte) {
+		r.nibbles(b[4:], 0)
+		r.raised(half(b), half(b[2:]))
+	}}
+	integersQ5_0 = integerForm{Integers{Block: blockLen, Quads: 4, Offsets: true}, func(r *record, b []byte) {
+		r.nibbles(b[6:], binary.LittleEndian.Uint32(b[2:]))
+		r.single(half(b), 16)
+	}}
+	integersQ5_1 = integerForm{Integers{Block: blockLen, Quads: 4, Mins: true}, func(r *record, b []byte) {
+		r.nibbles(b[8:], binary.LittleEndian.Uint32(b[4:]))
+		r.raised(half(b), half(b[2:]))
+	}}
+	integersQ8_0 = integerForm{Integers{Block: blockLen, Wide: true}, func(r *record, b []byte) {
+		r.d = half(b)
+		for i := range r.codes {
+			r.codes[i] = pair(int32(int8(b[2+2*i])), int32(int8(b[3+2*i])))
+		}
+	}}
+)
+
+// nibbles sets 32 codes: low halves of bytes first, with a bit each on top.
+func (r *record) nibbles(b []byte, high uint32) {
+	for i := range 2 {
+		v := word(b[8*i:])
+		putCodes(r.codes[2*i:], v&(15*ones)|spreadBits(high>>(8*i))<<4)
+		putCodes(r.codes[4+2*i:], v>>4&(15*ones)|spreadBits(high>>(16+8*i))<<4)
+	}
+}
+
+// spreadBits makes bytes of the lowest eight bits.
+func spreadBits(v uint32) uint64 {
+	return (uint64(v&255)*ones&0x8040201008040201 + 127*ones) >> 7 & ones
+}
+
+// single sets scales of one and an offset.
+func (r *record) single(d float32, offset int32) {
+	r.d = d
+	fillPairs(r.scales, 1)
+	fillPairs(r.offsets, offset)
+}
+
+// raised sets scales of one and a minimum.
+func (r *record) raised(d, low float32) {
+	r.d, r.dmin = d, -low
+	fillPairs(r.scales, 1)
+	fillPairs(r.mins, 1)
+}
+
 func encodeQ4_0(dst []byte, src, weights []float32) {
 	if k := kernel.Active(); k != nil && weights == nil {
 		encodeBlocks(k.Q4_0, dst, src, sizeQ4_0, blockLen)

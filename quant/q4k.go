@@ -38,6 +38,28 @@ func decodeQ4K(dst []float32, src []byte) {
 	}
 }
 
+var integersQ4K = integerForm{Integers{Block: superLen, Quads: 8, Mins: true}, func(r *record, b []byte) {
+	r.affineScales(b, 1)
+	for g := range 4 {
+		for i, codes := 0, r.codes[16*g:]; i < 4; i++ {
+			v := word(b[16+32*g+8*i:])
+			putCodes(codes[2*i:], v&(15*ones))
+			putCodes(codes[8+2*i:], v>>4&(15*ones))
+		}
+	}
+}}
+
+// affineScales reads the factors, scales and minimums of Q4_K and Q5_K; a scale
+// is repeated so many times.
+func (r *record) affineScales(b []byte, times int) {
+	r.d, r.dmin = half(b), half(b[2:])
+	for g := range 8 {
+		ls, lm := scaleMin((*[12]byte)(b[4:]), g)
+		fillPairs(r.scales[times*g:][:times], int32(ls))
+		fillPairs(r.mins[g:g+1], int32(lm))
+	}
+}
+
 func encodeQ4K(dst []byte, src, weights []float32) {
 	searchQ4K.encode(dst, src, weights)
 }

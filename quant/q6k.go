@@ -34,6 +34,30 @@ func decodeQ6K(dst []float32, src []byte) {
 	}
 }
 
+var integersQ6K = integerForm{Integers{Block: superLen, Quads: 2, Offsets: true}, func(r *record, b []byte) {
+	r.d = half(b[208:])
+	r.symmetricScales(func(g int) int32 { return int32(int8(b[192+g])) }, 32, 2)
+	for i := range 8 {
+		codes := r.codes[i/4*32+i%4*2:]
+		low, next, high := word(b[i/4*64+i%4*8:]), word(b[i/4*64+i%4*8+32:]), word(b[128+8*i:])
+		putCodes(codes, low&(15*ones)|high&(3*ones)<<4)
+		putCodes(codes[8:], next&(15*ones)|high>>2&(3*ones)<<4)
+		putCodes(codes[16:], low>>4&(15*ones)|high>>4&(3*ones)<<4)
+		putCodes(codes[24:], next>>4&(15*ones)|high>>6&(3*ones)<<4)
+	}
+}}
+
+// symmetricScales sets the scales of 16 groups, each repeated so many times, and
+// what their codes are to be lowered by.
+func (r *record) symmetricScales(scale func(g int) int32, offset int32, times int) {
+	for g := range 16 {
+		fillPairs(r.scales[times*g:][:times], scale(g))
+	}
+	for j := range r.offsets {
+		r.offsets[j] = pair(offset*scale(2*j), offset*scale(2*j+1))
+	}
+}
+
 func encodeQ6K(dst []byte, src, weights []float32) {
 	if k := kernel.Active(); k != nil {
 		encodeLanesQ6K(k, dst, src, weights)

@@ -13,6 +13,10 @@ const superLen = 256
 // half reads a half precision scale.
 func half(b []byte) float32 { return dtype.FromF16(le16(b)) }
 
+// quarter and eighth are parts of the scale that a block begins with.
+func quarter(b []byte) float32 { return half(b) / 4 }
+func eighth(b []byte) float32  { return half(b) / 8 }
+
 // putHalf stores v in half precision and returns the rounded value.
 func putHalf(b []byte, v float32) float32 {
 	h := dtype.ToF16(v)
