@@ -76,12 +76,16 @@ func folded(s []float64) float64 {
 }
 
 // Finite reports whether no number is NaN or infinite.
-func Finite(x []float32) bool {
+func Finite(x []float32) bool { return largestBits(x) < 0x7f800000 }
+
+// largestBits returns the bits, without sign, of the largest number in size, a
+// NaN if there is one.
+func largestBits(x []float32) uint32 {
 	done, top := largest(x)
 	for _, v := range x[done:] {
 		top = max(top, math.Float32bits(v)&^(1<<31))
 	}
-	return top < 0x7f800000
+	return top
 }
 
 // AddScaled adds scale·x to dst, which is as long.

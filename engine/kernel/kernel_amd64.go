@@ -24,6 +24,51 @@ func product4AVX2(dst *float32, stride int, c *float64, x *float32, w *float32, 
 //go:noescape
 func product6AVX2(dst *float32, stride int, c *float64, x *float32, w *float32, k int)
 
+// narrow1x2AVX2 is an integerProduct of 1 rows of x and 2 quads to a scale.
+//
+//go:noescape
+func narrow1x2AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow1x4AVX2 is an integerProduct of 1 rows of x and 4 quads to a scale.
+//
+//go:noescape
+func narrow1x4AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow1x8AVX2 is an integerProduct of 1 rows of x and 8 quads to a scale.
+//
+//go:noescape
+func narrow1x8AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x2AVX2 is an integerProduct of 3 rows of x and 2 quads to a scale.
+//
+//go:noescape
+func narrow3x2AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x4AVX2 is an integerProduct of 3 rows of x and 4 quads to a scale.
+//
+//go:noescape
+func narrow3x4AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x8AVX2 is an integerProduct of 3 rows of x and 8 quads to a scale.
+//
+//go:noescape
+func narrow3x8AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide1AVX2 is an integerProduct of 1 rows of x and wide codes.
+//
+//go:noescape
+func wide1AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide3AVX2 is an integerProduct of 3 rows of x and wide codes.
+//
+//go:noescape
+func wide3AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide6AVX2 is an integerProduct of 6 rows of x and wide codes.
+//
+//go:noescape
+func wide6AVX2(c *float32, x *uint32, w *uint32, n *[5]int)
+
 // product1AVX512 is product for 1 rows of x and a panel of 32 columns.
 //
 //go:noescape
@@ -48,6 +93,136 @@ func product8AVX512(dst *float32, stride int, c *float64, x *float32, w *float32
 //
 //go:noescape
 func product14AVX512(dst *float32, stride int, c *float64, x *float32, w *float32, k int)
+
+// narrow1x2AVX512 is an integerProduct of 1 rows of x and 2 quads to a scale.
+//
+//go:noescape
+func narrow1x2AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow1x4AVX512 is an integerProduct of 1 rows of x and 4 quads to a scale.
+//
+//go:noescape
+func narrow1x4AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow1x8AVX512 is an integerProduct of 1 rows of x and 8 quads to a scale.
+//
+//go:noescape
+func narrow1x8AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x2AVX512 is an integerProduct of 3 rows of x and 2 quads to a scale.
+//
+//go:noescape
+func narrow3x2AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x4AVX512 is an integerProduct of 3 rows of x and 4 quads to a scale.
+//
+//go:noescape
+func narrow3x4AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x8AVX512 is an integerProduct of 3 rows of x and 8 quads to a scale.
+//
+//go:noescape
+func narrow3x8AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow6x2AVX512 is an integerProduct of 6 rows of x and 2 quads to a scale.
+//
+//go:noescape
+func narrow6x2AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow6x4AVX512 is an integerProduct of 6 rows of x and 4 quads to a scale.
+//
+//go:noescape
+func narrow6x4AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow6x8AVX512 is an integerProduct of 6 rows of x and 8 quads to a scale.
+//
+//go:noescape
+func narrow6x8AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide1AVX512 is an integerProduct of 1 rows of x and wide codes.
+//
+//go:noescape
+func wide1AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide4AVX512 is an integerProduct of 4 rows of x and wide codes.
+//
+//go:noescape
+func wide4AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide14AVX512 is an integerProduct of 14 rows of x and wide codes.
+//
+//go:noescape
+func wide14AVX512(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow1x2VNNI is an integerProduct of 1 rows of x and 2 quads to a scale.
+//
+//go:noescape
+func narrow1x2VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow1x4VNNI is an integerProduct of 1 rows of x and 4 quads to a scale.
+//
+//go:noescape
+func narrow1x4VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow1x8VNNI is an integerProduct of 1 rows of x and 8 quads to a scale.
+//
+//go:noescape
+func narrow1x8VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x2VNNI is an integerProduct of 3 rows of x and 2 quads to a scale.
+//
+//go:noescape
+func narrow3x2VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x4VNNI is an integerProduct of 3 rows of x and 4 quads to a scale.
+//
+//go:noescape
+func narrow3x4VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow3x8VNNI is an integerProduct of 3 rows of x and 8 quads to a scale.
+//
+//go:noescape
+func narrow3x8VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow6x2VNNI is an integerProduct of 6 rows of x and 2 quads to a scale.
+//
+//go:noescape
+func narrow6x2VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow6x4VNNI is an integerProduct of 6 rows of x and 4 quads to a scale.
+//
+//go:noescape
+func narrow6x4VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// narrow6x8VNNI is an integerProduct of 6 rows of x and 8 quads to a scale.
+//
+//go:noescape
+func narrow6x8VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide1VNNI is an integerProduct of 1 rows of x and wide codes.
+//
+//go:noescape
+func wide1VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide4VNNI is an integerProduct of 4 rows of x and wide codes.
+//
+//go:noescape
+func wide4VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// wide14VNNI is an integerProduct of 14 rows of x and wide codes.
+//
+//go:noescape
+func wide14VNNI(c *float32, x *uint32, w *uint32, n *[5]int)
+
+// roundBytesAVX2 rounds blocks times 32 numbers times scale to bytes, and sums groups of 16 of them, ties to even.
+//
+//go:noescape
+func roundBytesAVX2(dst *uint32, sums *uint32, src *float32, scale float32, blocks int)
+
+// roundWordsAVX2 rounds blocks times 32 numbers times scale to words ties to even.
+//
+//go:noescape
+func roundWordsAVX2(dst *uint32, sums *uint32, src *float32, scale float32, blocks int)
 
 // transpose8AVX2 writes element k of eight rows, srcStride apart, side by side to dst from
 // k·dstStride on, for 8·blocks elements. Strides are in elements.

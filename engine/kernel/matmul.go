@@ -44,6 +44,7 @@ type Weights struct {
 	Rows, Cols int
 	set        *Set
 	data       []float32
+	record     Record // of weights that are integers
 }
 
 // Pack makes w the rows of m, and reuses its memory.
@@ -88,6 +89,8 @@ type scratch struct {
 	x, tile []float32
 	sums    []float64
 	weights Weights
+	units   []uint32  // rounded rows of x
+	c       []float32 // sums with integers
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}

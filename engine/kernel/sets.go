@@ -13,10 +13,15 @@ type Set struct {
 	products   []product // by rows, ascending
 	block      int       // rows of x at a time, a multiple of the largest product's
 	transpose8 func(dst *float32, dstStride int, src *float32, srcStride int, blocks int)
-	vectors    bool // the exponential has a kernel
+	vectors    bool // the exponential and others have a kernel
+
+	narrow map[int][]integerProduct // by quads to a scale
+	wide   []integerProduct
 }
 
-var portable = Set{Name: "portable", Lanes: 4, products: []product{{1, product1x4}}, block: 64}
+var portable = Set{Name: "portable", Lanes: portableLanes, products: []product{{1, product1x4}}, block: 64}
+
+const portableLanes = 4
 
 var active atomic.Pointer[Set]
 

@@ -15,3 +15,5 @@ func crossExps(*[16]float64, []float32, []float32, float64) int { return 0 }
 func largest([]float32) (done int, bits uint32) { return 0, 0 }
 
 func addScaled([]float32, []float32, float32) int { return 0 }
+
+func roundCodes([]uint32, []uint32, []float32, float32) bool { return false }

@@ -14,13 +14,24 @@ import (
 func main() {
 	ConstraintExpr("!noasm")
 	for _, s := range []isa{
-		{name: "AVX2", lanes: 8, rows: []int{1, 2, 4, 6}},
-		{name: "AVX512", lanes: 16, rows: []int{1, 2, 4, 8, 14}},
+		{name: "AVX2", lanes: 8, rows: []int{1, 2, 4, 6}, narrowRows: []int{1, 3}, wideRows: []int{1, 3, 6}},
+		{name: "AVX512", lanes: 16, rows: []int{1, 2, 4, 8, 14}, narrowRows: []int{1, 3, 6}, wideRows: []int{1, 4, 14}},
+		{name: "VNNI", lanes: 16, vnni: true, narrowRows: []int{1, 3, 6}, wideRows: []int{1, 4, 14}},
 	} {
 		for _, rows := range s.rows {
 			s.product(rows)
 		}
+		for _, rows := range s.narrowRows {
+			for _, quads := range []int{2, 4, 8} {
+				s.narrow(rows, quads)
+			}
+		}
+		for _, rows := range s.wideRows {
+			s.words(rows)
+		}
 	}
+	roundBytes(false)
+	roundBytes(true)
 	transpose()
 	exponential()
 	hyperbolic()
@@ -33,9 +44,10 @@ func main() {
 
 // isa is a vector width and the numbers of rows that products take.
 type isa struct {
-	name  string
-	lanes int
-	rows  []int
+	name                       string
+	lanes                      int
+	rows, narrowRows, wideRows []int
+	vnni                       bool
 }
 
 func (s isa) wide() bool { return s.lanes == 16 }
