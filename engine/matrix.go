@@ -15,6 +15,10 @@ import (
 // products keep a panel in a core's first-level cache while tokens pass by.
 const tileFloats = 256 << 10
 
+// tileIntegers is the same for weights that are integers: they take a third of
+// the memory, so that activations pass by less often.
+const tileIntegers = 3 * tileFloats
+
 // chunk is the number of tokens (or other rows of activations) handled at
 // once where results pass through a worker's own memory.
 const chunk = 96
@@ -22,6 +26,7 @@ const chunk = 96
 // worker is the private memory of one goroutine.
 type worker struct {
 	raw     []byte
+	units   []uint32 // integers of weights, or rounded activations
 	tiles   [2][]float32
 	packed  [2]kernel.Weights
 	out     []float32 // products before they are combined
@@ -89,11 +94,29 @@ func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n 
 
 // weights is read for a product: the rows are packed.
 func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first, n int) (*kernel.Weights, error) {
+	if t.record != nil {
+		return m.integers(ctx, w, b, t, first, n)
+	}
 	rows, err := m.read(ctx, w, b, t, first, n)
 	if err != nil {
 		return nil, err
 	}
 	w.packed[b].Pack(rows)
+	return &w.packed[b], nil
+}
+
+// integers is weights for products of integers.
+func (m *Model) integers(ctx context.Context, w *worker, b int, t *tensor, first, n int) (*kernel.Weights, error) {
+	buf := grow(&w.raw, n*int(t.info.RowBytes()))
+	raw, err := m.src.Rows(ctx, t.index, int64(first), int64(n), buf)
+	if err != nil {
+		return nil, err
+	}
+	units := grow(&w.units, n*(t.cols/t.record.Block)*t.record.Units())
+	if err := quant.IntegerRows(t.info.Type, units, raw); err != nil {
+		return nil, fmt.Errorf("tensor %q: %w", t.info.Name, err)
+	}
+	w.packed[b].PackIntegers(units, n, t.cols, *t.record)
 	return &w.packed[b], nil
 }
 
@@ -139,8 +162,12 @@ type tile struct{ first, n int }
 
 // tiles cuts rows of the given length into tiles that fit the cache and are,
 // with those of so many products like it, enough to keep all threads busy.
-func (m *Model) tiles(rows, cols, products int) []tile {
-	n := min(tileFloats/cols, (rows*products+4*m.opt.Threads-1)/(4*m.opt.Threads))
+func (m *Model) tiles(w *tensor, rows, products int) []tile {
+	size := tileFloats
+	if w.record != nil {
+		size = tileIntegers
+	}
+	n := min(size/w.cols, (rows*products+4*m.opt.Threads-1)/(4*m.opt.Threads))
 	lanes := kernel.Active().Lanes
 	n = max(lanes, n/lanes*lanes)
 	out := make([]tile, 0, (rows+n-1)/n)
@@ -168,18 +195,26 @@ func whole(w *tensor, x, dst kernel.Matrix) product {
 // multiply computes products, tile by tile on all workers.
 func (m *Model) multiply(ctx context.Context, products ...product) error {
 	type task struct {
-		p *product
+		product int
 		tile
 	}
 	var tasks []task
+	left, sides := m.operands(), make([]*making, len(products))
+	defer left.release()
 	for i := range products {
 		p := &products[i]
-		for _, t := range m.tiles(p.rows, p.w.cols, len(products)) {
-			tasks = append(tasks, task{p, t})
+		if !p.transposed {
+			sides[i] = left.of(p.x, p.w)
+		}
+		for _, t := range m.tiles(p.w, p.rows, len(products)) {
+			tasks = append(tasks, task{i, t})
 		}
 	}
+	if err := left.make(ctx); err != nil {
+		return err
+	}
 	return m.parallel(ctx, len(tasks), func(ctx context.Context, w *worker, i int) error {
-		p, t := tasks[i].p, tasks[i].tile
+		p, t := &products[tasks[i].product], tasks[i].tile
 		if p.transposed {
 			rows, err := m.read(ctx, w, 0, p.w, p.first+t.first, t.n)
 			if err != nil {
@@ -193,20 +228,20 @@ func (m *Model) multiply(ctx context.Context, products ...product) error {
 		if err != nil {
 			return err
 		}
-		dst := p.dst.Columns(t.first, t.n)
+		dst, x := p.dst.Columns(t.first, t.n), sides[tasks[i].product].operand
 		if p.add {
-			return w.addProduct(p.w, dst, p.x, weights, nil)
+			return w.addProduct(p.w, dst, x, weights, nil)
 		}
-		return checked(p.w, dst, p.x, weights)
+		return checked(p.w, dst, x, weights)
 	})
 }
 
 // addProduct adds x·weightsᵀ to dst, row i times scale[i] when there is one.
-func (w *worker) addProduct(t *tensor, dst, x kernel.Matrix, weights *kernel.Weights, scale []float32) error {
-	for i := 0; i < x.Rows; i += chunk {
-		n := min(chunk, x.Rows-i)
+func (w *worker) addProduct(t *tensor, dst kernel.Matrix, x operand, weights *kernel.Weights, scale []float32) error {
+	for i := 0; i < dst.Rows; i += chunk {
+		n := min(chunk, dst.Rows-i)
 		out := kernel.NewMatrix(grow(&w.out, n*weights.Rows), n, weights.Rows)
-		if err := checked(t, out, x.Slice(i, n), weights); err != nil {
+		if err := checked(t, out, x.slice(i, n), weights); err != nil {
 			return err
 		}
 		for j := range n {
@@ -228,8 +263,8 @@ func addTo(dst, v []float32) {
 
 // checked multiplies with an error that names the tensor when a result is not
 // finite: the earliest moment at which a broken weight shows.
-func checked(t *tensor, dst, x kernel.Matrix, w *kernel.Weights) error {
-	kernel.Multiply(x, kernel.Output{Dst: dst, Weights: w})
+func checked(t *tensor, dst kernel.Matrix, x operand, w *kernel.Weights) error {
+	x.multiply(kernel.Output{Dst: dst, Weights: w})
 	return checkFinite(t, dst)
 }
 

@@ -19,19 +19,23 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/winnow-moe/winnow/engine/kernel"
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
 )
 
-// Options adjust how a model runs, never what comes out.
+// Options adjust how a model runs and, but for Compute, never what comes out.
 type Options struct {
 	// Threads is the number of concurrent workers; 0 means all cores.
 	Threads int
 	// BatchTokens bounds the tokens whose activations are held at once; 0
 	// means 8192. Every batch reads the whole model once.
 	BatchTokens int
-	Events      Events
+	// Compute is how weights are multiplied: unlike the others it changes what
+	// comes out.
+	Compute Compute
+	Events  Events
 	// Observer, when not nil, is told what goes through the model.
 	Observer Observer
 }
@@ -60,6 +64,7 @@ type Model struct {
 	perLayer                       perLayer
 	layers                         []layer
 	workers                        sync.Pool // of *worker
+	rounds                         sync.Pool // of *roundBuffer
 	budget                         int       // see groupFloats
 }
 
@@ -286,6 +291,11 @@ func (m *Model) bind() error {
 	if m.output.w == nil {
 		m.output.w = m.embd
 	}
+	for _, t := range weights {
+		if t != nil {
+			m.bindForm(t)
+		}
+	}
 	return nil
 }
 
@@ -347,6 +357,8 @@ type tensor struct {
 	index      int // in the model's directory
 	rows, cols int
 	factors    *tensor // of its matrices; nil: 1
+	form       form
+	record     *kernel.Record // of products of integers; nil: numbers are multiplied
 }
 
 func newTensor(info *gguf.TensorInfo, index int, shape []int64) (*tensor, error) {

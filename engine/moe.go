@@ -155,6 +155,9 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 	// hidden[i] is [tokens of network i, width]
 	buf := grow(&p.buffers.hidden.data, floats)
 	hidden := make([]kernel.Matrix, len(nets))
+	left := p.m.operands()
+	defer left.release()
+	ups, gates := make([]*making, len(nets)), make([]*making, len(nets))
 	type task struct {
 		net int
 		tile
@@ -164,13 +167,17 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 		size := nets[i].floats(p.in.Rows)
 		hidden[i] = kernel.NewMatrix(buf, size/nets[i].width, nets[i].width)
 		buf = buf[size:]
-		for _, t := range p.m.tiles(nets[i].width, p.in.Cols, len(nets)) {
+		ups[i], gates[i] = left.of(p.in, nets[i].up.w), left.of(p.in, nets[i].gate.w)
+		for _, t := range p.m.tiles(nets[i].up.w, nets[i].width, len(nets)) {
 			tasks = append(tasks, task{i, t})
 		}
 	}
+	if err := left.make(ctx); err != nil {
+		return err
+	}
 	err := p.m.parallel(ctx, len(tasks), func(ctx context.Context, w *worker, i int) error {
-		n := &nets[tasks[i].net]
-		return p.m.gateUp(ctx, w, n, tasks[i].tile, n.of(p.in), hidden[tasks[i].net])
+		net := tasks[i].net
+		return p.m.gateUp(ctx, w, &nets[net], tasks[i].tile, ups[net], gates[net], hidden[net])
 	})
 	if err != nil {
 		return err
@@ -178,7 +185,20 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 	if p.m.opt.Observer != nil {
 		return p.observedDown(ctx, nets, hidden)
 	}
-	out := p.m.tiles(p.out.Cols, nets[0].width, 1)
+	return p.down(ctx, nets, hidden)
+}
+
+// down adds scale · down(hidden) to out.
+func (p *pass) down(ctx context.Context, nets []network, hidden []kernel.Matrix) error {
+	left, sides := p.m.operands(), make([]*making, len(nets))
+	defer left.release()
+	for i := range nets {
+		sides[i] = left.of(hidden[i], nets[i].down.w)
+	}
+	if err := left.make(ctx); err != nil {
+		return err
+	}
+	out := p.m.tiles(nets[0].down.w, p.out.Cols, 1)
 	return p.m.parallel(ctx, len(out), func(ctx context.Context, w *worker, i int) error {
 		for j := range nets {
 			n := &nets[j]
@@ -191,7 +211,7 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 				scale = nil
 			}
 			dst := n.of(p.out).Columns(out[i].first, out[i].n)
-			if err := w.addProduct(n.down.w, dst, hidden[j], weights, scale); err != nil {
+			if err := w.addProduct(n.down.w, dst, sides[j].operand, weights, scale); err != nil {
 				return err
 			}
 			if n.down.bias != nil {
@@ -215,7 +235,7 @@ func addBias(dst kernel.Matrix, bias, scale []float32) {
 }
 
 // gateUp computes columns t of hidden = act(x·gateᵀ, x·upᵀ).
-func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, x, hidden kernel.Matrix) error {
+func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, forUp, forGate *making, hidden kernel.Matrix) error {
 	up, err := m.weights(ctx, w, 1, n.up.w, n.up.first+t.first, t.n)
 	if err != nil {
 		return err
@@ -227,14 +247,19 @@ func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, x, hi
 		}
 	}
 	hidden = hidden.Columns(t.first, t.n)
-	for i := 0; i < x.Rows; i += chunk {
-		rows := min(chunk, x.Rows-i)
+	x := forUp.operand.of(n.tokens)
+	for i := 0; i < hidden.Rows; i += chunk {
+		rows := min(chunk, hidden.Rows-i)
 		h, out := hidden.Slice(i, rows), kernel.NewMatrix(grow(&w.out, rows*t.n), rows, t.n)
 		outputs := []kernel.Output{{Dst: out, Weights: up}}
-		if gate != nil {
+		switch {
+		case gate == nil:
+		case forGate == forUp:
 			outputs = append(outputs, kernel.Output{Dst: h, Weights: gate})
+		default:
+			forGate.operand.of(n.tokens).slice(i, rows).multiply(kernel.Output{Dst: h, Weights: gate})
 		}
-		kernel.Multiply(x.Slice(i, rows), outputs...)
+		x.slice(i, rows).multiply(outputs...)
 		var scale []float32
 		if n.weightInput {
 			scale = n.scale[i:]

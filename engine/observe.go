@@ -333,9 +333,15 @@ func (p *pass) unweighted(ctx context.Context, n *network) (kernel.Matrix, error
 	free.weightInput = false
 	rows := len(n.tokens)
 	hidden := kernel.NewMatrix(make([]float32, rows*n.width), rows, n.width)
-	tiles := p.m.tiles(n.width, p.in.Cols, 1)
+	tiles := p.m.tiles(n.up.w, n.width, 1)
+	left := p.m.operands()
+	defer left.release()
+	up, gate := left.of(p.in, n.up.w), left.of(p.in, n.gate.w)
+	if err := left.make(ctx); err != nil {
+		return hidden, err
+	}
 	err := p.m.parallel(ctx, len(tiles), func(ctx context.Context, w *worker, i int) error {
-		return p.m.gateUp(ctx, w, &free, tiles[i], n.of(p.in), hidden)
+		return p.m.gateUp(ctx, w, &free, tiles[i], up, gate, hidden)
 	})
 	if err != nil {
 		return hidden, err

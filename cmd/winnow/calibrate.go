@@ -58,6 +58,7 @@ Sums are exact: runs over parts of the texts, merged, give the file of one run.`
 	c.Flags().IntVar(&flags.from, "from-chunk", 0, "`N` windows of each text to leave out first")
 	c.Flags().Int64Var(&flags.minTokens, "min-expert-tokens", 1, "warn of experts that saw fewer than `N` tokens")
 	c.Flags().IntVar(&flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
+	flags.computeFlag(c)
 	checkpointFlags(c, &flags.ck)
 	c.AddCommand(newMergeCommand(a))
 	return c

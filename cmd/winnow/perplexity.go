@@ -20,6 +20,30 @@ type scoreFlags struct {
 	ctx, chunks int
 	stride      int // 0: windows as llama-perplexity has them
 	batch       int
+	compute     computeValue
+}
+
+// computeValue is a flag for the way of the engine's products.
+type computeValue engine.Compute
+
+func (v *computeValue) String() string { return engine.Compute(*v).String() }
+func (v *computeValue) Type() string   { return "string" }
+func (v *computeValue) Set(s string) error {
+	c, err := engine.ParseCompute(s)
+	*v = computeValue(c)
+	return err
+}
+
+func (f *scoreFlags) computeFlag(c *cobra.Command) {
+	c.Flags().Var(&f.compute, "compute", "`f32|int8`: exact products, or activations of 8 bits as in llama.cpp")
+}
+
+// remark says what is special about the numbers of a measurement.
+func (v computeValue) remark() string {
+	if engine.Compute(v) == engine.ComputeF32 {
+		return ""
+	}
+	return "; --compute int8: activations rounded as llama.cpp rounds them"
 }
 
 // perplexityJob is what the command line asks for.
@@ -63,7 +87,12 @@ which brings its own tokens if there is no --text.
 Texts may be packed (.gz, .zst). Of .jsonl files the field --field of every
 line is read, joined by empty lines. Several texts are cut one by one; each has
 a row in the result beside the total. --ids takes sequences of token ids, as
-they are.`,
+they are.
+
+Products are exact by default: the weights as they decode, activations in
+float32. --compute int8 rounds what is multiplied with quantized weights to 8
+bits per block, as llama.cpp does: it is faster, and shows what llama.cpp's
+users see. It holds for --base, too.`,
 		Example: `  winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw
   winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw --base DeepSeek-R1
   winnow perplexity R1-Q4_K_M.gguf --text code=c.jsonl.zst --text prose=p.txt
@@ -91,6 +120,7 @@ they are.`,
 	c.Flags().IntVar(&j.flags.stride, "stride", 0, "sliding windows, one every `N` tokens (0: llama-perplexity's)")
 	c.Flags().IntVar(&j.flags.chunks, "chunks", 0, "`N` windows of each text (0: all)")
 	c.Flags().IntVar(&j.flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
+	j.flags.computeFlag(c)
 	checkpointFlags(c, &j.flags.ck)
 	return c
 }
@@ -146,6 +176,7 @@ type scored struct {
 	model    gguf.Model
 	engine   *engine.Model
 	warnings []string
+	compute  computeValue
 	onBlock  func(share float64) // told when some tokens went through a share of the blocks
 }
 
@@ -160,9 +191,9 @@ func (a *app) openObserved(path string, flags *scoreFlags, observer engine.Obser
 		return nil, err
 	}
 	a.warn(warnings)
-	s := &scored{path: path, model: m, warnings: warnings, onBlock: func(float64) {}}
+	s := &scored{path: path, model: m, warnings: warnings, compute: flags.compute, onBlock: func(float64) {}}
 	s.engine, err = engine.Load(m, engine.Options{
-		Threads: a.threads, BatchTokens: flags.batch, Observer: observer,
+		Threads: a.threads, BatchTokens: flags.batch, Observer: observer, Compute: engine.Compute(flags.compute),
 		Events: engine.Events{Layer: func(_, total, tokens int) { s.onBlock(float64(tokens) / float64(total)) }},
 	})
 	if err != nil {
@@ -389,9 +420,10 @@ func (a *app) printPerplexity(m *scored, r *verify.Result) error {
 	if a.json {
 		return a.printJSON(struct {
 			Model    string   `json:"model"`
+			Compute  string   `json:"compute"`
 			Warnings []string `json:"warnings,omitempty"`
 			*verify.Result
-		}{m.path, m.warnings, r})
+		}{m.path, m.compute.String(), m.warnings, r})
 	}
 	a.printf("PPL = %.4f ± %.4f\n", r.PPL.Value, r.PPL.Error)
 	if len(r.Domains) > 0 {
@@ -401,7 +433,7 @@ func (a *app) printPerplexity(m *scored, r *verify.Result) error {
 		}
 		a.printf("\n%s\n", table("lrr", rows))
 	}
-	a.printf("%s\n", wrap(r.Definition, ""))
+	a.printf("%s\n", wrap(r.Definition+m.compute.remark(), ""))
 	return nil
 }
 
@@ -410,9 +442,10 @@ func (a *app) printComparison(m *scored, base string, warnings []string, c *veri
 		return a.printJSON(struct {
 			Model    string   `json:"model"`
 			Base     string   `json:"base"`
+			Compute  string   `json:"compute"`
 			Warnings []string `json:"warnings,omitempty"`
 			*verify.Comparison
-		}{m.path, base, slices.Concat(m.warnings, warnings), c})
+		}{m.path, base, m.compute.String(), slices.Concat(m.warnings, warnings), c})
 	}
 	rows := []struct {
 		name string
@@ -437,7 +470,7 @@ func (a *app) printComparison(m *scored, base string, warnings []string, c *veri
 	if len(c.Domains) > 0 {
 		a.printf("%s\n", domainTable(c.Domains))
 	}
-	a.printf("%s\n", wrap(c.Definition, ""))
+	a.printf("%s\n", wrap(c.Definition+m.compute.remark(), ""))
 	return nil
 }
 

@@ -981,10 +981,12 @@ group:
 	VPADDW       Y4, Y3, Y3
 	ADDQ         $0x00000080, DX
 	ADDQ         $0x08, CX
-	VPMADDWD     (R10), Y2, Y2
+	VMOVDQU      (R10), Y4
+	VPMADDWD     Y4, Y2, Y2
 	VPADDD       Y2, Y0, Y0
-	VPMADDWD     32(R10), Y3, Y2
-	VPADDD       Y2, Y1, Y1
+	VMOVDQU      32(R10), Y2
+	VPMADDWD     Y2, Y3, Y3
+	VPADDD       Y3, Y1, Y1
 	ADDQ         $0x00000040, R10
 	DECQ         R9
 	JNZ          group
@@ -1120,10 +1122,12 @@ group:
 	VPADDW       Y4, Y3, Y3
 	ADDQ         $0x00000100, DX
 	ADDQ         $0x10, CX
-	VPMADDWD     (R10), Y2, Y2
+	VMOVDQU      (R10), Y4
+	VPMADDWD     Y4, Y2, Y2
 	VPADDD       Y2, Y0, Y0
-	VPMADDWD     32(R10), Y3, Y2
-	VPADDD       Y2, Y1, Y1
+	VMOVDQU      32(R10), Y2
+	VPMADDWD     Y2, Y3, Y3
+	VPADDD       Y3, Y1, Y1
 	ADDQ         $0x00000040, R10
 	DECQ         R9
 	JNZ          group
@@ -1287,10 +1291,12 @@ group:
 	VPADDW       Y4, Y3, Y3
 	ADDQ         $0x00000200, DX
 	ADDQ         $0x20, CX
-	VPMADDWD     (R10), Y2, Y2
+	VMOVDQU      (R10), Y4
+	VPMADDWD     Y4, Y2, Y2
 	VPADDD       Y2, Y0, Y0
-	VPMADDWD     32(R10), Y3, Y2
-	VPADDD       Y2, Y1, Y1
+	VMOVDQU      32(R10), Y2
+	VPMADDWD     Y2, Y3, Y3
+	VPADDD       Y3, Y1, Y1
 	ADDQ         $0x00000040, R10
 	DECQ         R9
 	JNZ          group
@@ -1432,18 +1438,20 @@ group:
 	VPADDW       Y12, Y11, Y11
 	ADDQ         $0x00000080, DX
 	ADDQ         $0x08, CX
-	VPMADDWD     (R10), Y6, Y6
+	VMOVDQU      (R10), Y12
+	VPMADDWD     Y12, Y6, Y6
 	VPADDD       Y6, Y0, Y0
-	VPMADDWD     (R10), Y8, Y6
-	VPADDD       Y6, Y2, Y2
-	VPMADDWD     (R10), Y10, Y6
-	VPADDD       Y6, Y4, Y4
-	VPMADDWD     32(R10), Y7, Y6
-	VPADDD       Y6, Y1, Y1
-	VPMADDWD     32(R10), Y9, Y6
-	VPADDD       Y6, Y3, Y3
-	VPMADDWD     32(R10), Y11, Y6
-	VPADDD       Y6, Y5, Y5
+	VPMADDWD     Y12, Y8, Y8
+	VPADDD       Y8, Y2, Y2
+	VPMADDWD     Y12, Y10, Y10
+	VPADDD       Y10, Y4, Y4
+	VMOVDQU      32(R10), Y6
+	VPMADDWD     Y6, Y7, Y7
+	VPADDD       Y7, Y1, Y1
+	VPMADDWD     Y6, Y9, Y9
+	VPADDD       Y9, Y3, Y3
+	VPMADDWD     Y6, Y11, Y11
+	VPADDD       Y11, Y5, Y5
 	ADDQ         $0x00000040, R10
 	DECQ         R9
 	JNZ          group
@@ -1691,18 +1699,20 @@ group:
 	VPADDW       Y12, Y11, Y11
 	ADDQ         $0x00000100, DX
 	ADDQ         $0x10, CX
-	VPMADDWD     (R10), Y6, Y6
+	VMOVDQU      (R10), Y12
+	VPMADDWD     Y12, Y6, Y6
 	VPADDD       Y6, Y0, Y0
-	VPMADDWD     (R10), Y8, Y6
-	VPADDD       Y6, Y2, Y2
-	VPMADDWD     (R10), Y10, Y6
-	VPADDD       Y6, Y4, Y4
-	VPMADDWD     32(R10), Y7, Y6
-	VPADDD       Y6, Y1, Y1
-	VPMADDWD     32(R10), Y9, Y6
-	VPADDD       Y6, Y3, Y3
-	VPMADDWD     32(R10), Y11, Y6
-	VPADDD       Y6, Y5, Y5
+	VPMADDWD     Y12, Y8, Y8
+	VPADDD       Y8, Y2, Y2
+	VPMADDWD     Y12, Y10, Y10
+	VPADDD       Y10, Y4, Y4
+	VMOVDQU      32(R10), Y6
+	VPMADDWD     Y6, Y7, Y7
+	VPADDD       Y7, Y1, Y1
+	VPMADDWD     Y6, Y9, Y9
+	VPADDD       Y9, Y3, Y3
+	VPMADDWD     Y6, Y11, Y11
+	VPADDD       Y11, Y5, Y5
 	ADDQ         $0x00000040, R10
 	DECQ         R9
 	JNZ          group
@@ -2018,18 +2028,20 @@ group:
 	VPADDW       Y12, Y11, Y11
 	ADDQ         $0x00000200, DX
 	ADDQ         $0x20, CX
-	VPMADDWD     (R10), Y6, Y6
+	VMOVDQU      (R10), Y12
+	VPMADDWD     Y12, Y6, Y6
 	VPADDD       Y6, Y0, Y0
-	VPMADDWD     (R10), Y8, Y6
-	VPADDD       Y6, Y2, Y2
-	VPMADDWD     (R10), Y10, Y6
-	VPADDD       Y6, Y4, Y4
-	VPMADDWD     32(R10), Y7, Y6
-	VPADDD       Y6, Y1, Y1
-	VPMADDWD     32(R10), Y9, Y6
-	VPADDD       Y6, Y3, Y3
-	VPMADDWD     32(R10), Y11, Y6
-	VPADDD       Y6, Y5, Y5
+	VPMADDWD     Y12, Y8, Y8
+	VPADDD       Y8, Y2, Y2
+	VPMADDWD     Y12, Y10, Y10
+	VPADDD       Y10, Y4, Y4
+	VMOVDQU      32(R10), Y6
+	VPMADDWD     Y6, Y7, Y7
+	VPADDD       Y7, Y1, Y1
+	VPMADDWD     Y6, Y9, Y9
+	VPADDD       Y9, Y3, Y3
+	VPMADDWD     Y6, Y11, Y11
+	VPADDD       Y11, Y5, Y5
 	ADDQ         $0x00000040, R10
 	DECQ         R9
 	JNZ          group
@@ -4532,10 +4544,12 @@ group:
 	VPADDW       Z4, Z3, Z3
 	ADDQ         $0x00000100, DX
 	ADDQ         $0x08, CX
-	VPMADDWD     (R10), Z2, Z2
+	VMOVDQU32    (R10), Z4
+	VPMADDWD     Z4, Z2, Z2
 	VPADDD       Z2, Z0, Z0
-	VPMADDWD     64(R10), Z3, Z2
-	VPADDD       Z2, Z1, Z1
+	VMOVDQU32    64(R10), Z2
+	VPMADDWD     Z2, Z3, Z3
+	VPADDD       Z3, Z1, Z1
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group
@@ -4671,10 +4685,12 @@ group:
 	VPADDW       Z4, Z3, Z3
 	ADDQ         $0x00000200, DX
 	ADDQ         $0x10, CX
-	VPMADDWD     (R10), Z2, Z2
+	VMOVDQU32    (R10), Z4
+	VPMADDWD     Z4, Z2, Z2
 	VPADDD       Z2, Z0, Z0
-	VPMADDWD     64(R10), Z3, Z2
-	VPADDD       Z2, Z1, Z1
+	VMOVDQU32    64(R10), Z2
+	VPMADDWD     Z2, Z3, Z3
+	VPADDD       Z3, Z1, Z1
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group
@@ -4838,10 +4854,12 @@ group:
 	VPADDW       Z4, Z3, Z3
 	ADDQ         $0x00000400, DX
 	ADDQ         $0x20, CX
-	VPMADDWD     (R10), Z2, Z2
+	VMOVDQU32    (R10), Z4
+	VPMADDWD     Z4, Z2, Z2
 	VPADDD       Z2, Z0, Z0
-	VPMADDWD     64(R10), Z3, Z2
-	VPADDD       Z2, Z1, Z1
+	VMOVDQU32    64(R10), Z2
+	VPMADDWD     Z2, Z3, Z3
+	VPADDD       Z3, Z1, Z1
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group
@@ -4983,18 +5001,20 @@ group:
 	VPADDW       Z12, Z11, Z11
 	ADDQ         $0x00000100, DX
 	ADDQ         $0x08, CX
-	VPMADDWD     (R10), Z6, Z6
+	VMOVDQU32    (R10), Z12
+	VPMADDWD     Z12, Z6, Z6
 	VPADDD       Z6, Z0, Z0
-	VPMADDWD     (R10), Z8, Z6
-	VPADDD       Z6, Z2, Z2
-	VPMADDWD     (R10), Z10, Z6
-	VPADDD       Z6, Z4, Z4
-	VPMADDWD     64(R10), Z7, Z6
-	VPADDD       Z6, Z1, Z1
-	VPMADDWD     64(R10), Z9, Z6
-	VPADDD       Z6, Z3, Z3
-	VPMADDWD     64(R10), Z11, Z6
-	VPADDD       Z6, Z5, Z5
+	VPMADDWD     Z12, Z8, Z8
+	VPADDD       Z8, Z2, Z2
+	VPMADDWD     Z12, Z10, Z10
+	VPADDD       Z10, Z4, Z4
+	VMOVDQU32    64(R10), Z6
+	VPMADDWD     Z6, Z7, Z7
+	VPADDD       Z7, Z1, Z1
+	VPMADDWD     Z6, Z9, Z9
+	VPADDD       Z9, Z3, Z3
+	VPMADDWD     Z6, Z11, Z11
+	VPADDD       Z11, Z5, Z5
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group
@@ -5242,18 +5262,20 @@ group:
 	VPADDW       Z12, Z11, Z11
 	ADDQ         $0x00000200, DX
 	ADDQ         $0x10, CX
-	VPMADDWD     (R10), Z6, Z6
+	VMOVDQU32    (R10), Z12
+	VPMADDWD     Z12, Z6, Z6
 	VPADDD       Z6, Z0, Z0
-	VPMADDWD     (R10), Z8, Z6
-	VPADDD       Z6, Z2, Z2
-	VPMADDWD     (R10), Z10, Z6
-	VPADDD       Z6, Z4, Z4
-	VPMADDWD     64(R10), Z7, Z6
-	VPADDD       Z6, Z1, Z1
-	VPMADDWD     64(R10), Z9, Z6
-	VPADDD       Z6, Z3, Z3
-	VPMADDWD     64(R10), Z11, Z6
-	VPADDD       Z6, Z5, Z5
+	VPMADDWD     Z12, Z8, Z8
+	VPADDD       Z8, Z2, Z2
+	VPMADDWD     Z12, Z10, Z10
+	VPADDD       Z10, Z4, Z4
+	VMOVDQU32    64(R10), Z6
+	VPMADDWD     Z6, Z7, Z7
+	VPADDD       Z7, Z1, Z1
+	VPMADDWD     Z6, Z9, Z9
+	VPADDD       Z9, Z3, Z3
+	VPMADDWD     Z6, Z11, Z11
+	VPADDD       Z11, Z5, Z5
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group
@@ -5569,18 +5591,20 @@ group:
 	VPADDW       Z12, Z11, Z11
 	ADDQ         $0x00000400, DX
 	ADDQ         $0x20, CX
-	VPMADDWD     (R10), Z6, Z6
+	VMOVDQU32    (R10), Z12
+	VPMADDWD     Z12, Z6, Z6
 	VPADDD       Z6, Z0, Z0
-	VPMADDWD     (R10), Z8, Z6
-	VPADDD       Z6, Z2, Z2
-	VPMADDWD     (R10), Z10, Z6
-	VPADDD       Z6, Z4, Z4
-	VPMADDWD     64(R10), Z7, Z6
-	VPADDD       Z6, Z1, Z1
-	VPMADDWD     64(R10), Z9, Z6
-	VPADDD       Z6, Z3, Z3
-	VPMADDWD     64(R10), Z11, Z6
-	VPADDD       Z6, Z5, Z5
+	VPMADDWD     Z12, Z8, Z8
+	VPADDD       Z8, Z2, Z2
+	VPMADDWD     Z12, Z10, Z10
+	VPADDD       Z10, Z4, Z4
+	VMOVDQU32    64(R10), Z6
+	VPMADDWD     Z6, Z7, Z7
+	VPADDD       Z7, Z1, Z1
+	VPMADDWD     Z6, Z9, Z9
+	VPADDD       Z9, Z3, Z3
+	VPMADDWD     Z6, Z11, Z11
+	VPADDD       Z11, Z5, Z5
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group
@@ -5824,30 +5848,32 @@ group:
 	VPADDW       Z24, Z23, Z23
 	ADDQ         $0x00000100, DX
 	ADDQ         $0x08, CX
-	VPMADDWD     (R10), Z12, Z12
+	VMOVDQU32    (R10), Z24
+	VPMADDWD     Z24, Z12, Z12
 	VPADDD       Z12, Z0, Z0
-	VPMADDWD     (R10), Z14, Z12
-	VPADDD       Z12, Z2, Z2
-	VPMADDWD     (R10), Z16, Z12
-	VPADDD       Z12, Z4, Z4
-	VPMADDWD     (R10), Z18, Z12
-	VPADDD       Z12, Z6, Z6
-	VPMADDWD     (R10), Z20, Z12
-	VPADDD       Z12, Z8, Z8
-	VPMADDWD     (R10), Z22, Z12
-	VPADDD       Z12, Z10, Z10
-	VPMADDWD     64(R10), Z13, Z12
-	VPADDD       Z12, Z1, Z1
-	VPMADDWD     64(R10), Z15, Z12
-	VPADDD       Z12, Z3, Z3
-	VPMADDWD     64(R10), Z17, Z12
-	VPADDD       Z12, Z5, Z5
-	VPMADDWD     64(R10), Z19, Z12
-	VPADDD       Z12, Z7, Z7
-	VPMADDWD     64(R10), Z21, Z12
-	VPADDD       Z12, Z9, Z9
-	VPMADDWD     64(R10), Z23, Z12
-	VPADDD       Z12, Z11, Z11
+	VPMADDWD     Z24, Z14, Z14
+	VPADDD       Z14, Z2, Z2
+	VPMADDWD     Z24, Z16, Z16
+	VPADDD       Z16, Z4, Z4
+	VPMADDWD     Z24, Z18, Z18
+	VPADDD       Z18, Z6, Z6
+	VPMADDWD     Z24, Z20, Z20
+	VPADDD       Z20, Z8, Z8
+	VPMADDWD     Z24, Z22, Z22
+	VPADDD       Z22, Z10, Z10
+	VMOVDQU32    64(R10), Z12
+	VPMADDWD     Z12, Z13, Z13
+	VPADDD       Z13, Z1, Z1
+	VPMADDWD     Z12, Z15, Z15
+	VPADDD       Z15, Z3, Z3
+	VPMADDWD     Z12, Z17, Z17
+	VPADDD       Z17, Z5, Z5
+	VPMADDWD     Z12, Z19, Z19
+	VPADDD       Z19, Z7, Z7
+	VPMADDWD     Z12, Z21, Z21
+	VPADDD       Z21, Z9, Z9
+	VPMADDWD     Z12, Z23, Z23
+	VPADDD       Z23, Z11, Z11
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group
@@ -6263,30 +6289,32 @@ group:
 	VPADDW       Z24, Z23, Z23
 	ADDQ         $0x00000200, DX
 	ADDQ         $0x10, CX
-	VPMADDWD     (R10), Z12, Z12
+	VMOVDQU32    (R10), Z24
+	VPMADDWD     Z24, Z12, Z12
 	VPADDD       Z12, Z0, Z0
-	VPMADDWD     (R10), Z14, Z12
-	VPADDD       Z12, Z2, Z2
-	VPMADDWD     (R10), Z16, Z12
-	VPADDD       Z12, Z4, Z4
-	VPMADDWD     (R10), Z18, Z12
-	VPADDD       Z12, Z6, Z6
-	VPMADDWD     (R10), Z20, Z12
-	VPADDD       Z12, Z8, Z8
-	VPMADDWD     (R10), Z22, Z12
-	VPADDD       Z12, Z10, Z10
-	VPMADDWD     64(R10), Z13, Z12
-	VPADDD       Z12, Z1, Z1
-	VPMADDWD     64(R10), Z15, Z12
-	VPADDD       Z12, Z3, Z3
-	VPMADDWD     64(R10), Z17, Z12
-	VPADDD       Z12, Z5, Z5
-	VPMADDWD     64(R10), Z19, Z12
-	VPADDD       Z12, Z7, Z7
-	VPMADDWD     64(R10), Z21, Z12
-	VPADDD       Z12, Z9, Z9
-	VPMADDWD     64(R10), Z23, Z12
-	VPADDD       Z12, Z11, Z11
+	VPMADDWD     Z24, Z14, Z14
+	VPADDD       Z14, Z2, Z2
+	VPMADDWD     Z24, Z16, Z16
+	VPADDD       Z16, Z4, Z4
+	VPMADDWD     Z24, Z18, Z18
+	VPADDD       Z18, Z6, Z6
+	VPMADDWD     Z24, Z20, Z20
+	VPADDD       Z20, Z8, Z8
+	VPMADDWD     Z24, Z22, Z22
+	VPADDD       Z22, Z10, Z10
+	VMOVDQU32    64(R10), Z12
+	VPMADDWD     Z12, Z13, Z13
+	VPADDD       Z13, Z1, Z1
+	VPMADDWD     Z12, Z15, Z15
+	VPADDD       Z15, Z3, Z3
+	VPMADDWD     Z12, Z17, Z17
+	VPADDD       Z17, Z5, Z5
+	VPMADDWD     Z12, Z19, Z19
+	VPADDD       Z19, Z7, Z7
+	VPMADDWD     Z12, Z21, Z21
+	VPADDD       Z21, Z9, Z9
+	VPMADDWD     Z12, Z23, Z23
+	VPADDD       Z23, Z11, Z11
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group
@@ -6830,30 +6858,32 @@ group:
 	VPADDW       Z24, Z23, Z23
 	ADDQ         $0x00000400, DX
 	ADDQ         $0x20, CX
-	VPMADDWD     (R10), Z12, Z12
+	VMOVDQU32    (R10), Z24
+	VPMADDWD     Z24, Z12, Z12
 	VPADDD       Z12, Z0, Z0
-	VPMADDWD     (R10), Z14, Z12
-	VPADDD       Z12, Z2, Z2
-	VPMADDWD     (R10), Z16, Z12
-	VPADDD       Z12, Z4, Z4
-	VPMADDWD     (R10), Z18, Z12
-	VPADDD       Z12, Z6, Z6
-	VPMADDWD     (R10), Z20, Z12
-	VPADDD       Z12, Z8, Z8
-	VPMADDWD     (R10), Z22, Z12
-	VPADDD       Z12, Z10, Z10
-	VPMADDWD     64(R10), Z13, Z12
-	VPADDD       Z12, Z1, Z1
-	VPMADDWD     64(R10), Z15, Z12
-	VPADDD       Z12, Z3, Z3
-	VPMADDWD     64(R10), Z17, Z12
-	VPADDD       Z12, Z5, Z5
-	VPMADDWD     64(R10), Z19, Z12
-	VPADDD       Z12, Z7, Z7
-	VPMADDWD     64(R10), Z21, Z12
-	VPADDD       Z12, Z9, Z9
-	VPMADDWD     64(R10), Z23, Z12
-	VPADDD       Z12, Z11, Z11
+	VPMADDWD     Z24, Z14, Z14
+	VPADDD       Z14, Z2, Z2
+	VPMADDWD     Z24, Z16, Z16
+	VPADDD       Z16, Z4, Z4
+	VPMADDWD     Z24, Z18, Z18
+	VPADDD       Z18, Z6, Z6
+	VPMADDWD     Z24, Z20, Z20
+	VPADDD       Z20, Z8, Z8
+	VPMADDWD     Z24, Z22, Z22
+	VPADDD       Z22, Z10, Z10
+	VMOVDQU32    64(R10), Z12
+	VPMADDWD     Z12, Z13, Z13
+	VPADDD       Z13, Z1, Z1
+	VPMADDWD     Z12, Z15, Z15
+	VPADDD       Z15, Z3, Z3
+	VPMADDWD     Z12, Z17, Z17
+	VPADDD       Z17, Z5, Z5
+	VPMADDWD     Z12, Z19, Z19
+	VPADDD       Z19, Z7, Z7
+	VPMADDWD     Z12, Z21, Z21
+	VPADDD       Z21, Z9, Z9
+	VPMADDWD     Z12, Z23, Z23
+	VPADDD       Z23, Z11, Z11
 	ADDQ         $0x00000080, R10
 	DECQ         R9
 	JNZ          group

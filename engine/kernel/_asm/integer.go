@@ -133,15 +133,19 @@ func (p *integers) group(quads int, scales reg.GPVirtual) {
 	p.advance(quads)
 	ADDQ(U8(4*quads), p.x)
 	for v := range vectors {
-		scale := at(scales, v*p.size())
+		scale := p.vec()
+		p.move(at(scales, v*p.size()), scale)
 		if p.vnni {
-			p.scaleWords(scale, sums, v)
-			continue
+			VPSRAD(U8(16), scale, scale)
 		}
 		for r := range p.rows {
-			t := p.vec()
-			VPMADDWD(scale, sums[r*vectors+v], t)
-			VPADDD(t, p.acc[r*vectors+v], p.acc[r*vectors+v])
+			sum, acc := sums[r*vectors+v], p.acc[r*vectors+v]
+			if p.vnni {
+				VPMULLD(scale, sum, sum)
+			} else {
+				VPMADDWD(scale, sum, sum)
+			}
+			VPADDD(sum, acc, acc)
 		}
 	}
 	ADDQ(U32(uint32(vectors*p.size())), scales)
@@ -159,17 +163,6 @@ func (p *integers) addBytes(x, w, sum reg.VecVirtual, first bool) {
 		t := p.vec()
 		VPMADDUBSW(x, w, t)
 		VPADDW(t, sum, sum)
-	}
-}
-
-// scaleWords adds sums of 32 bits times scales of 16.
-func (p *integers) scaleWords(scale Op, sums []reg.VecVirtual, v int) {
-	words := p.vec()
-	p.move(scale, words)
-	VPSRAD(U8(16), words, words)
-	for r := range p.rows {
-		VPMULLD(words, sums[r*vectors+v], sums[r*vectors+v])
-		VPADDD(sums[r*vectors+v], p.acc[r*vectors+v], p.acc[r*vectors+v])
 	}
 }
 
