@@ -58,6 +58,25 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
+// BenchmarkIntegers counts 4 bytes per weight.
+func BenchmarkIntegers(b *testing.B) {
+	x, w := gauss(benchRow)
+	for i := range codecs {
+		c := &codecs[i]
+		if c.integers == nil {
+			continue
+		}
+		src := make([]byte, c.Type.RowBytes(benchRow))
+		c.Encode(src, x, w)
+		dst := make([]uint32, benchRow/c.integers.Block*c.integers.Units())
+		bench(b, c.Type.String()+"/4096", func() {
+			if err := IntegerRows(c.Type, dst, src); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}
+
 // BenchmarkValidate counts encoded bytes.
 func BenchmarkValidate(b *testing.B) {
 	for _, t := range []gguf.Type{gguf.F32, gguf.F16, gguf.BF16, gguf.Q8_0, gguf.Q4_K} {
