@@ -311,14 +311,17 @@ func (p *pass) normalize(ctx context.Context, norm affine, dst kernel.Matrix) er
 }
 
 // Logits multiplies rows [first, first+n) of h by the output weight:
-// dst [n, Vocab()]. Every call reads the whole output weight, so rows are best
-// asked for in blocks of some hundred.
+// dst [n, Vocab()]. Every call goes through the whole output weight, so rows are
+// best asked for in blocks of some hundred; see Options.HoldOutput, too.
 func (m *Model) Logits(ctx context.Context, h *Hidden, first, n int, dst []float32) error {
 	if first < 0 || n < 0 || n > h.Rows()-first {
 		return fmt.Errorf("logits of rows %d+%d: there are %d rows", first, n, h.Rows())
 	}
 	if len(dst) != n*m.Vocab() {
 		return fmt.Errorf("logits of %d rows of %d need %d values, the destination has %d", n, m.Vocab(), n*m.Vocab(), len(dst))
+	}
+	if err := m.holdOutput(ctx); err != nil {
+		return err
 	}
 	out := kernel.NewMatrix(dst, n, m.Vocab())
 	if err := m.multiply(ctx, whole(m.output.w, h.rows.Slice(first, n), out)); err != nil {
