@@ -12,8 +12,9 @@ import (
 // Hidden holds the final hidden states of sequences: after the last block and
 // the output norm, ready to be multiplied by the output weight.
 type Hidden struct {
-	rows kernel.Matrix // [tokens of all sequences, embed]
-	seqs []span
+	rows   kernel.Matrix // [tokens of all sequences, embed]
+	seqs   []span
+	blocks int // that they went through
 }
 
 // span is a range of rows.
@@ -53,7 +54,7 @@ func (m *Model) Forward(ctx context.Context, seqs [][]int32) (*Hidden, error) {
 // newHidden checks sequences and makes a place for their hidden states, without
 // its memory.
 func (m *Model) newHidden(seqs [][]int32) (*Hidden, error) {
-	h := &Hidden{seqs: make([]span, len(seqs))}
+	h := &Hidden{seqs: make([]span, len(seqs)), blocks: len(m.layers)}
 	total := 0
 	for i, s := range seqs {
 		for pos, id := range s {

@@ -184,7 +184,7 @@ func (n *needs) feedForward(l *layer) {
 	all, widest := n.rows(par.ExpertsUsed*par.ExpertFF+shared), n.rows(max(par.ExpertFF, shared))
 	n.at(atHidden, min(all, max(int64(n.m.budget), widest)))
 	n.at(atLogits, n.rows(par.Experts))
-	if l.routerScale != nil {
+	if n.m.arch.Family.Block.RouteResidual {
 		n.at(atLatent, n.rows(n.m.embd.cols))
 	}
 	// Choice and weight of every token; for every expert the same again, in

@@ -109,9 +109,9 @@ func (m *Model) checkState(s *State, tokens int) error {
 
 func (p *Part) matrix() kernel.Matrix { return kernel.NewMatrix(p.Data, p.Rows, p.Cols) }
 
-// State returns the hidden states as those of a pass that is through.
-func (h *Hidden) State(m *Model) *State {
-	return &State{Done: m.Blocks() + 1, Parts: []Part{{"x", h.rows.Rows, h.rows.Cols, h.rows.Data}}}
+// State returns the hidden states as the state of a batch that is through.
+func (h *Hidden) State() *State {
+	return &State{Done: h.blocks + 1, Parts: []Part{{"x", h.rows.Rows, h.rows.Cols, h.rows.Data}}}
 }
 
 // restore takes over the keys and values in the state of the batch.

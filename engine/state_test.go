@@ -51,7 +51,7 @@ func TestResume(t *testing.T) {
 				t.Errorf("%s: stopped after %d blocks, the result is another", family, done)
 			}
 		}
-		final, err := m.Resume(t.Context(), seqs, want.State(m), nil)
+		final, err := m.Resume(t.Context(), seqs, want.State(), nil)
 		if err != nil || !slices.Equal(final.rows.Data, want.rows.Data) || final.seqs[2] != want.seqs[2] {
 			t.Errorf("%s: resumed at the end: %v", family, err)
 		}

@@ -209,7 +209,7 @@ func TestPerplexity(t *testing.T) {
 	if got.Scored != count || got.Definition != text.Definition {
 		t.Errorf("scored %d, want %d; definition %q", got.Scored, count, got.Definition)
 	}
-	if !slices.Equal(f.passes, []int{2, 2, 1}) || f.rows > blockRows {
+	if !slices.Equal(f.passes, []int{2, 2, 1}) || f.rows > DefaultLogitRows {
 		t.Errorf("passes of %v windows, blocks of up to %d rows", f.passes, f.rows)
 	}
 	if !slices.Equal(done, []int{15, 25, 35, 45, 55}) {

@@ -215,7 +215,7 @@ func TestMemory(t *testing.T) {
 		}
 		runtime.ReadMemStats(&after)
 		got, all := after.TotalAlloc-before.TotalAlloc, uint64(text.scored()*vocab*4)
-		if limit := blocks*blockRows*vocab*4 + 2<<20; got > limit || limit > all/3*2 {
+		if limit := blocks*DefaultLogitRows*vocab*4 + 2<<20; got > limit || limit > all/3*2 {
 			t.Errorf("%s: %d bytes allocated, limit %d, all logits %d", what, got, limit, all)
 		}
 	}
