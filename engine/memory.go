@@ -16,11 +16,11 @@ const DefaultGroupBytes = 128 << 20
 
 // Memory returns how many bytes Forward holds at most for a batch of so many
 // tokens in sequences of at most the given length, whatever the tokens are:
-// activations, tiles of the workers, and the output weight if it is held. It
-// does not count what an observer keeps, nor memory that the runtime has not
-// taken back yet.
-func (m *Model) Memory(tokens, longest int) int64 {
-	n := &needs{m: m, tokens: tokens, longest: min(longest, tokens)}
+// activations, with the groups of Options.GroupBytes, and tiles of the workers.
+// It does not count what an observer keeps, an output weight that is held, nor
+// memory that the runtime has not taken back yet.
+func (m *Model) Memory(tokens, longest int, groupBytes int64) int64 {
+	n := &needs{m: m, tokens: tokens, longest: max(1, min(longest, tokens)), budget: int(groupBytes / 4)}
 	for i := range m.layers {
 		n.layer(&m.layers[i])
 	}
@@ -32,7 +32,7 @@ func (m *Model) Memory(tokens, longest int) int64 {
 	if m.opt.Observer != nil {
 		bytes += n.observed
 	}
-	return bytes + m.workerBytes(longest) + m.heldBytes()
+	return bytes + m.workerBytes(longest)
 }
 
 // HiddenBytes returns the bytes of the final hidden states of so many tokens.
@@ -61,6 +61,7 @@ const (
 type needs struct {
 	m               *Model
 	tokens, longest int
+	budget          int // floats of a group
 	most            [places]int64
 	shared          int64 // keys and values of several blocks
 	ints            int64 // bytes of what is chosen
@@ -108,7 +109,7 @@ func (n *needs) layer(l *layer) {
 // group is how many of count things with so many floats per token each fit the
 // budget, at least one.
 func (n *needs) group(perToken, count int) int {
-	return min(count, max(1, n.m.budget/max(1, perToken*n.tokens)))
+	return min(count, max(1, n.budget/max(1, perToken*n.tokens)))
 }
 
 // heads counts a group of heads with so many floats per token in q, k, v and vt.
@@ -182,7 +183,7 @@ func (n *needs) feedForward(l *layer) {
 		shared = l.sharedUp.rows
 	}
 	all, widest := n.rows(par.ExpertsUsed*par.ExpertFF+shared), n.rows(max(par.ExpertFF, shared))
-	n.at(atHidden, min(all, max(int64(n.m.budget), widest)))
+	n.at(atHidden, min(all, max(int64(n.budget), widest)))
 	n.at(atLogits, n.rows(par.Experts))
 	if n.m.arch.Family.Block.RouteResidual {
 		n.at(atLatent, n.rows(n.m.embd.cols))
@@ -223,14 +224,6 @@ func (m *Model) workerBytes(longest int) int64 {
 	return 2 * 4 * int64(m.opt.Threads) * int64(5*tile+out)
 }
 
-// heldBytes is the size of the output weight, if it is held.
-func (m *Model) heldBytes() int64 {
-	if !m.opt.HoldOutput {
-		return 0
-	}
-	return m.OutputBytes()
-}
-
 // OutputBytes is the encoded size of the output weight, which Logits reads.
 func (m *Model) OutputBytes() int64 { return m.output.w.info.Size() }
 
@@ -255,4 +248,21 @@ func (m *Model) holdOutput(ctx context.Context) error {
 	}
 	w.held.Store(&held)
 	return nil
+}
+
+// Work returns about how many multiplications the blocks take for a token, and
+// its logits.
+func (m *Model) Work() (blocks, logits float64) {
+	for i := range m.layers {
+		par := m.layers[i].par
+		for _, index := range m.layers[i].indices {
+			info := &m.src.Tensors()[index]
+			n := float64(info.Elements())
+			if len(info.Shape) == 3 && par.Experts > 0 && int(info.Shape[2]) == par.Experts {
+				n *= float64(par.ExpertsUsed) / float64(par.Experts)
+			}
+			blocks += n
+		}
+	}
+	return blocks, float64(m.output.w.info.Elements())
 }

@@ -56,7 +56,7 @@ func checkMemory(t *testing.T, family string, opt Options, n, length int) {
 		t.Fatal(family, err)
 	}
 	workers, slack := m.workerBytes(length), int64(512<<10)
-	said := m.Memory(n*length, length) - workers + slack
+	said := m.Memory(n*length, length, m.opt.GroupBytes) - workers + slack
 	if opt.Observer != nil {
 		said += 1 << 20 // what it keeps
 	}

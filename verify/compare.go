@@ -93,7 +93,7 @@ func CompareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H
 	}
 	all, sources := make([]*pairs, len(models)), []source{&running[H]{model: base}}
 	for i, m := range models {
-		all[i] = newPairs(text.scored())
+		all[i] = newPairs(text.Scored())
 		sources = append(sources, &running[H]{model: m})
 	}
 	visit := func(i int, next int32, logits [][]float32) error {
@@ -130,7 +130,7 @@ func CompareFile[H Hidden](ctx context.Context, base *LogitsFile, model Scorer[H
 	if err := base.Match(text); err != nil {
 		return nil, err
 	}
-	p := newPairs(text.scored())
+	p := newPairs(text.Scored())
 	visit := func(i int, next int32, logits [][]float32) error {
 		if err := p.visitSaved(i, next, logits[0], logits[1]); err != nil {
 			return err

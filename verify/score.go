@@ -105,7 +105,7 @@ func Perplexity[H Hidden](ctx context.Context, s Scorer[H], text *Text, opt Opti
 	if err := checkText(text, s.Vocab()); err != nil {
 		return nil, err
 	}
-	nll := make([]float64, text.scored())
+	nll := make([]float64, text.Scored())
 	err := stream(ctx, []source{&running[H]{model: s}}, text, opt, &tally{all: [][]float64{nll}, nll: nll}, func(i int, next int32, logits [][]float32) error {
 		lse, err := logSumExp(logits[0])
 		if err != nil {

@@ -115,8 +115,8 @@ func TestWindowsCounts(t *testing.T) {
 		if err != nil {
 			t.Fatal(name, err)
 		}
-		if len(text.Windows) != g.Chunks || text.scored() != g.Scored {
-			t.Errorf("%s: %d windows, %d scored; want %d, %d", name, len(text.Windows), text.scored(), g.Chunks, g.Scored)
+		if len(text.Windows) != g.Chunks || text.Scored() != g.Scored {
+			t.Errorf("%s: %d windows, %d scored; want %d, %d", name, len(text.Windows), text.Scored(), g.Chunks, g.Scored)
 		}
 	}
 }

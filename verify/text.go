@@ -55,8 +55,8 @@ func (t *Text) from(w int) int {
 // scoredIn is the number of scored positions of window w.
 func (t *Text) scoredIn(w int) int { return len(t.Windows[w]) - 1 - t.from(w) }
 
-// scored is the number of scored positions of the text.
-func (t *Text) scored() int { return t.scoredBefore(len(t.Windows)) }
+// Scored is the number of scored positions of all windows.
+func (t *Text) Scored() int { return t.scoredBefore(len(t.Windows)) }
 
 // scoredBefore is the number of scored positions of the first n windows.
 func (t *Text) scoredBefore(n int) int {
