@@ -32,6 +32,9 @@ func (m *Model) Memory(tokens, longest int, groupBytes int64) int64 {
 	if m.opt.Observer != nil {
 		bytes += n.observed
 	}
+	if m.opt.Compute != ComputeF32 {
+		bytes += n.rounded()
+	}
 	return bytes + m.workerBytes(longest)
 }
 
@@ -203,16 +206,28 @@ func (n *needs) observe(l *layer) {
 	n.observed = max(n.observed, bytes)
 }
 
+// rounded is what activations take that are rounded before they are multiplied:
+// of the left sides of one call at a time, in two forms at most, and in buffers
+// that may have grown for others.
+func (n *needs) rounded() int64 {
+	in := max(n.rows(n.m.embd.cols), n.most[atOutput], n.most[atLatent])
+	return 4 * 2 * (in + max(in, n.most[atHidden]))
+}
+
 // workerBytes is the memory of the workers: encoded and decoded tiles, packed
 // ones, and products before they are combined.
 func (m *Model) workerBytes(longest int) int64 {
-	tile, out := tileFloats, queryBlock*longest
+	most := tileFloats
+	if m.opt.Compute != ComputeF32 {
+		most = tileIntegers
+	}
+	tile, out := most, queryBlock*longest
 	for i := range m.layers {
 		for _, index := range m.layers[i].indices {
 			info := &m.src.Tensors()[index]
 			rows, cols := int(info.Rows()), max(1, int(info.RowLen()))
 			tile = max(tile, min(rows, kernel.Active().Lanes)*cols)
-			out = max(out, chunk*min(rows, max(kernel.Active().Lanes, tileFloats/cols)))
+			out = max(out, chunk*min(rows, max(kernel.Active().Lanes, most/cols)))
 		}
 	}
 	par := m.Params()

@@ -12,6 +12,7 @@ import (
 
 // live returns the bytes that are in use.
 func live() int64 {
+	runtime.GC() // twice: a pool gives up what it has only then
 	runtime.GC()
 	var s runtime.MemStats
 	runtime.ReadMemStats(&s)
@@ -26,11 +27,12 @@ func TestMemory(t *testing.T) {
 		t.Skip("collects garbage many times")
 	}
 	for _, family := range []string{
-		"llama", "gemma3", "gemma4_e", "gemma4_moe", "deepseek_v3", "deepseek_v32", "qwen3_moe", "qwen3_next", "kimi_linear", "llama4_scout", "granitemoe_shared",
+		"gemma4_e", "gemma4_moe", "deepseek_v32", "qwen3_moe", "qwen3_next", "kimi_linear", "llama4_scout",
 	} {
 		for _, group := range []int64{0, 1} {
 			checkMemory(t, family, Options{GroupBytes: group}, 40, 100)
 		}
+		checkMemory(t, family, Options{Compute: ComputeInt8}, 40, 100)
 		checkMemory(t, family, Options{Observer: new(calib.Statistics).Domain("test")}, 4, 100)
 	}
 }
@@ -43,7 +45,10 @@ func checkMemory(t *testing.T, family string, opt Options, n, length int) {
 	seqs := someSeqs(200, lengths...)
 	before, most, reads := int64(0), int64(0), 0
 	a.rows = func(info *gguf.TensorInfo, first, n int64, data []byte) ([]byte, error) {
-		if reads++; reads%17 == 0 && info.Name != "token_embd.weight" {
+		if info.Name == "token_embd.weight" {
+			return data, nil
+		}
+		if reads++; reads%31 == 1 {
 			most = max(most, live()-before)
 		}
 		return data, nil
@@ -60,7 +65,7 @@ func checkMemory(t *testing.T, family string, opt Options, n, length int) {
 	if opt.Observer != nil {
 		said += 1 << 20 // what it keeps
 	}
-	if most > said || most < (said-slack)/3 {
+	if most > said || most < (said-slack)/4 {
 		t.Errorf("%s, groups of %d bytes: %d bytes are in use, said %d", family, opt.GroupBytes, most, said)
 	}
 	runtime.KeepAlive(h)
