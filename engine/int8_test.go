@@ -153,7 +153,7 @@ func TestInt8Invariance(t *testing.T) {
 		for _, v := range []struct {
 			opt    Options
 			budget int
-		}{{Options{}, groupFloats}, {Options{Threads: 3, BatchTokens: 60}, 20000}, {Options{Threads: 2}, 1}} {
+		}{{Options{}, DefaultGroupBytes / 4}, {Options{Threads: 3, BatchTokens: 60}, 20000}, {Options{Threads: 2}, 1}} {
 			m := model(v.opt)
 			m.budget = v.budget
 			if _, got := allLogits(t, m, seqs); !slices.Equal(got, want) {

@@ -77,8 +77,7 @@ func (m *Model) chunks(ctx context.Context, total int, fn func(w *worker, first,
 
 // read decodes rows [first, first+n) of t into tile buffer b of the worker.
 func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n int) (kernel.Matrix, error) {
-	buf := grow(&w.raw, n*int(t.info.RowBytes()))
-	raw, err := m.src.Rows(ctx, t.index, int64(first), int64(n), buf)
+	raw, err := m.encoded(ctx, w, t, first, n)
 	if err != nil {
 		return kernel.Matrix{}, err
 	}
@@ -90,6 +89,15 @@ func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n 
 		return tile, nil
 	}
 	return tile, m.applyFactors(ctx, w, t, first, tile)
+}
+
+// encoded returns rows [first, first+n) of t as they are stored.
+func (m *Model) encoded(ctx context.Context, w *worker, t *tensor, first, n int) ([]byte, error) {
+	size := int(t.info.RowBytes())
+	if held := t.held.Load(); held != nil {
+		return (*held)[first*size:][:n*size], nil
+	}
+	return m.src.Rows(ctx, t.index, int64(first), int64(n), grow(&w.raw, n*size))
 }
 
 // weights is read for a product: the rows are packed.
@@ -107,8 +115,7 @@ func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first,
 
 // integers is weights for products of integers.
 func (m *Model) integers(ctx context.Context, w *worker, b int, t *tensor, first, n int) (*kernel.Weights, error) {
-	buf := grow(&w.raw, n*int(t.info.RowBytes()))
-	raw, err := m.src.Rows(ctx, t.index, int64(first), int64(n), buf)
+	raw, err := m.encoded(ctx, w, t, first, n)
 	if err != nil {
 		return nil, err
 	}
