@@ -7,7 +7,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@latest
 
 # ./... leaves out testdata; the packages there are named.
-PACKAGES = ./... ./testdata ./testdata/fixtures
+PACKAGES = ./... ./testdata ./testdata/fixtures ./testdata/emulate/guest
 
 .DEFAULT_GOAL := help
 
@@ -42,6 +42,10 @@ test-v3:
 ## test-arm64: the byte-exact code as arm64 compiles it (needs qemu-aarch64-static)
 test-arm64:
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -short -exec qemu-aarch64-static ./quant/... ./formats/dtype
+
+## test-avx512: the AVX-512 kernels on an emulated processor (needs bochs, see testdata/emulate/run.sh)
+test-avx512:
+	testdata/emulate/run.sh
 
 ## cover: line coverage per package
 cover:
@@ -85,4 +89,4 @@ check: build lint generate test test-noasm test-race test-v3
 	@$(MAKE) fuzz-short FUZZTIME=3s
 	@git diff --exit-code --stat -- . || { echo "generated files are not up to date"; exit 1; }
 
-.PHONY: help build demo test test-noasm test-race test-v3 test-arm64 cover fuzz-short bench bench-peers vet lint golangci generate check
+.PHONY: help build demo test test-noasm test-race test-v3 test-arm64 test-avx512 cover fuzz-short bench bench-peers vet lint golangci generate check
