@@ -22,6 +22,7 @@ import (
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels plain -out ../plain_amd64.s -stubs ../plain_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels threebit -out ../threebit_amd64.s -stubs ../threebit_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels unpack -out ../unpack_amd64.s -stubs ../unpack_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
 const Groups = 32
@@ -60,6 +61,12 @@ type Scratch = [176][16]float32
 
 // Encoder encodes blocks that lie side by side.
 type Encoder = func(dst *byte, src *float32, blocks int)
+
+// Unpacker takes pieces of rows apart, of up to 256 elements each, that lie
+// stride bytes apart: blocks blocks of 32 elements, or one of 256. Codes are
+// integers with sign. A row has 256 codes and 16 scales and minimums; numbers
+// that belong to two groups are there twice.
+type Unpacker = func(codes *byte, scales, mins *float32, src *byte, stride, rows, blocks int)
 
 // Set is the kernels of one instruction set. All arrays are read and written in
 // full as stated; pointers to single numbers are those of slices long enough.
@@ -161,6 +168,11 @@ type Set struct {
 	// FromF16 and FromBF16 are dtype.Decode for blocks of 32 numbers, FromQ8_0
 	// is quant.decodeQ8_0.
 	FromF16, FromBF16, FromQ8_0 func(dst *float32, src *byte, blocks int)
+	// Unpack are the Unpackers, which leave mins alone where a type has none.
+	Unpack Unpackers
+	// Expand sets element i of groups times 16 to scales[i/16]·codes[i] −
+	// mins[i/16], both operations rounded.
+	Expand func(dst *float32, codes *byte, scales, mins *float32, groups int)
 	// Finite16 and Finite32 return how many stretches of 128 bytes there are
 	// before one that holds a number, of 2 or 4 bytes, with all bits of exponent
 	// set. Finite16 wants them twice, side by side.
@@ -177,6 +189,13 @@ type Set struct {
 	TableLosses func(out, x, w *float32, length int, inv, square *float32, units int)
 	// SquaredErrors is quant.squaredErrors for a multiple of 8 elements.
 	SquaredErrors func(sums *[8]float64, x, y, w *float32, length int)
+}
+
+// Unpackers has an Unpacker for each type that its field is named for. The
+// results give what the type's portable decoder gives, though not the same of
+// several NaN.
+type Unpackers struct {
+	Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4 Unpacker
 }
 
 var active atomic.Pointer[Set]
