@@ -26,7 +26,8 @@ const chunk = 96
 // worker is the private memory of one goroutine.
 type worker struct {
 	raw     []byte
-	units   []uint32 // integers of weights, or rounded activations
+	units   []uint32  // integers of weights, or rounded activations
+	coded   [2][]byte // rows that go to products as they are
 	tiles   [2][]float32
 	packed  [2]kernel.Weights
 	out     []float32 // products before they are combined
@@ -92,10 +93,14 @@ func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n 
 	return tile, m.applyFactors(ctx, w, t, first, tile)
 }
 
-// weights is read for a product: the rows are packed.
-func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first, n int) (*kernel.Weights, error) {
+// weights is read for a product with so many tokens: the rows are packed, or
+// decoded when they are multiplied.
+func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first, n, tokens int) (*kernel.Weights, error) {
 	if t.record != nil {
 		return m.integers(ctx, w, b, t, first, n)
+	}
+	if u := t.codes(); u != nil {
+		return m.coded(ctx, w, b, t, u, first, n, tokens)
 	}
 	rows, err := m.read(ctx, w, b, t, first, n)
 	if err != nil {
@@ -224,7 +229,7 @@ func (m *Model) multiply(ctx context.Context, products ...product) error {
 			kernel.MatMul(dst, rows, p.x)
 			return checkFinite(p.w, dst)
 		}
-		weights, err := m.weights(ctx, w, 0, p.w, p.first+t.first, t.n)
+		weights, err := m.weights(ctx, w, 0, p.w, p.first+t.first, t.n, p.x.Rows)
 		if err != nil {
 			return err
 		}

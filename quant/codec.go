@@ -180,8 +180,8 @@ func DecodeRows(t gguf.Type, dst []float32, src []byte) error {
 	if want := len(src) / size * t.BlockLen(); len(dst) != want {
 		return fmt.Errorf("destination has %d values, %d bytes of %s hold %d", len(dst), len(src), t, want)
 	}
-	if u, k := unpackingOf(t); u != nil && !u.whole {
-		u.decode(k, t, dst, src)
+	if u := NewUnpacker(t); u != nil && !u.whole {
+		u.decode(dst, src)
 	} else {
 		c.Decode(dst, src)
 	}

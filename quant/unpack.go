@@ -61,45 +61,46 @@ var unpackings = func() (table [64]*unpacking) {
 	return table
 }()
 
-// unpackingOf returns how a type is taken apart with the kernels in use; nil:
-// not at all.
-func unpackingOf(t gguf.Type) (*unpacking, *kernel.Set) {
+// Unpacker takes rows of one type apart with the kernels that were in use when
+// it was made.
+type Unpacker struct {
+	*unpacking
+	set          *kernel.Set
+	block, bytes int // elements and bytes of a block
+}
+
+// NewUnpacker returns nil where rows of a type cannot be taken apart quickly.
+func NewUnpacker(t gguf.Type) *Unpacker {
 	k := kernel.Active()
-	if k == nil || uint64(t) >= uint64(len(unpackings)) {
-		return nil, nil
+	if k == nil || uint64(t) >= uint64(len(unpackings)) || unpackings[t] == nil {
+		return nil
 	}
-	return unpackings[t], k
+	return &Unpacker{unpackings[t], k, t.BlockLen(), t.BlockBytes()}
 }
 
-// Unpacks reports whether Unpack can be used for rows of a type on this
-// machine, and whether they have minimums.
-func Unpacks(t gguf.Type) (ok, mins bool) {
-	u, _ := unpackingOf(t)
-	return u != nil, u != nil && u.mins
-}
+// Mins reports whether elements have minimums.
+func (u *Unpacker) Mins() bool { return u.mins }
 
-// Unpack takes pieces of rows apart: of each of so many rows, stride bytes
-// apart, whole blocks of together cols elements, at most 256. Element i of piece
-// r is
+// Unpack takes elements [first, first+n) of some rows, stride bytes apart, apart:
+// whole blocks, at most 256 elements. Element i of them is in row r
 //
 //	scales[16·r+i/16]·codes[256·r+i] − mins[16·r+i/16]
 //
 // with codes being integers with sign and both operations rounded, which gives
 // what DecodeRows does, though not the same of several NaN. Types without
-// minimums leave mins alone. The type must be one that Unpacks.
-func Unpack(t gguf.Type, codes []byte, scales, mins []float32, src []byte, stride, rows, cols int) {
-	u, k := unpackingOf(t)
-	bytes := cols / t.BlockLen() * t.BlockBytes()
-	if u == nil || rows < 1 || cols < 1 || cols > pieceLen || cols%t.BlockLen() != 0 || len(codes) < rows*pieceLen ||
-		len(scales) < rows*pieceGroups || u.mins && len(mins) < rows*pieceGroups || len(src) < (rows-1)*stride+bytes {
-		panic(fmt.Sprintf("quant: %d elements of %d rows of %s cannot be taken apart", cols, rows, t))
+// minimums leave mins alone.
+func (u *Unpacker) Unpack(codes []byte, scales, mins []float32, src []byte, stride, rows, first, n int) {
+	at, bytes := first/u.block*u.bytes, n/u.block*u.bytes
+	if rows < 1 || n < 1 || n > pieceLen || first%u.block != 0 || n%u.block != 0 || len(codes) < rows*pieceLen ||
+		len(scales) < rows*pieceGroups || len(mins) < rows*pieceGroups || at < 0 || len(src) < at+(rows-1)*stride+bytes {
+		panic(fmt.Sprintf("quant: elements %d+%d of %d rows in %d bytes cannot be taken apart", first, n, rows, len(src)))
 	}
-	u.unpack(k, codes, scales, mins, src, stride, rows, cols/t.BlockLen())
+	u.unpack(codes, scales, mins, src[at:], stride, rows, n/u.block)
 }
 
-func (u *unpacking) unpack(k *kernel.Set, codes []byte, scales, mins []float32, src []byte, stride, rows, blocks int) {
+func (u *Unpacker) unpack(codes []byte, scales, mins []float32, src []byte, stride, rows, blocks int) {
 	if u.kernel != nil {
-		u.kernel(&k.Unpack)(&codes[0], &scales[0], &mins[0], &src[0], stride, rows, blocks)
+		u.kernel(&u.set.Unpack)(&codes[0], &scales[0], &mins[0], &src[0], stride, rows, blocks)
 		return
 	}
 	for r := range rows {
@@ -119,21 +120,21 @@ var piecesPool = sync.Pool{New: func() any { return new(pieces) }}
 var noMins [pieceRows * pieceGroups]float32
 
 // decode is the type's Decode for whole blocks.
-func (u *unpacking) decode(k *kernel.Set, t gguf.Type, dst []float32, src []byte) {
+func (u *Unpacker) decode(dst []float32, src []byte) {
 	p := piecesPool.Get().(*pieces)
 	defer piecesPool.Put(p)
 	mins := &noMins
 	if u.mins {
 		mins = &p.mins
 	}
-	stride := pieceLen / t.BlockLen() * t.BlockBytes()
+	stride := pieceLen / u.block * u.bytes
 	for len(dst) > 0 {
 		rows, cols := min(pieceRows, len(dst)/pieceLen), pieceLen
 		if rows == 0 {
 			rows, cols = 1, len(dst)
 		}
-		u.unpack(k, p.codes[:], p.scales[:], p.mins[:], src, stride, rows, cols/t.BlockLen())
-		k.Expand(&dst[0], &p.codes[0], &p.scales[0], &mins[0], rows*cols/16)
-		dst, src = dst[rows*cols:], src[rows*cols/t.BlockLen()*t.BlockBytes():]
+		u.unpack(p.codes[:], p.scales[:], p.mins[:], src, stride, rows, cols/u.block)
+		u.set.Expand(&dst[0], &p.codes[0], &p.scales[0], &mins[0], rows*cols/16)
+		dst, src = dst[rows*cols:], src[rows*cols/u.block*u.bytes:]
 	}
 }

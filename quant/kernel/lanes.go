@@ -10,9 +10,10 @@
 package kernel
 
 import (
-	"os"
 	"slices"
 	"sync/atomic"
+
+	"github.com/winnow-moe/winnow/isa"
 )
 
 //go:generate go -C _asm run . -kernels iq4 -out ../iq4_amd64.s -stubs ../iq4_amd64.go -pkg kernel
@@ -200,20 +201,10 @@ type Unpackers struct {
 
 var active atomic.Pointer[Set]
 
-// The environment variable WINNOW_ISA names the instruction set to use:
-// avx512, avx2 or portable. A set that the machine lacks is no choice.
 func init() {
-	name, set := os.LookupEnv("WINNOW_ISA")
-	if !set || !Use(name) {
-		active.Store(best())
-	}
-}
-
-func best() *Set {
-	if s := Sets(); len(s) > 0 {
-		return s[0]
-	}
-	return nil
+	Use(isa.Best(func(name string) bool {
+		return slices.ContainsFunc(sets, func(s *Set) bool { return s.Name == name })
+	}))
 }
 
 // Active returns the kernels to use, nil if there are none: the portable code
@@ -223,10 +214,10 @@ func Active() *Set { return active.Load() }
 // Sets returns the kernels this machine can run, the best first.
 func Sets() []*Set { return sets }
 
-// Use makes the named set active, or none for "portable", and reports whether
+// Use makes the named set active, or none for isa.Portable, and reports whether
 // the machine has it. It serves comparisons and measurements.
 func Use(name string) bool {
-	if name == "portable" {
+	if name == isa.Portable {
 		active.Store(nil)
 		return true
 	}

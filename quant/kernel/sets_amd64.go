@@ -2,7 +2,11 @@
 
 package kernel
 
-import "golang.org/x/sys/cpu"
+import (
+	"slices"
+
+	"github.com/winnow-moe/winnow/isa"
+)
 
 var sets = available()
 
@@ -15,12 +19,12 @@ var unpackers = Unpackers{
 
 func available() []*Set {
 	var s []*Set
-	if !cpu.X86.HasAVX2 || !cpu.X86.HasF16C {
+	if !slices.Contains(isa.Available(), isa.AVX2) {
 		return nil
 	}
-	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512VL {
+	if slices.Contains(isa.Available(), isa.AVX512) {
 		s = append(s, &Set{
-			Name: "avx512",
+			Name: isa.AVX512,
 			// Shuffling across wider vectors gains nothing.
 			Transpose: transposeAVX2, SumSquares: sumSquaresAVX2,
 			PlainWeights: plainWeightsAVX512, SquareWeights: squareWeightsAVX512, Importance: importanceAVX512,
@@ -45,7 +49,7 @@ func available() []*Set {
 		})
 	}
 	return append(s, &Set{
-		Name:      "avx2",
+		Name:      isa.AVX2,
 		Transpose: transposeAVX2, SumSquares: sumSquaresAVX2,
 		PlainWeights: plainWeightsAVX2, SquareWeights: squareWeightsAVX2, Importance: importanceAVX2,
 		FitAffine: fitAffineAVX2, FitAffineAbsolute: fitAffineAbsoluteAVX2,

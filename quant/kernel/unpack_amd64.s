@@ -5,7 +5,7 @@
 #include "textflag.h"
 
 // func unpackQ2_KAVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ2_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ codes+0(FP), AX
 	MOVQ scales+8(FP), CX
@@ -14,8 +14,12 @@ TEXT ·unpackQ2_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ stride+32(FP), SI
 	MOVQ rows+40(FP), DI
 	MOVQ blocks+48(FP), R8
+	MOVQ SI, R8
+	SHLQ $0x04, R8
 
 row:
+	PREFETCHT0   (BX)(R8*1)
+	PREFETCHT0   64(BX)(R8*1)
 	VMOVDQU      (BX), X0
 	VPAND        vector0f0f0f0f<>+0(SB), X0, X1
 	VPSRLW       $0x04, X0, X0
@@ -112,7 +116,7 @@ DATA vector03030303<>+60(SB)/4, $0x03030303
 GLOBL vector03030303<>(SB), RODATA|NOPTR, $64
 
 // func unpackQ3_KAVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ3_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ codes+0(FP), AX
 	MOVQ scales+8(FP), CX
@@ -121,8 +125,12 @@ TEXT ·unpackQ3_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ stride+32(FP), SI
 	MOVQ rows+40(FP), DI
 	MOVQ blocks+48(FP), R8
+	MOVQ SI, R8
+	SHLQ $0x04, R8
 
 row:
+	PREFETCHT0   (BX)(R8*1)
+	PREFETCHT0   64(BX)(R8*1)
 	VPBROADCASTQ 96(BX), X0
 	VPSRLVQ      nibblesQ3K<>+0(SB), X0, X0
 	VPAND        vector0f0f0f0f<>+0(SB), X0, X0
@@ -281,7 +289,7 @@ DATA vector04040404<>+60(SB)/4, $0x04040404
 GLOBL vector04040404<>(SB), RODATA|NOPTR, $64
 
 // func unpackQ4_KAVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ4_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ codes+0(FP), AX
 	MOVQ scales+8(FP), CX
@@ -290,24 +298,29 @@ TEXT ·unpackQ4_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ stride+32(FP), SI
 	MOVQ rows+40(FP), DI
 	MOVQ blocks+48(FP), R8
+	MOVQ SI, R8
+	SHLQ $0x04, R8
 
 row:
-	MOVQ         4(BX), R8
-	MOVLQZX      12(BX), R9
-	MOVQ         R9, R10
-	SHLQ         $0x1c, R10
-	ORQ          R10, R9
-	MOVQ         $0x0f0f0f0f0f0f0f0f, R11
-	ANDQ         R11, R9
-	MOVQ         R8, R10
-	SHRQ         $0x02, R10
-	MOVQ         $0x3030303030303030, R11
-	ANDQ         R11, R10
-	ORQ          R10, R9
-	MOVQ         $0x3f3f3f3f3f3f3f3f, R11
-	ANDQ         R11, R8
-	VMOVQ        R8, X0
-	VPINSRQ      $0x01, R9, X0, X0
+	PREFETCHT0   (BX)(R8*1)
+	PREFETCHT0   64(BX)(R8*1)
+	PREFETCHT0   128(BX)(R8*1)
+	MOVQ         4(BX), R9
+	MOVLQZX      12(BX), R10
+	MOVQ         R10, R11
+	SHLQ         $0x1c, R11
+	ORQ          R11, R10
+	MOVQ         $0x0f0f0f0f0f0f0f0f, R12
+	ANDQ         R12, R10
+	MOVQ         R9, R11
+	SHRQ         $0x02, R11
+	MOVQ         $0x3030303030303030, R12
+	ANDQ         R12, R11
+	ORQ          R11, R10
+	MOVQ         $0x3f3f3f3f3f3f3f3f, R12
+	ANDQ         R12, R9
+	VMOVQ        R9, X0
+	VPINSRQ      $0x01, R10, X0, X0
 	VPSHUFD      $0xd8, X0, X0
 	VPUNPCKLBW   X0, X0, X1
 	VPUNPCKHBW   X0, X0, X0
@@ -367,7 +380,7 @@ row:
 	RET
 
 // func unpackQ5_KAVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ5_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ codes+0(FP), AX
 	MOVQ scales+8(FP), CX
@@ -376,24 +389,29 @@ TEXT ·unpackQ5_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ stride+32(FP), SI
 	MOVQ rows+40(FP), DI
 	MOVQ blocks+48(FP), R8
+	MOVQ SI, R8
+	SHLQ $0x04, R8
 
 row:
-	MOVQ         4(BX), R8
-	MOVLQZX      12(BX), R9
-	MOVQ         R9, R10
-	SHLQ         $0x1c, R10
-	ORQ          R10, R9
-	MOVQ         $0x0f0f0f0f0f0f0f0f, R11
-	ANDQ         R11, R9
-	MOVQ         R8, R10
-	SHRQ         $0x02, R10
-	MOVQ         $0x3030303030303030, R11
-	ANDQ         R11, R10
-	ORQ          R10, R9
-	MOVQ         $0x3f3f3f3f3f3f3f3f, R11
-	ANDQ         R11, R8
-	VMOVQ        R8, X0
-	VPINSRQ      $0x01, R9, X0, X0
+	PREFETCHT0   (BX)(R8*1)
+	PREFETCHT0   64(BX)(R8*1)
+	PREFETCHT0   128(BX)(R8*1)
+	MOVQ         4(BX), R9
+	MOVLQZX      12(BX), R10
+	MOVQ         R10, R11
+	SHLQ         $0x1c, R11
+	ORQ          R11, R10
+	MOVQ         $0x0f0f0f0f0f0f0f0f, R12
+	ANDQ         R12, R10
+	MOVQ         R9, R11
+	SHRQ         $0x02, R11
+	MOVQ         $0x3030303030303030, R12
+	ANDQ         R12, R11
+	ORQ          R11, R10
+	MOVQ         $0x3f3f3f3f3f3f3f3f, R12
+	ANDQ         R12, R9
+	VMOVQ        R9, X0
+	VPINSRQ      $0x01, R10, X0, X0
 	VPSHUFD      $0xd8, X0, X0
 	VPUNPCKLBW   X0, X0, X1
 	VPUNPCKHBW   X0, X0, X0
@@ -495,7 +513,7 @@ DATA vector10101010<>+60(SB)/4, $0x10101010
 GLOBL vector10101010<>(SB), RODATA|NOPTR, $64
 
 // func unpackQ6_KAVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ6_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ codes+0(FP), AX
 	MOVQ scales+8(FP), CX
@@ -504,8 +522,14 @@ TEXT ·unpackQ6_KAVX2(SB), NOSPLIT, $0-56
 	MOVQ stride+32(FP), SI
 	MOVQ rows+40(FP), DI
 	MOVQ blocks+48(FP), R8
+	MOVQ SI, R8
+	SHLQ $0x04, R8
 
 row:
+	PREFETCHT0   (BX)(R8*1)
+	PREFETCHT0   64(BX)(R8*1)
+	PREFETCHT0   128(BX)(R8*1)
+	PREFETCHT0   192(BX)(R8*1)
 	VMOVDQU      192(BX), X0
 	VPBROADCASTW 208(BX), X1
 	VCVTPH2PS    X1, Y1
@@ -602,7 +626,7 @@ DATA vector30303030<>+60(SB)/4, $0x30303030
 GLOBL vector30303030<>(SB), RODATA|NOPTR, $64
 
 // func unpackIQ4_XSAVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackIQ4_XSAVX2(SB), NOSPLIT, $0-56
 	MOVQ codes+0(FP), AX
 	MOVQ scales+8(FP), CX
@@ -611,8 +635,13 @@ TEXT ·unpackIQ4_XSAVX2(SB), NOSPLIT, $0-56
 	MOVQ stride+32(FP), SI
 	MOVQ rows+40(FP), DI
 	MOVQ blocks+48(FP), R8
+	MOVQ SI, R8
+	SHLQ $0x04, R8
 
 row:
+	PREFETCHT0   (BX)(R8*1)
+	PREFETCHT0   64(BX)(R8*1)
+	PREFETCHT0   128(BX)(R8*1)
 	VMOVD        4(BX), X0
 	VPSRLW       $0x04, X0, X1
 	VPUNPCKLBW   X1, X0, X0
@@ -757,7 +786,7 @@ DATA tableIQ4<>+60(SB)/4, $0x71594535
 GLOBL tableIQ4<>(SB), RODATA|NOPTR, $64
 
 // func unpackQ4_0AVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ4_0AVX2(SB), NOSPLIT, $0-56
 	MOVQ   codes+0(FP), AX
 	MOVQ   scales+8(FP), CX
@@ -766,18 +795,21 @@ TEXT ·unpackQ4_0AVX2(SB), NOSPLIT, $0-56
 	MOVQ   stride+32(FP), SI
 	MOVQ   rows+40(FP), DI
 	MOVQ   blocks+48(FP), R8
-	MOVQ   $0x00000008, R10
-	SUBQ   R8, R10
-	SHLQ   $0x03, R10
-	LEAQ   (R10)(R10*1), R9
-	SHLQ   $0x01, R9
-	IMUL3Q $0x00000012, R8, R11
-	SUBQ   R11, SI
+	MOVQ   SI, R9
+	SHLQ   $0x04, R9
+	MOVQ   $0x00000008, R11
+	SUBQ   R8, R11
+	SHLQ   $0x03, R11
+	LEAQ   (R11)(R11*1), R10
+	SHLQ   $0x01, R10
+	IMUL3Q $0x00000012, R8, R12
+	SUBQ   R12, SI
 
 row:
-	MOVQ R8, R11
+	MOVQ R8, R12
 
 block:
+	PREFETCHT0   (BX)(R9*1)
 	VPBROADCASTW (BX), X0
 	VCVTPH2PS    X0, X0
 	VMOVQ        X0, (CX)
@@ -791,12 +823,12 @@ block:
 	ADDQ         $0x20, AX
 	ADDQ         $0x08, CX
 	ADDQ         $0x08, DX
-	DECQ         R11
+	DECQ         R12
 	JNZ          block
 	ADDQ         SI, BX
-	ADDQ         R9, AX
-	ADDQ         R10, CX
-	ADDQ         R10, DX
+	ADDQ         R10, AX
+	ADDQ         R11, CX
+	ADDQ         R11, DX
 	DECQ         DI
 	JNZ          row
 	VZEROUPPER
@@ -821,7 +853,7 @@ DATA vector08080808<>+60(SB)/4, $0x08080808
 GLOBL vector08080808<>(SB), RODATA|NOPTR, $64
 
 // func unpackQ4_1AVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ4_1AVX2(SB), NOSPLIT, $0-56
 	MOVQ   codes+0(FP), AX
 	MOVQ   scales+8(FP), CX
@@ -830,18 +862,21 @@ TEXT ·unpackQ4_1AVX2(SB), NOSPLIT, $0-56
 	MOVQ   stride+32(FP), SI
 	MOVQ   rows+40(FP), DI
 	MOVQ   blocks+48(FP), R8
-	MOVQ   $0x00000008, R10
-	SUBQ   R8, R10
-	SHLQ   $0x03, R10
-	LEAQ   (R10)(R10*1), R9
-	SHLQ   $0x01, R9
-	IMUL3Q $0x00000014, R8, R11
-	SUBQ   R11, SI
+	MOVQ   SI, R9
+	SHLQ   $0x04, R9
+	MOVQ   $0x00000008, R11
+	SUBQ   R8, R11
+	SHLQ   $0x03, R11
+	LEAQ   (R11)(R11*1), R10
+	SHLQ   $0x01, R10
+	IMUL3Q $0x00000014, R8, R12
+	SUBQ   R12, SI
 
 row:
-	MOVQ R8, R11
+	MOVQ R8, R12
 
 block:
+	PREFETCHT0   (BX)(R9*1)
 	VPBROADCASTW (BX), X0
 	VCVTPH2PS    X0, X0
 	VMOVQ        X0, (CX)
@@ -858,12 +893,12 @@ block:
 	ADDQ         $0x20, AX
 	ADDQ         $0x08, CX
 	ADDQ         $0x08, DX
-	DECQ         R11
+	DECQ         R12
 	JNZ          block
 	ADDQ         SI, BX
-	ADDQ         R9, AX
-	ADDQ         R10, CX
-	ADDQ         R10, DX
+	ADDQ         R10, AX
+	ADDQ         R11, CX
+	ADDQ         R11, DX
 	DECQ         DI
 	JNZ          row
 	VZEROUPPER
@@ -888,7 +923,7 @@ DATA vector80000000<>+60(SB)/4, $0x80000000
 GLOBL vector80000000<>(SB), RODATA|NOPTR, $64
 
 // func unpackQ5_0AVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ5_0AVX2(SB), NOSPLIT, $0-56
 	MOVQ   codes+0(FP), AX
 	MOVQ   scales+8(FP), CX
@@ -897,18 +932,21 @@ TEXT ·unpackQ5_0AVX2(SB), NOSPLIT, $0-56
 	MOVQ   stride+32(FP), SI
 	MOVQ   rows+40(FP), DI
 	MOVQ   blocks+48(FP), R8
-	MOVQ   $0x00000008, R10
-	SUBQ   R8, R10
-	SHLQ   $0x03, R10
-	LEAQ   (R10)(R10*1), R9
-	SHLQ   $0x01, R9
-	IMUL3Q $0x00000016, R8, R11
-	SUBQ   R11, SI
+	MOVQ   SI, R9
+	SHLQ   $0x04, R9
+	MOVQ   $0x00000008, R11
+	SUBQ   R8, R11
+	SHLQ   $0x03, R11
+	LEAQ   (R11)(R11*1), R10
+	SHLQ   $0x01, R10
+	IMUL3Q $0x00000016, R8, R12
+	SUBQ   R12, SI
 
 row:
-	MOVQ R8, R11
+	MOVQ R8, R12
 
 block:
+	PREFETCHT0   (BX)(R9*1)
 	VPBROADCASTW (BX), X0
 	VCVTPH2PS    X0, X0
 	VMOVQ        X0, (CX)
@@ -928,12 +966,12 @@ block:
 	ADDQ         $0x20, AX
 	ADDQ         $0x08, CX
 	ADDQ         $0x08, DX
-	DECQ         R11
+	DECQ         R12
 	JNZ          block
 	ADDQ         SI, BX
-	ADDQ         R9, AX
-	ADDQ         R10, CX
-	ADDQ         R10, DX
+	ADDQ         R10, AX
+	ADDQ         R11, CX
+	ADDQ         R11, DX
 	DECQ         DI
 	JNZ          row
 	VZEROUPPER
@@ -976,7 +1014,7 @@ DATA bitOf<>+60(SB)/4, $0x80402010
 GLOBL bitOf<>(SB), RODATA|NOPTR, $64
 
 // func unpackQ5_1AVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ5_1AVX2(SB), NOSPLIT, $0-56
 	MOVQ   codes+0(FP), AX
 	MOVQ   scales+8(FP), CX
@@ -985,18 +1023,21 @@ TEXT ·unpackQ5_1AVX2(SB), NOSPLIT, $0-56
 	MOVQ   stride+32(FP), SI
 	MOVQ   rows+40(FP), DI
 	MOVQ   blocks+48(FP), R8
-	MOVQ   $0x00000008, R10
-	SUBQ   R8, R10
-	SHLQ   $0x03, R10
-	LEAQ   (R10)(R10*1), R9
-	SHLQ   $0x01, R9
-	IMUL3Q $0x00000018, R8, R11
-	SUBQ   R11, SI
+	MOVQ   SI, R9
+	SHLQ   $0x04, R9
+	MOVQ   $0x00000008, R11
+	SUBQ   R8, R11
+	SHLQ   $0x03, R11
+	LEAQ   (R11)(R11*1), R10
+	SHLQ   $0x01, R10
+	IMUL3Q $0x00000018, R8, R12
+	SUBQ   R12, SI
 
 row:
-	MOVQ R8, R11
+	MOVQ R8, R12
 
 block:
+	PREFETCHT0   (BX)(R9*1)
 	VPBROADCASTW (BX), X0
 	VCVTPH2PS    X0, X0
 	VMOVQ        X0, (CX)
@@ -1019,19 +1060,19 @@ block:
 	ADDQ         $0x20, AX
 	ADDQ         $0x08, CX
 	ADDQ         $0x08, DX
-	DECQ         R11
+	DECQ         R12
 	JNZ          block
 	ADDQ         SI, BX
-	ADDQ         R9, AX
-	ADDQ         R10, CX
-	ADDQ         R10, DX
+	ADDQ         R10, AX
+	ADDQ         R11, CX
+	ADDQ         R11, DX
 	DECQ         DI
 	JNZ          row
 	VZEROUPPER
 	RET
 
 // func unpackQ8_0AVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackQ8_0AVX2(SB), NOSPLIT, $0-56
 	MOVQ   codes+0(FP), AX
 	MOVQ   scales+8(FP), CX
@@ -1040,18 +1081,21 @@ TEXT ·unpackQ8_0AVX2(SB), NOSPLIT, $0-56
 	MOVQ   stride+32(FP), SI
 	MOVQ   rows+40(FP), DI
 	MOVQ   blocks+48(FP), R8
-	MOVQ   $0x00000008, R10
-	SUBQ   R8, R10
-	SHLQ   $0x03, R10
-	LEAQ   (R10)(R10*1), R9
-	SHLQ   $0x01, R9
-	IMUL3Q $0x00000022, R8, R11
-	SUBQ   R11, SI
+	MOVQ   SI, R9
+	SHLQ   $0x04, R9
+	MOVQ   $0x00000008, R11
+	SUBQ   R8, R11
+	SHLQ   $0x03, R11
+	LEAQ   (R11)(R11*1), R10
+	SHLQ   $0x01, R10
+	IMUL3Q $0x00000022, R8, R12
+	SUBQ   R12, SI
 
 row:
-	MOVQ R8, R11
+	MOVQ R8, R12
 
 block:
+	PREFETCHT0   (BX)(R9*1)
 	VPBROADCASTW (BX), X0
 	VCVTPH2PS    X0, X0
 	VMOVQ        X0, (CX)
@@ -1061,19 +1105,19 @@ block:
 	ADDQ         $0x20, AX
 	ADDQ         $0x08, CX
 	ADDQ         $0x08, DX
-	DECQ         R11
+	DECQ         R12
 	JNZ          block
 	ADDQ         SI, BX
-	ADDQ         R9, AX
-	ADDQ         R10, CX
-	ADDQ         R10, DX
+	ADDQ         R10, AX
+	ADDQ         R11, CX
+	ADDQ         R11, DX
 	DECQ         DI
 	JNZ          row
 	VZEROUPPER
 	RET
 
 // func unpackIQ4_NLAVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, F16C
+// Requires: AVX, AVX2, F16C, MMX+
 TEXT ·unpackIQ4_NLAVX2(SB), NOSPLIT, $0-56
 	MOVQ   codes+0(FP), AX
 	MOVQ   scales+8(FP), CX
@@ -1082,18 +1126,21 @@ TEXT ·unpackIQ4_NLAVX2(SB), NOSPLIT, $0-56
 	MOVQ   stride+32(FP), SI
 	MOVQ   rows+40(FP), DI
 	MOVQ   blocks+48(FP), R8
-	MOVQ   $0x00000008, R10
-	SUBQ   R8, R10
-	SHLQ   $0x03, R10
-	LEAQ   (R10)(R10*1), R9
-	SHLQ   $0x01, R9
-	IMUL3Q $0x00000012, R8, R11
-	SUBQ   R11, SI
+	MOVQ   SI, R9
+	SHLQ   $0x04, R9
+	MOVQ   $0x00000008, R11
+	SUBQ   R8, R11
+	SHLQ   $0x03, R11
+	LEAQ   (R11)(R11*1), R10
+	SHLQ   $0x01, R10
+	IMUL3Q $0x00000012, R8, R12
+	SUBQ   R12, SI
 
 row:
-	MOVQ R8, R11
+	MOVQ R8, R12
 
 block:
+	PREFETCHT0   (BX)(R9*1)
 	VPBROADCASTW (BX), X0
 	VCVTPH2PS    X0, X0
 	VMOVQ        X0, (CX)
@@ -1108,19 +1155,19 @@ block:
 	ADDQ         $0x20, AX
 	ADDQ         $0x08, CX
 	ADDQ         $0x08, DX
-	DECQ         R11
+	DECQ         R12
 	JNZ          block
 	ADDQ         SI, BX
-	ADDQ         R9, AX
-	ADDQ         R10, CX
-	ADDQ         R10, DX
+	ADDQ         R10, AX
+	ADDQ         R11, CX
+	ADDQ         R11, DX
 	DECQ         DI
 	JNZ          row
 	VZEROUPPER
 	RET
 
 // func unpackMXFP4AVX2(codes *byte, scales *float32, mins *float32, src *byte, stride int, rows int, blocks int)
-// Requires: AVX, AVX2, CMOV
+// Requires: AVX, AVX2, CMOV, MMX+
 TEXT ·unpackMXFP4AVX2(SB), NOSPLIT, $0-56
 	MOVQ   codes+0(FP), AX
 	MOVQ   scales+8(FP), CX
@@ -1129,28 +1176,31 @@ TEXT ·unpackMXFP4AVX2(SB), NOSPLIT, $0-56
 	MOVQ   stride+32(FP), SI
 	MOVQ   rows+40(FP), DI
 	MOVQ   blocks+48(FP), R8
-	MOVQ   $0x00000008, R10
-	SUBQ   R8, R10
-	SHLQ   $0x03, R10
-	LEAQ   (R10)(R10*1), R9
-	SHLQ   $0x01, R9
-	IMUL3Q $0x00000011, R8, R11
-	SUBQ   R11, SI
+	MOVQ   SI, R9
+	SHLQ   $0x04, R9
+	MOVQ   $0x00000008, R11
+	SUBQ   R8, R11
+	SHLQ   $0x03, R11
+	LEAQ   (R11)(R11*1), R10
+	SHLQ   $0x01, R10
+	IMUL3Q $0x00000011, R8, R12
+	SUBQ   R12, SI
 
 row:
-	MOVQ R8, R11
+	MOVQ R8, R12
 
 block:
-	MOVBLZX     (BX), R12
-	LEAL        1(R12), R13
-	SHLL        $0x15, R13
-	MOVL        R12, R14
-	DECL        R14
-	SHLL        $0x17, R14
-	CMPL        R12, $0x02
-	CMOVLCS     R13, R14
-	MOVL        R14, (CX)
-	MOVL        R14, 4(CX)
+	PREFETCHT0  (BX)(R9*1)
+	MOVBLZX     (BX), R13
+	LEAL        1(R13), R14
+	SHLL        $0x15, R14
+	MOVL        R13, R15
+	DECL        R15
+	SHLL        $0x17, R15
+	CMPL        R13, $0x02
+	CMOVLCS     R14, R15
+	MOVL        R15, (CX)
+	MOVL        R15, 4(CX)
 	VMOVDQU     1(BX), X0
 	VPSRLW      $0x04, X0, X1
 	VINSERTI128 $0x01, X1, Y0, Y1
@@ -1162,12 +1212,12 @@ block:
 	ADDQ        $0x20, AX
 	ADDQ        $0x08, CX
 	ADDQ        $0x08, DX
-	DECQ        R11
+	DECQ        R12
 	JNZ         block
 	ADDQ        SI, BX
-	ADDQ        R9, AX
-	ADDQ        R10, CX
-	ADDQ        R10, DX
+	ADDQ        R10, AX
+	ADDQ        R11, CX
+	ADDQ        R11, DX
 	DECQ        DI
 	JNZ         row
 	VZEROUPPER

@@ -58,9 +58,13 @@ func (s isa) begin(name, equal string) (u unpacker, stride, rows, blocks reg.GPV
 }
 
 // supers writes a kernel for types of 256 elements to a block: a row has one.
-func (s isa) supers(name, equal string, body func(u unpacker)) {
+func (s isa) supers(name, equal string, size int, body func(u unpacker)) {
 	u, stride, rows, _ := s.begin(name, equal)
+	ahead := rowsAhead(stride)
 	repeat("row", rows, func() {
+		for at := 0; at < size; at += cacheLine {
+			PREFETCHT0(Mem{Base: u.src, Index: ahead, Scale: 1, Disp: at})
+		}
 		body(u)
 		ADDQ(stride, u.src)
 		ADDQ(U32(codeBytes), u.codes)
@@ -70,10 +74,23 @@ func (s isa) supers(name, equal string, body func(u unpacker)) {
 	s.ret()
 }
 
+// cacheLine is its length in bytes.
+const cacheLine = 64
+
+// rowsAhead returns the distance of what is fetched before it is needed: the
+// same pieces of rows that products will ask for next.
+func rowsAhead(stride reg.GPVirtual) reg.GPVirtual {
+	ahead := GP64()
+	MOVQ(stride, ahead)
+	SHLQ(U8(4), ahead)
+	return ahead
+}
+
 // blocks writes a kernel for types of 32 elements to a block: a row has up to
 // eight.
 func (s isa) blocks(name, equal string, size int, body func(u unpacker)) {
 	u, stride, rows, blocks := s.begin(name, equal)
+	ahead := rowsAhead(stride)
 	// What is left of a row behind its blocks.
 	codesLeft, scalesLeft, t := GP64(), GP64(), GP64()
 	MOVQ(U32(8), scalesLeft)
@@ -87,6 +104,7 @@ func (s isa) blocks(name, equal string, size int, body func(u unpacker)) {
 		n := GP64()
 		MOVQ(blocks, n)
 		repeat("block", n, func() {
+			PREFETCHT0(Mem{Base: u.src, Index: ahead, Scale: 1})
 			body(u)
 			ADDQ(U8(uint8(size)), u.src)
 			ADDQ(U8(32), u.codes)
@@ -151,7 +169,7 @@ func (u unpacker) factors(dst, integers reg.Register, d reg.VecVirtual) {
 
 // unpackQ2K: 16 B scale and minimum | 64 B codes | d, dmin.
 func (s isa) unpackQ2K() {
-	s.supers("unpackQ2_K", "quant.decodeQ2K", func(u unpacker) {
+	s.supers("unpackQ2_K", "quant.decodeQ2K", 84, func(u unpacker) {
 		b, scale, low := XMM(), XMM(), XMM()
 		VMOVDQU(u.in(0), b)
 		VPAND(bytes(15), b, scale)
@@ -180,7 +198,7 @@ func (u unpacker) pairs(at int, finish func(k int, c reg.VecVirtual)) {
 func (s isa) unpackQ3K() {
 	shifts := repeated("shiftsQ3K", 0, 2, 4, 6)
 	nibbles := repeated("nibblesQ3K", 0, 0, 4, 0)
-	s.supers("unpackQ3_K", "quant.decodeQ3K", func(u unpacker) {
+	s.supers("unpackQ3_K", "quant.decodeQ3K", 110, func(u unpacker) {
 		low, high := XMM(), XMM()
 		VPBROADCASTQ(u.in(96), low)
 		VPSRLVQ(nibbles(), low, low)
@@ -207,7 +225,7 @@ func (s isa) unpackQ4K(name string, at int, finish func(u unpacker) func(k int, 
 	if finish != nil {
 		equal = "quant.decodeQ5K"
 	}
-	s.supers(name, equal, func(u unpacker) {
+	s.supers(name, equal, at+128, func(u unpacker) {
 		scale, low := u.scalesQ4K()
 		u.factors(u.scales, scale, u.half(0))
 		u.factors(u.mins, low, u.half(2))
@@ -264,7 +282,7 @@ func (s isa) unpackQ5K() {
 
 // unpackQ6K: 128 B low bits | 64 B high bits | 16 B scales | d.
 func (s isa) unpackQ6K() {
-	s.supers("unpackQ6_K", "quant.decodeQ6K", func(u unpacker) {
+	s.supers("unpackQ6_K", "quant.decodeQ6K", 210, func(u unpacker) {
 		scale := XMM()
 		VMOVDQU(u.in(192), scale)
 		u.factors(u.scales, scale, u.half(208))
@@ -315,7 +333,7 @@ func (u unpacker) values(table func() Mem, c reg.VecVirtual) {
 // unpackIQ4XS: d | 2 B high bits of scales | 4 B low ones | 128 B codes.
 func (s isa) unpackIQ4XS() {
 	shifts := repeated("shiftsIQ4XS", 1<<14|1<<12<<16, 1<<10|1<<8<<16, 1<<6|1<<4<<16, 1<<2|1<<0<<16)
-	s.supers("unpackIQ4_XS", "quant.decodeIQ4XS", func(u unpacker) {
+	s.supers("unpackIQ4_XS", "quant.decodeIQ4XS", 136, func(u unpacker) {
 		low, next, high := XMM(), XMM(), XMM()
 		VMOVD(u.in(4), low)
 		VPSRLW(U8(4), low, next)
