@@ -44,7 +44,7 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// BenchmarkDecode counts decoded bytes.
+// BenchmarkDecode counts decoded bytes of DecodeRows.
 func BenchmarkDecode(b *testing.B) {
 	x, w := gauss(benchRow)
 	for i := range codecs {
@@ -54,7 +54,7 @@ func BenchmarkDecode(b *testing.B) {
 			c.Encode(src, x, w)
 		}
 		dst := make([]float32, benchRow)
-		bench(b, c.Type.String()+"/4096", func() { c.Decode(dst, src) })
+		bench(b, c.Type.String()+"/4096", func() { DecodeRows(c.Type, dst, src) })
 	}
 }
 

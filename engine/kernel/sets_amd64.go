@@ -2,42 +2,48 @@
 
 package kernel
 
-import "golang.org/x/sys/cpu"
+import (
+	"slices"
+
+	"github.com/winnow-moe/winnow/isa"
+)
 
 var sets = available()
 
 func available() []*Set {
-	if !cpu.X86.HasAVX2 || !cpu.X86.HasFMA {
+	if !slices.Contains(isa.Available(), isa.AVX2) {
 		return nil
 	}
 	avx2 := &Set{
-		Name: "avx2", Lanes: 16, block: 96, transpose8: transpose8AVX2, vectors: true,
+		Name: isa.AVX2, Lanes: 16, block: 96, transpose8: transpose8AVX2, vectors: true,
 		products: []product{{1, product1AVX2}, {2, product2AVX2}, {4, product4AVX2}, {6, product6AVX2}},
 		narrow: map[int][]integerProduct{
 			2: {{1, narrow1x2AVX2}, {3, narrow3x2AVX2}},
 			4: {{1, narrow1x4AVX2}, {3, narrow3x4AVX2}},
 			8: {{1, narrow1x8AVX2}, {3, narrow3x8AVX2}},
 		},
-		wide: []integerProduct{{1, wide1AVX2}, {3, wide3AVX2}, {6, wide6AVX2}},
+		wide:  []integerProduct{{1, wide1AVX2}, {3, wide3AVX2}, {6, wide6AVX2}},
+		codes: &codeKernels{transposeCodesAVX2, expandAVX2, []codeProduct{{1, codes1AVX2}, {2, codes2AVX2}, {4, codes4AVX2}}, codesBothAVX2},
 	}
-	if !cpu.X86.HasAVX512F || !cpu.X86.HasAVX512DQ || !cpu.X86.HasAVX512VL || !cpu.X86.HasAVX512BW {
+	if !slices.Contains(isa.Available(), isa.AVX512) {
 		return []*Set{avx2}
 	}
 	avx512 := &Set{
-		Name: "avx512", Lanes: 32, block: 112, transpose8: transpose8AVX2, vectors: true,
+		Name: isa.AVX512, Lanes: 32, block: 112, transpose8: transpose8AVX2, vectors: true,
 		products: []product{{1, product1AVX512}, {2, product2AVX512}, {4, product4AVX512}, {8, product8AVX512}, {14, product14AVX512}},
 		narrow: map[int][]integerProduct{
 			2: {{1, narrow1x2AVX512}, {3, narrow3x2AVX512}, {6, narrow6x2AVX512}},
 			4: {{1, narrow1x4AVX512}, {3, narrow3x4AVX512}, {6, narrow6x4AVX512}},
 			8: {{1, narrow1x8AVX512}, {3, narrow3x8AVX512}, {6, narrow6x8AVX512}},
 		},
-		wide: []integerProduct{{1, wide1AVX512}, {4, wide4AVX512}, {14, wide14AVX512}},
+		wide:  []integerProduct{{1, wide1AVX512}, {4, wide4AVX512}, {14, wide14AVX512}},
+		codes: &codeKernels{transposeCodesAVX2, expandAVX512, []codeProduct{{1, codes1AVX512}, {2, codes2AVX512}, {4, codes4AVX512}, {8, codes8AVX512}}, nil},
 	}
-	if !cpu.X86.HasAVX512VNNI {
+	if !slices.Contains(isa.Available(), isa.AVX512VNNI) {
 		return []*Set{avx512, avx2}
 	}
 	vnni := *avx512
-	vnni.Name = "avx512-vnni"
+	vnni.Name = isa.AVX512VNNI
 	vnni.narrow = map[int][]integerProduct{
 		2: {{1, narrow1x2VNNI}, {3, narrow3x2VNNI}, {6, narrow6x2VNNI}},
 		4: {{1, narrow1x4VNNI}, {3, narrow3x4VNNI}, {6, narrow6x4VNNI}},
