@@ -84,7 +84,6 @@ type bench struct {
 	markdown, cpu              bool
 	columns                    []column // of the table at hand
 	model                      *model   // the last one quantized
-	temporary                  bool     // dir is ours
 	computes                   []string // winnow's ways to compute
 	bestSizes                  map[string]int
 }

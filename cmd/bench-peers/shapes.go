@@ -22,8 +22,8 @@ type shape struct {
 	experts, inner int
 }
 
-// Both have 0.8 billion weights in experts; of the second a token uses half as
-// many, and a batch gives each of its experts a quarter of the tokens.
+// They have 0.8 and 1.6 billion weights in experts. Of the second a token uses
+// half as many, and a batch gives each of its experts a quarter of the tokens.
 var shapes = []shape{{"64x512", 64, 512}, {"256x256", 256, 256}}
 
 const (
