@@ -62,7 +62,7 @@ fuzz-short:
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
 
-## bench-peers: every type against llama-quantize, which it builds (cmake, C++, pip)
+## bench-peers: winnow beside llama.cpp and OpenBLAS, which it builds (cmake, C++, pip; libopenblas-dev)
 bench-peers: build
 	$(GO) run ./cmd/bench-peers -winnow ./winnow -oracle "$$(testdata/oracle/build.sh)" $(BENCHFLAGS)
 

@@ -264,11 +264,7 @@ func (p *pass) scaleOutput(ctx context.Context, l *layer) error {
 	})
 }
 
-func scaleBy(x []float32, f float32) {
-	for i := range x {
-		x[i] *= f
-	}
-}
+func scaleBy(x []float32, f float32) { kernel.Scaled(x, x, nil, f) }
 
 // embed looks up the rows of the token embedding.
 func (p *pass) embed(ctx context.Context, dst kernel.Matrix) error {
@@ -352,16 +348,9 @@ func (m *Model) finishLogits(ctx context.Context, logits kernel.Matrix) error {
 				scaleBy(row, scale)
 			}
 			if softcap != 0 {
-				softcapped(row, 1, softcap)
+				kernel.Softcap(row, 1, softcap)
 			}
 		}
 		return nil
 	})
-}
-
-// softcapped replaces every x by cap·tanh(scale·x/cap).
-func softcapped(x []float32, scale, limit float32) {
-	for i, v := range x {
-		x[i] = limit * kernel.Tanh(v*scale/limit)
-	}
 }

@@ -268,11 +268,7 @@ func (w *worker) addProduct(t *tensor, dst kernel.Matrix, x operand, weights *ke
 	return nil
 }
 
-func addTo(dst, v []float32) {
-	for i, f := range v {
-		dst[i] += f
-	}
-}
+func addTo(dst, v []float32) { kernel.AddScaled(dst, v, 1) }
 
 // checked multiplies with an error that names the tensor when a result is not
 // finite: the earliest moment at which a broken weight shows.

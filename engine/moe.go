@@ -307,22 +307,18 @@ const (
 func activate(kind arch.Act, gate, up []float32) {
 	switch kind {
 	case arch.SwiGLU:
-		kernel.Gate(gate, 1)
+		kernel.Gate(gate, up, 1)
 	case arch.GEGLU:
-		kernel.GELUs(gate)
+		kernel.GELUs(gate, up)
 	case arch.GELU:
 		copy(gate, up)
-		kernel.GELUs(gate)
-		return
+		kernel.GELUs(gate, nil)
 	case arch.SwiGLUClamped:
 		for k, g := range gate {
 			gate[k] = min(g, clampedLimit)
 			up[k] = max(-clampedLimit, min(clampedLimit, up[k])) + 1
 		}
-		kernel.Gate(gate, clampedAlpha)
-	}
-	for k, u := range up {
-		gate[k] *= u
+		kernel.Gate(gate, up, clampedAlpha)
 	}
 }
 

@@ -124,9 +124,7 @@ func (p *pass) squares(ctx context.Context, parts []span, x kernel.Matrix, scale
 				scaleBy(scaled, scale[row])
 				values = scaled
 			}
-			for j, v := range values {
-				sums[i][j] += float64(float64(v) * float64(v))
-			}
+			kernel.AddSquares(sums[i], values)
 		}
 		return nil
 	})
@@ -358,13 +356,7 @@ func (p *pass) unweighted(ctx context.Context, n *network) (kernel.Matrix, error
 
 // normPeak returns the length of x and its largest element by magnitude.
 func normPeak(x []float32) (norm, peak float64) {
-	sum := 0.0
-	for _, v := range x {
-		f := float64(v)
-		sum += float64(f * f)
-		peak = max(peak, math.Abs(f))
-	}
-	return math.Sqrt(sum), peak
+	return math.Sqrt(kernel.SumSquares(x)), float64(kernel.Peak(x))
 }
 
 // reportExperts tells the observer of the experts that are watched, if any.
@@ -380,6 +372,7 @@ func (p *pass) reportExperts(ctx context.Context) error {
 		for t := p.seqs[i].first; t < p.seqs[i].first+p.seqs[i].n; t++ {
 			w.add(sums[i], t)
 		}
+		w.addRouter(sums[i], p.seqs[i])
 		return nil
 	})
 	if err != nil {
@@ -418,30 +411,53 @@ func (w *expertWatch) add(s *calib.ExpertSums, t int) {
 			s[calib.Together][int(e)*w.logits.Cols+int(o)]++
 		}
 	}
-	w.addRouter(s, w.logits.Row(t))
 }
 
-// addRouter adds what the router says about all experts.
-func (w *expertWatch) addRouter(s *calib.ExpertSums, logits []float32) {
-	l, sum, top := make([]float64, len(logits)), 0.0, math.Inf(-1)
-	for i, v := range logits {
-		l[i] = float64(v)
-		top = max(top, l[i])
-	}
-	for _, v := range l {
-		sum += math.Exp(v - top)
-	}
-	lse := top + math.Log(sum)
-	for i, v := range l {
-		s[calib.Mass][i] += math.Exp(v - lse)
-		if w.logShares {
-			l[i] = v - lse
+// together is the number of tokens whose products of router scores are added
+// to a row of their sums while that is in the first-level cache.
+const together = 32
+
+// addRouter adds what the router says about all experts to tokens of a sequence.
+func (w *expertWatch) addRouter(s *calib.ExpertSums, seq span) {
+	n := w.logits.Cols
+	scores, gram := make([]float64, together*n), s[calib.RouterGram]
+	for first := seq.first; first < seq.first+seq.n; first += together {
+		tokens := min(together, seq.first+seq.n-first)
+		for t := range tokens {
+			w.routerScores(scores[t*n:][:n], s[calib.Mass], w.logits.Row(first+t))
+		}
+		// Products are the same both ways: those below the diagonal are copied.
+		for i := range n {
+			for t := range tokens {
+				l := scores[t*n:][:n]
+				kernel.AddScaled64(gram[i*n+i:(i+1)*n], l[i:], l[i])
+			}
 		}
 	}
-	gram := s[calib.RouterGram]
-	for i, a := range l {
-		for j, b := range l {
-			gram[i*len(l)+j] += float64(a * b)
+	for i := range n {
+		for j := range i {
+			gram[i*n+j] = gram[j*n+i]
+		}
+	}
+}
+
+// routerScores writes the router's scores of a token to l, and adds the experts'
+// shares in a softmax over all to mass.
+func (w *expertWatch) routerScores(l, mass []float64, logits []float32) {
+	sum, top := 0.0, math.Inf(-1)
+	for _, v := range logits {
+		top = max(top, float64(v))
+	}
+	for i, v := range logits {
+		l[i] = math.Exp(float64(v) - top)
+		sum += l[i]
+	}
+	lse := top + math.Log(sum)
+	for i, v := range logits {
+		mass[i] += l[i] / sum
+		l[i] = float64(v)
+		if w.logShares {
+			l[i] -= lse
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -324,25 +325,21 @@ func (b *block) rows(index, pos int, next []int32) error {
 
 // logSumExp returns ln Σ exp(v), summed in float64.
 func logSumExp(v []float32) (float64, error) {
-	top, err := maximum(v)
-	if err != nil {
+	top, finite := engine.Largest(v)
+	if !finite {
+		_, err := maximum(v)
 		return 0, err
 	}
-	max := float64(v[top])
-	return max + math.Log(engine.SumExp(v, max)), nil
+	return float64(top) + math.Log(engine.SumExp(v, float64(top))), nil
 }
 
 // maximum returns the index of the largest value, the first of equals, and an
 // error if any value is not finite.
 func maximum(v []float32) (int, error) {
-	top := 0
-	for i, x := range v {
-		if x-x != 0 { // NaN and infinities only
-			return 0, fmt.Errorf("the logit of token %d is %g, want a finite number", i, x)
-		}
-		if x > v[top] {
-			top = i
-		}
+	top, finite := engine.Largest(v)
+	if finite {
+		return slices.Index(v, top), nil
 	}
-	return top, nil
+	i := slices.IndexFunc(v, func(x float32) bool { return x-x != 0 }) // NaN and infinities only
+	return 0, fmt.Errorf("the logit of token %d is %g, want a finite number", i, v[i])
 }

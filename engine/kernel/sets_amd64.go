@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"math"
 	"slices"
 
 	"github.com/winnow-moe/winnow/isa"
@@ -75,21 +76,57 @@ func eights(n int) int {
 	return n / 8
 }
 
-// exps replaces the first numbers of x by their exponentials and returns how
-// many.
-func exps(x []float32) int {
-	n := eights(len(x))
+// first returns the address of the first number, nil where there is none.
+func first[T any](x []T) *T {
+	if len(x) == 0 {
+		return nil
+	}
+	return &x[0]
+}
+
+// gates is Gate for the first numbers; it returns how many.
+func gates(g, up []float32, scale float32) int {
+	n := eights(len(g))
 	if n > 0 {
-		expAVX2(&x[0], &x[0], n)
+		gateAVX2(&g[0], first(up), scale, n)
 	}
 	return 8 * n
 }
 
-// tanhs is exps for Tanh.
-func tanhs(x []float32) int {
+// gelus is GELUs for the first numbers; it returns how many.
+func gelus(g, up []float32) int {
+	n := eights(len(g))
+	if n > 0 {
+		geluAVX2(&g[0], first(up), n)
+	}
+	return 8 * n
+}
+
+// softcaps is Softcap for the first numbers; it returns how many.
+func softcaps(x []float32, scale, limit float32) int {
 	n := eights(len(x))
 	if n > 0 {
-		tanhAVX2(&x[0], &x[0], n)
+		softcapAVX2(&x[0], scale, limit, n)
+	}
+	return 8 * n
+}
+
+// scaledTop multiplies the first numbers of x by scale. It returns how many, and
+// the largest of them and top.
+func scaledTop(x []float32, scale, top float32) (int, float32) {
+	n := eights(len(x))
+	if n > 0 {
+		top = scaledTopAVX2(&x[0], scale, top, n)
+	}
+	return 8 * n, top
+}
+
+// expsBelow replaces the first numbers of x by Exp of what they are above top,
+// adds every fourth to a sum, and returns how many.
+func expsBelow(sums *[4]float64, x []float32, top float32) int {
+	n := eights(len(x))
+	if n > 0 {
+		expsBelowAVX2(sums, &x[0], top, n)
 	}
 	return 8 * n
 }
@@ -123,11 +160,58 @@ func largest(x []float32) (done int, bits uint32) {
 	return 8 * n, bits
 }
 
+// extremes is largest with the largest number itself, −∞ if there is none.
+func extremes(x []float32) (done int, top float32, bits uint32) {
+	n := eights(len(x))
+	if n == 0 {
+		return 0, float32(math.Inf(-1)), 0
+	}
+	top, bits = extremesAVX2(&x[0], n)
+	return 8 * n, top, bits
+}
+
+// sumSquares adds the terms of SumSquares of the first numbers to sums and
+// returns how many.
+func sumSquares(sums *[8]float64, x []float32) int {
+	n := eights(len(x))
+	if n > 0 {
+		sumSquaresAVX2(sums, &x[0], n)
+	}
+	return 8 * n
+}
+
+// addSquares is AddSquares for the first numbers; it returns how many.
+func addSquares(sums []float64, x []float32) int {
+	n := eights(len(x))
+	if n > 0 {
+		addSquaresAVX2(&sums[0], &x[0], n)
+	}
+	return 8 * n
+}
+
 // addScaled is AddScaled for the first numbers; it returns how many.
 func addScaled(dst, x []float32, scale float32) int {
-	n := eights(min(len(x), len(dst)))
+	n := eights(len(x))
 	if n > 0 {
 		addScaledAVX2(&dst[0], &x[0], scale, n)
+	}
+	return 8 * n
+}
+
+// addScaled64 is AddScaled64 for the first numbers; it returns how many.
+func addScaled64(dst, x []float64, scale float64) int {
+	n := eights(len(x))
+	if n > 0 {
+		addScaled64AVX2(&dst[0], &x[0], scale, n)
+	}
+	return 8 * n
+}
+
+// scaled is Scaled for the first numbers; it returns how many.
+func scaled(dst, x, w []float32, scale float32) int {
+	n := eights(len(x))
+	if n > 0 {
+		scaledAVX2(&dst[0], &x[0], first(w), scale, n)
 	}
 	return 8 * n
 }
