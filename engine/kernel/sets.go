@@ -4,7 +4,7 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/winnow-moe/winnow/isa"
+	"github.com/winnow-moe/winnow/quant/isa"
 )
 
 // Set is the products of an instruction set.

@@ -6,7 +6,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/winnow-moe/winnow/isa"
+	"github.com/winnow-moe/winnow/quant/isa"
 )
 
 var sets = available()

@@ -13,7 +13,7 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/winnow-moe/winnow/isa"
+	"github.com/winnow-moe/winnow/quant/isa"
 )
 
 //go:generate go -C _asm run . -kernels iq4 -out ../iq4_amd64.s -stubs ../iq4_amd64.go -pkg kernel

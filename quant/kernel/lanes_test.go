@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/winnow-moe/winnow/isa"
+	"github.com/winnow-moe/winnow/quant/isa"
 )
 
 // TestSwitch runs this test binary under each value of the switch.

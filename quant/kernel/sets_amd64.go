@@ -5,7 +5,7 @@ package kernel
 import (
 	"slices"
 
-	"github.com/winnow-moe/winnow/isa"
+	"github.com/winnow-moe/winnow/quant/isa"
 )
 
 var sets = available()
