@@ -58,6 +58,7 @@ func main() {
 	flag.StringVar(&b.lock, "lock", "", "a `file` to lock for each run, where others measure on the same machine")
 	threads := flag.String("threads", "1,2", "`numbers` of threads, separated by commas")
 	flag.IntVar(&b.rounds, "rounds", 3, "runs of each program")
+	flag.IntVar(&b.batch, "batch", 0, "`tokens` for llama.cpp's -b and -ub at their best (0: try some)")
 	flag.BoolVar(&b.cpu, "cpu", false, "compare runs by the processor's time, on one thread: then other programs show little")
 	flag.BoolVar(&b.markdown, "markdown", false, "print tables in Markdown")
 	flag.Parse()
@@ -79,7 +80,7 @@ type bench struct {
 	kinds, types, models, file string
 	winnow, oracle, ik, blas   string
 	dir, lock                  string
-	rounds, tokens             int
+	rounds, tokens, batch      int
 	threads                    []int
 	markdown, cpu              bool
 	columns                    []column // of the table at hand

@@ -147,6 +147,9 @@ func batches(size int) []string {
 // bestSize finds the best of the batch sizes for a program on a model, with the
 // most threads.
 func (b *bench) bestSize(s *running, folder string) (int, error) {
+	if b.batch > 0 {
+		return b.batch, nil
+	}
 	key := folder + " " + s.path
 	if size := b.bestSizes[key]; size > 0 {
 		return size, nil
