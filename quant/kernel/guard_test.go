@@ -60,6 +60,8 @@ func TestGuards(t *testing.T) {
 			guardCells(t, s, group)
 		}
 		guardPackThreeBit(t, s)
+		guardUnpack(t, s)
+		guardExpand(t, s)
 	}
 }
 
@@ -439,6 +441,78 @@ func guardSumsIQ1(t *testing.T, s *Set) {
 			}
 			if sums[1][b] != want || sums[2][b] != want || sums[0][b] != 0 || sums[3][b] != 0 {
 				t.Fatalf("%s SumsIQ1: %v at %d, want %v between zeros", s.Name, sums, b, want)
+			}
+		}
+	}
+}
+
+// guardUnpack checks what is around the results of blocks of 32 and of 256, at
+// odd addresses: behind the rows, behind short ones, and minimums of types that
+// have none.
+func guardUnpack(t *testing.T, s *Set) {
+	u := &s.Unpack
+	for _, c := range []struct {
+		name        string
+		unpack      Unpacker
+		size, block int
+		mins        bool
+	}{
+		{"Q4_0", u.Q4_0, 18, 32, false}, {"Q4_1", u.Q4_1, 20, 32, true}, {"Q5_0", u.Q5_0, 22, 32, false},
+		{"Q5_1", u.Q5_1, 24, 32, true}, {"Q8_0", u.Q8_0, 34, 32, false}, {"IQ4_NL", u.IQ4_NL, 18, 32, false},
+		{"MXFP4", u.MXFP4, 17, 32, false}, {"Q2_K", u.Q2_K, 84, 256, true}, {"Q3_K", u.Q3_K, 110, 256, false},
+		{"Q4_K", u.Q4_K, 144, 256, true}, {"Q5_K", u.Q5_K, 176, 256, true}, {"Q6_K", u.Q6_K, 210, 256, false},
+		{"IQ4_XS", u.IQ4_XS, 136, 256, false},
+	} {
+		for blocks := 1; blocks <= 256/c.block; blocks++ {
+			const rows, guard, mark = 3, 16, 0xa5
+			stride := blocks*c.size + 5
+			src := make([]byte, rows*stride+1)
+			codes, scales, mins := make([]byte, rows*256+2*guard), make([]float32, rows*16+2*guard), make([]float32, rows*16+2*guard)
+			for i := range codes {
+				codes[i] = mark
+			}
+			for i := range scales {
+				scales[i], mins[i] = math.Pi, math.Pi
+			}
+			c.unpack(&codes[guard], &scales[guard], &mins[guard], &src[1], stride, rows, blocks)
+			within := func(i, row, length int) bool {
+				i -= guard
+				return i >= 0 && i < rows*row && i%row < length
+			}
+			for i, v := range codes {
+				if (v != mark) != within(i, 256, blocks*c.block) {
+					t.Fatalf("%s %s, %d blocks: code %d is %d", s.Name, c.name, blocks, i-guard, v)
+				}
+			}
+			for i := range scales {
+				inside := within(i, 16, blocks*c.block/16)
+				if (scales[i] != math.Pi) != inside || (mins[i] != math.Pi) != (inside && c.mins) {
+					t.Fatalf("%s %s, %d blocks: scale %d is %v, minimum %v", s.Name, c.name, blocks, i-guard, scales[i], mins[i])
+				}
+			}
+		}
+	}
+}
+
+// guardExpand checks all numbers of up to three groups, and those around.
+func guardExpand(t *testing.T, s *Set) {
+	for groups := 1; groups <= 3; groups++ {
+		codes, scales, mins := make([]byte, 16*groups+1), make([]float32, groups), make([]float32, groups)
+		for g := range scales {
+			scales[g], mins[g] = float32(g+2), float32(g)
+		}
+		for i := range codes {
+			codes[i] = byte(37 * i)
+		}
+		dst := make([]float32, 16*groups+32)
+		s.Expand(&dst[16], &codes[1], &scales[0], &mins[0], groups)
+		for i, v := range dst {
+			want := float32(0)
+			if k := i - 16; k >= 0 && k < 16*groups {
+				want = float32(scales[k/16]*float32(int8(codes[1+k]))) - mins[k/16]
+			}
+			if v != want {
+				t.Fatalf("%s Expand, %d groups: number %d is %v, want %v", s.Name, groups, i-16, v, want)
 			}
 		}
 	}
