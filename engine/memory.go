@@ -215,13 +215,14 @@ func (n *needs) rounded() int64 {
 }
 
 // workerBytes is the memory of the workers: encoded and decoded tiles, packed
-// ones, and products before they are combined.
+// ones, and products before they are combined. Tiles of integers have more rows
+// in the same memory.
 func (m *Model) workerBytes(longest int) int64 {
 	most := tileFloats
 	if m.opt.Compute != ComputeF32 {
 		most = tileIntegers
 	}
-	tile, out := most, queryBlock*longest
+	tile, out := tileFloats, queryBlock*longest
 	for i := range m.layers {
 		for _, index := range m.layers[i].indices {
 			info := &m.src.Tensors()[index]
