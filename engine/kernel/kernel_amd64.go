@@ -259,3 +259,18 @@ func largestAVX2(x *float32, eights int) uint32
 //
 //go:noescape
 func addScaledAVX2(dst *float32, x *float32, scale float32, eights int)
+
+// addSquaresAVX2 is AddSquares for eights times eight numbers.
+//
+//go:noescape
+func addSquaresAVX2(sums *float64, x *float32, eights int)
+
+// addProductsAVX2 is AddProducts for eights times eight numbers.
+//
+//go:noescape
+func addProductsAVX2(sums *float64, x *float64, a float64, eights int)
+
+// innerAVX2 is Inner for eights times eight numbers, without the addition of sums.
+//
+//go:noescape
+func innerAVX2(sums *[8]float64, x *float32, y *float32, eights int)

@@ -11729,3 +11729,74 @@ eight:
 	JNZ     eight
 	VZEROUPPER
 	RET
+
+// func addSquaresAVX2(sums *float64, x *float32, eights int)
+// Requires: AVX, FMA3
+TEXT ·addSquaresAVX2(SB), NOSPLIT, $0-24
+	MOVQ sums+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ eights+16(FP), DX
+
+eight:
+	VCVTPS2PD   (CX), Y0
+	VMOVUPD     (AX), Y1
+	VFMADD231PD Y0, Y0, Y1
+	VMOVUPD     Y1, (AX)
+	VCVTPS2PD   16(CX), Y0
+	VMOVUPD     32(AX), Y1
+	VFMADD231PD Y0, Y0, Y1
+	VMOVUPD     Y1, 32(AX)
+	ADDQ        $0x20, CX
+	ADDQ        $0x40, AX
+	DECQ        DX
+	JNZ         eight
+	VZEROUPPER
+	RET
+
+// func addProductsAVX2(sums *float64, x *float64, a float64, eights int)
+// Requires: AVX
+TEXT ·addProductsAVX2(SB), NOSPLIT, $0-32
+	MOVQ         sums+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         eights+24(FP), DX
+	VBROADCASTSD a+16(FP), Y0
+
+eight:
+	VMULPD  (CX), Y0, Y1
+	VADDPD  (AX), Y1, Y1
+	VMOVUPD Y1, (AX)
+	VMULPD  32(CX), Y0, Y1
+	VADDPD  32(AX), Y1, Y1
+	VMOVUPD Y1, 32(AX)
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, AX
+	DECQ    DX
+	JNZ     eight
+	VZEROUPPER
+	RET
+
+// func innerAVX2(sums *[8]float64, x *float32, y *float32, eights int)
+// Requires: AVX, FMA3
+TEXT ·innerAVX2(SB), NOSPLIT, $0-32
+	MOVQ    sums+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    y+16(FP), DX
+	MOVQ    eights+24(FP), BX
+	VMOVUPD (AX), Y0
+	VMOVUPD 32(AX), Y1
+
+eight:
+	VCVTPS2PD   (CX), Y2
+	VCVTPS2PD   (DX), Y3
+	VFMADD231PD Y2, Y3, Y0
+	VCVTPS2PD   16(CX), Y2
+	VCVTPS2PD   16(DX), Y3
+	VFMADD231PD Y2, Y3, Y1
+	ADDQ        $0x20, CX
+	ADDQ        $0x20, DX
+	DECQ        BX
+	JNZ         eight
+	VMOVUPD     Y0, (AX)
+	VMOVUPD     Y1, 32(AX)
+	VZEROUPPER
+	RET

@@ -125,3 +125,31 @@ func addScaled(dst, x []float32, scale float32) int {
 	}
 	return 8 * n
 }
+
+// addSquares is AddSquares for the first numbers; it returns how many.
+func addSquares(sums []float64, x []float32) int {
+	n := eights(min(len(x), len(sums)))
+	if n > 0 {
+		addSquaresAVX2(&sums[0], &x[0], n)
+	}
+	return 8 * n
+}
+
+// addProducts is AddProducts for the first numbers; it returns how many.
+func addProducts(sums, x []float64, a float64) int {
+	n := eights(min(len(x), len(sums)))
+	if n > 0 {
+		addProductsAVX2(&sums[0], &x[0], a, n)
+	}
+	return 8 * n
+}
+
+// inners adds the products of Inner of the first numbers to sums and returns
+// how many.
+func inners(sums *[8]float64, x, y []float32) int {
+	n := eights(min(len(x), len(y)))
+	if n > 0 {
+		innerAVX2(sums, &x[0], &y[0], n)
+	}
+	return 8 * n
+}

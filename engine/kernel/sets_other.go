@@ -17,3 +17,9 @@ func largest([]float32) (done int, bits uint32) { return 0, 0 }
 func addScaled([]float32, []float32, float32) int { return 0 }
 
 func roundCodes([]uint32, []uint32, []float32, float32) bool { return false }
+
+func addSquares([]float64, []float32) int { return 0 }
+
+func addProducts([]float64, []float64, float64) int { return 0 }
+
+func inners(*[8]float64, []float32, []float32) int { return 0 }

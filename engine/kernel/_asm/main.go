@@ -39,6 +39,9 @@ func main() {
 	sumExp(true)
 	largest()
 	addScaled()
+	addSquares()
+	addProducts()
+	inner()
 	Generate()
 }
 
