@@ -38,6 +38,13 @@ type Options struct {
 	Events  Events
 	// Observer, when not nil, is told what goes through the model.
 	Observer Observer
+	// LeaveOneOut has the observer told what the output of routed experts would
+	// lack without each of those that a token chose. For that one more expert is
+	// run for every token.
+	LeaveOneOut bool
+	// ObserveOutput has the observer told of the input of the output weight too,
+	// unless it is the embedding.
+	ObserveOutput bool
 }
 
 // Events report progress. Nil fields are skipped. They are called from the

@@ -16,8 +16,10 @@ import (
 // recorder keeps what an observer is told, in the order of each weight and block.
 type recorder map[string][]string
 
-func (r recorder) Input(weight string, matrix, matrices int, rows int64, squares []float64) error {
-	r[weight] = append(r[weight], fmt.Sprintf("%d/%d %d rows %x", matrix, matrices, rows, digest(squares)))
+func (r recorder) Input(weights []string, matrix, matrices int, rows int64, squares []float64) error {
+	for _, name := range weights {
+		r[name] = append(r[name], fmt.Sprintf("%d/%d %d rows %x of %v", matrix, matrices, rows, digest(squares), weights))
+	}
 	return nil
 }
 
@@ -59,7 +61,7 @@ func TestObserver(t *testing.T) {
 			var first recorder
 			for i, opt := range []Options{{Threads: 1}, {Threads: 3, BatchTokens: 50}, {Threads: 2}} {
 				got := recorder{}
-				opt.Observer = got
+				opt.Observer, opt.LeaveOneOut, opt.ObserveOutput = got, true, true
 				m := a.load(t, opt)
 				if i == 2 {
 					m.budget = 1

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/tokenizer"
@@ -20,6 +21,7 @@ type calibrateFlags struct {
 	from        int
 	out, format string
 	minTokens   int64
+	loo, output bool
 	force       bool
 }
 
@@ -31,7 +33,8 @@ func newCalibrateCommand(a *app) *cobra.Command {
 		Long: `Run texts through a model and write what its weights see: an importance matrix
 as llama-imatrix makes it, which quantize and llama-quantize take (--imatrix),
 and in the same file how often, how strongly and together with which others
-each expert is used, for every NAME of texts.
+each expert is used, and what would be missing without it, for every NAME of
+texts.
 
 A text is tokenized once and cut into windows of --ctx tokens without overlap;
 if the vocabulary adds a BOS token it replaces the first of every window; all
@@ -59,6 +62,8 @@ Sums are exact: runs over parts of the texts, merged, give the file of one run.`
 	c.Flags().Int64Var(&flags.minTokens, "min-expert-tokens", 1, "warn of experts that saw fewer than `N` tokens")
 	c.Flags().IntVar(&flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
 	flags.computeFlag(c)
+	c.Flags().BoolVar(&flags.loo, "loo", true, "measure what a block lacks without each expert (leave one out), which takes one more expert per token")
+	c.Flags().BoolVar(&flags.output, "process-output", false, "output.weight too, if the model has one")
 	checkpointFlags(c, &flags.ck)
 	c.AddCommand(newMergeCommand(a))
 	return c
@@ -99,7 +104,7 @@ type observer struct{ *calib.Domain }
 
 func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags) error {
 	watch := &observer{}
-	m, err := a.openObserved(path, &flags.scoreFlags, watch)
+	m, err := a.openEngine(path, &flags.scoreFlags, engine.Options{Observer: watch, LeaveOneOut: flags.loo, ObserveOutput: flags.output})
 	if err != nil {
 		return err
 	}
@@ -224,7 +229,8 @@ statistics in the file stay sums, so it can be weighed again.`,
 			if err := checkOutput(out, pos, force); err != nil {
 				return err
 			}
-			s, err := mergeStatistics(pos)
+			s, closeAll, err := mergeStatistics(pos)
+			defer closeAll()
 			if err != nil {
 				return err
 			}
@@ -258,16 +264,23 @@ func parseWeights(list []string) (calib.Weights, error) {
 	return w, nil
 }
 
-func mergeStatistics(paths []string) (*calib.Statistics, error) {
+// mergeStatistics adds files up, which stay open until close is called.
+func mergeStatistics(paths []string) (sum *calib.Statistics, closeAll func(), err error) {
 	var all []*calib.Statistics
+	closeAll = func() {
+		for _, s := range all {
+			s.Close()
+		}
+	}
 	for _, p := range paths {
 		s, err := calib.ReadStatistics(p)
 		if err != nil {
-			return nil, err
+			return nil, closeAll, err
 		}
 		all = append(all, s)
 	}
-	return calib.MergeStatistics(all...)
+	sum, err = calib.MergeStatistics(all...)
+	return sum, closeAll, err
 }
 
 // calibrationReport is the result of calibrate in the form --json prints.

@@ -173,6 +173,7 @@ func inspectGGUF(path string) (*inspection, error) {
 		if err != nil {
 			return nil, err
 		}
+		defer s.Close()
 		if doc.Calibration, err = s.Coverage(1); err != nil {
 			return nil, err
 		}

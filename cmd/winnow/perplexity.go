@@ -181,21 +181,20 @@ type scored struct {
 }
 
 func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
-	return a.openObserved(path, flags, nil)
+	return a.openEngine(path, flags, engine.Options{})
 }
 
-// openObserved opens a model whose passes an observer follows, if there is one.
-func (a *app) openObserved(path string, flags *scoreFlags, observer engine.Observer) (*scored, error) {
+// openEngine opens a model with options of its own beside those of the flags.
+func (a *app) openEngine(path string, flags *scoreFlags, opt engine.Options) (*scored, error) {
 	m, warnings, err := openModel(path, flags.ck)
 	if err != nil {
 		return nil, err
 	}
 	a.warn(warnings)
 	s := &scored{path: path, model: m, warnings: warnings, compute: flags.compute, onBlock: func(float64) {}}
-	s.engine, err = engine.Load(m, engine.Options{
-		Threads: a.threads, BatchTokens: flags.batch, Observer: observer, Compute: engine.Compute(flags.compute),
-		Events: engine.Events{Layer: func(_, total, tokens int) { s.onBlock(float64(tokens) / float64(total)) }},
-	})
+	opt.Threads, opt.BatchTokens, opt.Compute = a.threads, flags.batch, engine.Compute(flags.compute)
+	opt.Events.Layer = func(_, total, tokens int) { s.onBlock(float64(tokens) / float64(total)) }
+	s.engine, err = engine.Load(m, opt)
 	if err != nil {
 		m.Close()
 		return nil, &inputError{fmt.Errorf("%s: %w", path, err)}

@@ -2,6 +2,7 @@ package calib
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"slices"
 )
@@ -66,14 +67,22 @@ func (s *Statistics) Coverage(minTokens int64) (*Coverage, error) {
 		c.Domains = append(c.Domains, DomainSummary{d.Name, append([]string{}, d.Datasets...), d.Chunks, d.Chunks * int64(s.ChunkSize)})
 	}
 	for _, layer := range all.Layers() {
-		c.Blocks = append(c.Blocks, all.experts[layer].summary(layer, minTokens))
+		b, err := all.experts[layer].summary(layer, minTokens)
+		if err != nil {
+			return nil, fmt.Errorf("block %d: %w", layer, err)
+		}
+		c.Blocks = append(c.Blocks, b)
 	}
 	return c, nil
 }
 
-func (t *ExpertTotals) summary(block int, minTokens int64) BlockSummary {
+func (t *ExpertTotals) summary(block int, minTokens int64) (BlockSummary, error) {
 	b := BlockSummary{Block: block, Experts: t.Experts, Unused: []int{}, Few: []ExpertUse{}, MaxEntropy: math.Log2(float64(t.Experts))}
-	counts, total := t.Values(Selected), 0.0
+	counts, err := t.Values(Selected)
+	if err != nil {
+		return b, err
+	}
+	total := 0.0
 	for _, n := range counts {
 		total += n
 	}
@@ -94,5 +103,5 @@ func (t *ExpertTotals) summary(block int, minTokens int64) BlockSummary {
 	if len(uses) > 0 {
 		b.Most, b.Least = uses[0].Tokens, uses[len(uses)-1].Tokens
 	}
-	return b
+	return b, nil
 }
