@@ -10,8 +10,10 @@ import (
 
 // leftOut is how a block would route tokens without one of the experts that they
 // chose: the best of those that are left, the next, takes its place, and the
-// others get the gates that they have with it. The choice of groups is that of
-// the whole model; a token that has no other expert in them goes without.
+// others get the gates that they have with it, all as if the router could not
+// choose that expert. Only the choice itself is by the scores of the whole model:
+// of groups, in which a token may have no other expert and goes without, and of
+// experts by a softmax with a bias, which would shift by leaving one out.
 type leftOut struct {
 	next []int32 // [tokens], -1 for none; nil where it is not asked for
 	// gates [tokens, used, used+1] are those of the chosen experts and the next
