@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/engine"
+	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/tokenizer"
@@ -113,6 +117,9 @@ func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags)
 	if err != nil {
 		return err
 	}
+	if flags.output && !slices.ContainsFunc(m.model.Tensors(), func(t gguf.TensorInfo) bool { return t.Name == "output.weight" }) {
+		a.warn([]string{"the model has no output.weight, its embedding takes that part: --process-output adds nothing"})
+	}
 	stats := &calib.Statistics{ChunkSize: flags.ctx}
 	tokens := 0
 	for _, t := range texts {
@@ -132,7 +139,7 @@ func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags)
 	if err := writeStatistics(stats, flags.out, flags.format, nil); err != nil {
 		return err
 	}
-	return a.reportCalibration(stats, m.model, flags.minTokens)
+	return a.reportCalibration(stats, m, flags.minTokens)
 }
 
 // observe runs windows through a model, as many at a time as a batch takes.
@@ -291,22 +298,22 @@ type calibrationReport struct {
 
 // reportCalibration prints what statistics cover, and warns of gaps. Without
 // a model the weights it has are not known.
-func (a *app) reportCalibration(s *calib.Statistics, m gguf.Model, minTokens int64) error {
+func (a *app) reportCalibration(s *calib.Statistics, m *scored, minTokens int64) error {
 	c, err := s.Coverage(minTokens)
 	if err != nil {
 		return err
 	}
 	r := calibrationReport{c, []string{}}
+	var gaps []string
 	if m != nil {
-		r.Uncovered = append(r.Uncovered, uncovered(s, m)...)
+		r.Uncovered = append(r.Uncovered, uncovered(s, m.model)...)
+		gaps = explainGaps(r.Uncovered, m.engine.Idle)
 	}
 	if a.json {
 		return a.printJSON(r)
 	}
 	a.printCoverage(c)
-	if n := len(r.Uncovered); n > 0 {
-		a.warn([]string{fmt.Sprintf("%d %s of blocks took no part: %s", n, plural(n, "weight", "weights"), strings.Join(r.Uncovered, ", "))})
-	}
+	a.warn(gaps)
 	a.warn(fewTokens(c, minTokens))
 	return nil
 }
@@ -320,6 +327,27 @@ func uncovered(s *calib.Statistics, m gguf.Model) (names []string) {
 		}
 	}
 	return names
+}
+
+// explainGaps says block by block which weights were not measured and why.
+func explainGaps(names []string, idle func(arch.Name) string) (warnings []string) {
+	type gap struct {
+		block  int
+		reason string
+	}
+	weights := map[gap][]string{}
+	for _, name := range names {
+		n := arch.ParseName(name)
+		g := gap{n.Layer, cmp.Or(idle(n), "no token went through")}
+		weights[g] = append(weights[g], strings.TrimSuffix(strings.TrimPrefix(name, fmt.Sprintf("blk.%d.", n.Layer)), ".weight"))
+	}
+	gaps := slices.SortedFunc(maps.Keys(weights), func(a, b gap) int {
+		return cmp.Or(cmp.Compare(a.block, b.block), cmp.Compare(a.reason, b.reason))
+	})
+	for _, g := range gaps {
+		warnings = append(warnings, fmt.Sprintf("block %d, not measured (%s): %s", g.block, g.reason, strings.Join(weights[g], ", ")))
+	}
+	return warnings
 }
 
 // fewTokens warns of experts with few tokens, block by block.
@@ -340,11 +368,15 @@ func fewTokens(c *calib.Coverage, minTokens int64) (warnings []string) {
 
 // printCoverage shows domains and the use of experts.
 func (a *app) printCoverage(c *calib.Coverage) {
-	rows := [][]string{{"text", "windows", "tokens"}}
+	rows := [][]string{{"text", "windows", "tokens", "files"}}
 	for _, d := range c.Domains {
-		rows = append(rows, []string{printable(d.Name), strconv.FormatInt(d.Chunks, 10), strconv.FormatInt(d.Tokens, 10)})
+		rows = append(rows, []string{printable(d.Name), strconv.FormatInt(d.Chunks, 10), strconv.FormatInt(d.Tokens, 10), ""})
 	}
-	a.printf("%s%d weights measured, windows of %d tokens\n", table("lrr", rows), c.Weights, c.ChunkSize)
+	room := lineWidth - widest(table("lrrl", rows))
+	for i, d := range c.Domains {
+		rows[i+1][3] = cut(printable(strings.Join(d.Datasets, ", ")), max(room, 16))
+	}
+	a.printf("%s%d weights measured, windows of %d tokens\n", table("lrrl", rows), c.Weights, c.ChunkSize)
 	if len(c.Blocks) == 0 {
 		return
 	}
@@ -358,6 +390,9 @@ func (a *app) printCoverage(c *calib.Coverage) {
 			fmt.Sprintf("%d to %d", l.Least, l.Most), fmt.Sprintf("%.2f of %.2f", l.Entropy, l.MaxEntropy), strings.Join(top, " ")})
 	}
 	a.printf("\n%s", table("rrrrrl", rows))
+	if !c.LeaveOneOut {
+		a.printf("not measured: what blocks lack without each expert (--loo)\n")
+	}
 	for _, l := range c.Blocks {
 		if len(l.Unused) > 0 {
 			a.printf("%s\n", wrap(fmt.Sprintf("block %d, never used: %s", l.Block, strings.Trim(fmt.Sprint(l.Unused), "[]")), "  "))

@@ -16,7 +16,9 @@ type Coverage struct {
 	ChunkSize int             `json:"chunk_size"`
 	Domains   []DomainSummary `json:"domains"`
 	Weights   int             `json:"weights"`
-	Blocks    []BlockSummary  `json:"blocks"`
+	// LeaveOneOut says that it was measured what blocks lack without each expert.
+	LeaveOneOut bool           `json:"leave_one_out"`
+	Blocks      []BlockSummary `json:"blocks"`
 }
 
 // DomainSummary is the extent of a kind of text.
@@ -72,6 +74,7 @@ func (s *Statistics) Coverage(minTokens int64) (*Coverage, error) {
 			return nil, fmt.Errorf("block %d: %w", layer, err)
 		}
 		c.Blocks = append(c.Blocks, b)
+		c.LeaveOneOut = all.experts[layer].sums[LeaveOut].n > 0
 	}
 	return c, nil
 }

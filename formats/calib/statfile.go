@@ -401,7 +401,7 @@ func (r *partReader) values(i int) ([]float64, error) {
 		return nil, invalid("%d values are too many (limit %d)", info.Elements(), maxValues)
 	}
 	defer r.f.Release(i)
-	raw, err := r.f.Rows(context.Background(), i, 0, info.Rows(), make([]byte, info.Size()))
+	raw, err := r.f.Rows(context.Background(), i, 0, info.Rows(), nil)
 	if err != nil {
 		return nil, err
 	}
