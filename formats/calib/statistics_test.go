@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/winnow-moe/winnow/formats/gguf"
 )
 
 // TestExact adds numbers of many magnitudes in several orders: the sum is that
@@ -245,5 +247,42 @@ func TestMergeDifferent(t *testing.T) {
 	}
 	if n := len(sum.Domains[0].totals()); n != 3 {
 		t.Errorf("%d inputs, want those of three weights", n)
+	}
+}
+
+// otherKeys is a file with other metadata.
+type otherKeys struct {
+	gguf.Model
+	meta *gguf.Metadata
+}
+
+func (o otherKeys) Metadata() *gguf.Metadata { return o.meta }
+
+// TestSharedInputs refuses weights that cannot share what the file says.
+func TestSharedInputs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "stats.gguf")
+	if err := someStatistics(t).WriteGGUF(path, nil); err != nil {
+		t.Fatal(err)
+	}
+	f, err := gguf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const gate, up = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight"
+	for _, bad := range [][2][]string{
+		{{"0." + up, "1." + up}, {gate}},
+		{{"2." + up}, {gate}},
+		{{"x"}, {gate}},
+		{{"0." + up}, {"blk.9.ffn_gate_exps.weight"}},
+		{{"0." + gate}, {gate}},
+		{{"0."}, {gate}},
+	} {
+		meta := f.Metadata().Clone()
+		meta.Set(keyShared, bad[0])
+		meta.Set(keySharedWith, bad[1])
+		if _, err := parseStatistics(otherKeys{f, meta}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%v: %v", bad, err)
+		}
 	}
 }
