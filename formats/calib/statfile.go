@@ -284,7 +284,11 @@ func (s *Statistics) check() error {
 	for _, d := range s.Domains {
 		for layer, t := range d.experts {
 			for i := range stats {
-				if n := t.sums[i].n + len(t.max[i]); n != Stat(i).size(t.Experts) && !(stats[i].optional && n == 0) {
+				n := t.sums[i].n + len(t.max[i])
+				if n == 0 && stats[i].optional {
+					continue
+				}
+				if n != Stat(i).size(t.Experts) {
 					return invalid("domain %q, block %d: %s has %d numbers, want %d for %d experts", d.Name, layer, Stat(i), n, Stat(i).size(t.Experts), t.Experts)
 				}
 			}
