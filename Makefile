@@ -7,7 +7,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@latest
 
 # ./... leaves out testdata; the packages there are named.
-PACKAGES = ./... ./testdata ./testdata/fixtures
+PACKAGES = ./... ./testdata ./testdata/fixtures ./testdata/emulate/guest
 
 .DEFAULT_GOAL := help
 
@@ -43,6 +43,10 @@ test-v3:
 test-arm64:
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) test -short -exec qemu-aarch64-static ./quant/... ./formats/dtype
 
+## test-avx512: the AVX-512 kernels on an emulated processor (needs bochs, see testdata/emulate/run.sh)
+test-avx512:
+	testdata/emulate/run.sh
+
 ## cover: line coverage per package
 cover:
 	$(GO) test -cover ./formats/... ./quant/... ./convert/... ./engine/... ./verify/...
@@ -58,7 +62,7 @@ fuzz-short:
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
 
-## bench-peers: every type against llama-quantize, which it builds (cmake, C++, pip)
+## bench-peers: winnow beside llama.cpp and OpenBLAS, which it builds (cmake, C++, pip; libopenblas-dev)
 bench-peers: build
 	$(GO) run ./cmd/bench-peers -winnow ./winnow -oracle "$$(testdata/oracle/build.sh)" $(BENCHFLAGS)
 
@@ -85,4 +89,4 @@ check: build lint generate test test-noasm test-race test-v3
 	@$(MAKE) fuzz-short FUZZTIME=3s
 	@git diff --exit-code --stat -- . || { echo "generated files are not up to date"; exit 1; }
 
-.PHONY: help build demo test test-noasm test-race test-v3 test-arm64 cover fuzz-short bench bench-peers vet lint golangci generate check
+.PHONY: help build demo test test-noasm test-race test-v3 test-arm64 test-avx512 cover fuzz-short bench bench-peers vet lint golangci generate check

@@ -526,7 +526,7 @@ func (a *heads) block(w *worker, seq span, head, first int, scale, softcap float
 			seen = gather(seen, chosen)
 		}
 		if softcap != 0 {
-			softcapped(seen, scale, softcap)
+			kernel.Softcap(seen, scale, softcap)
 			factor = 1
 		}
 		sums[i] = kernel.Softmax(seen, factor, sink)

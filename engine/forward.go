@@ -12,8 +12,9 @@ import (
 // Hidden holds the final hidden states of sequences: after the last block and
 // the output norm, ready to be multiplied by the output weight.
 type Hidden struct {
-	rows kernel.Matrix // [tokens of all sequences, embed]
-	seqs []span
+	rows   kernel.Matrix // [tokens of all sequences, embed]
+	seqs   []span
+	blocks int // that they went through
 }
 
 // span is a range of rows.
@@ -34,7 +35,26 @@ func (h *Hidden) Seq(i int) (first, n int) { return h.seqs[i].first, h.seqs[i].n
 // An id outside the vocabulary, and a value that is not finite anywhere on the
 // way, are errors.
 func (m *Model) Forward(ctx context.Context, seqs [][]int32) (*Hidden, error) {
-	h := &Hidden{seqs: make([]span, len(seqs))}
+	h, err := m.newHidden(seqs)
+	if err != nil {
+		return nil, err
+	}
+	h.rows.Data = make([]float32, h.rows.Rows*h.rows.Cols)
+	batches := m.batches(h.seqs)
+	p := &pass{m: m, blocks: len(batches) * len(m.layers)}
+	for _, b := range batches {
+		p.start(h, seqs[b.first:b.first+b.n], h.seqs[b.first:b.first+b.n])
+		if err := p.run(ctx, 0); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// newHidden checks sequences and makes a place for their hidden states, without
+// its memory.
+func (m *Model) newHidden(seqs [][]int32) (*Hidden, error) {
+	h := &Hidden{seqs: make([]span, len(seqs)), blocks: len(m.layers)}
 	total := 0
 	for i, s := range seqs {
 		for pos, id := range s {
@@ -45,16 +65,7 @@ func (m *Model) Forward(ctx context.Context, seqs [][]int32) (*Hidden, error) {
 		h.seqs[i] = span{total, len(s)}
 		total += len(s)
 	}
-	h.rows = kernel.NewMatrix(make([]float32, total*m.embd.cols), total, m.embd.cols)
-
-	batches := m.batches(h.seqs)
-	p := &pass{m: m, blocks: len(batches) * len(m.layers)}
-	for _, b := range batches {
-		p.start(h, seqs[b.first:b.first+b.n], h.seqs[b.first:b.first+b.n])
-		if err := p.run(ctx); err != nil {
-			return nil, err
-		}
-	}
+	h.rows = kernel.Matrix{Rows: total, Cols: m.embd.cols, Stride: m.embd.cols}
 	return h, nil
 }
 
@@ -95,6 +106,7 @@ type pass struct {
 	watch        *expertWatch // of the experts at hand, when there is an observer
 	squares      []float64    // for the observer
 	done, blocks int          // progress over all batches
+	after        func(*State) error
 }
 
 // keysValues are the keys [tokens, heads·dk] and values [heads·dv, tokens] of a block.
@@ -129,23 +141,31 @@ func (p *pass) start(h *Hidden, ids [][]int32, seqs []span) {
 	p.ropes, p.shared, p.perLayer = map[ropeKey]*ropeTable{}, map[int]keysValues{}, perLayerPart{}
 }
 
-// run is the forward pass.
-func (p *pass) run(ctx context.Context) error {
+// run is the forward pass of a batch that went through some blocks already.
+func (p *pass) run(ctx context.Context, through int) error {
 	var err error
 	if p.factors, err = p.m.ropeFactors(ctx); err != nil {
 		return err
 	}
-	// x [tokens, embed] = rows of the embedding
-	if err := p.embed(ctx, p.x); err != nil {
-		return err
+	if through == 0 {
+		// x [tokens, embed] = rows of the embedding
+		if err := p.embed(ctx, p.x); err != nil {
+			return err
+		}
 	}
-	for i := range p.m.layers {
+	for i := through; i < len(p.m.layers); i++ {
 		if err := p.block(ctx, &p.m.layers[i]); err != nil {
 			return fmt.Errorf("block %d: %w", i, err)
 		}
 		p.done++
 		if report := p.m.opt.Events.Layer; report != nil {
 			report(p.done, p.blocks, p.x.Rows)
+		}
+		if p.after == nil {
+			continue
+		}
+		if err := p.after(p.state(i + 1)); err != nil {
+			return err
 		}
 	}
 	// x = norm(x)
@@ -248,11 +268,7 @@ func (p *pass) scaleOutput(ctx context.Context, l *layer) error {
 	})
 }
 
-func scaleBy(x []float32, f float32) {
-	for i := range x {
-		x[i] *= f
-	}
-}
+func scaleBy(x []float32, f float32) { kernel.Scaled(x, x, nil, f) }
 
 // embed looks up the rows of the token embedding.
 func (p *pass) embed(ctx context.Context, dst kernel.Matrix) error {
@@ -296,14 +312,17 @@ func (p *pass) normalize(ctx context.Context, norm affine, dst kernel.Matrix) er
 }
 
 // Logits multiplies rows [first, first+n) of h by the output weight:
-// dst [n, Vocab()]. Every call reads the whole output weight, so rows are best
-// asked for in blocks of some hundred.
+// dst [n, Vocab()]. Every call goes through the whole output weight, so rows are
+// best asked for in blocks of some hundred; see Options.HoldOutput, too.
 func (m *Model) Logits(ctx context.Context, h *Hidden, first, n int, dst []float32) error {
 	if first < 0 || n < 0 || n > h.Rows()-first {
 		return fmt.Errorf("logits of rows %d+%d: there are %d rows", first, n, h.Rows())
 	}
 	if len(dst) != n*m.Vocab() {
 		return fmt.Errorf("logits of %d rows of %d need %d values, the destination has %d", n, m.Vocab(), n*m.Vocab(), len(dst))
+	}
+	if err := m.holdOutput(ctx); err != nil {
+		return err
 	}
 	out := kernel.NewMatrix(dst, n, m.Vocab())
 	if err := m.multiply(ctx, whole(m.output.w, h.rows.Slice(first, n), out)); err != nil {
@@ -333,16 +352,9 @@ func (m *Model) finishLogits(ctx context.Context, logits kernel.Matrix) error {
 				scaleBy(row, scale)
 			}
 			if softcap != 0 {
-				softcapped(row, 1, softcap)
+				kernel.Softcap(row, 1, softcap)
 			}
 		}
 		return nil
 	})
-}
-
-// softcapped replaces every x by cap·tanh(scale·x/cap).
-func softcapped(x []float32, scale, limit float32) {
-	for i, v := range x {
-		x[i] = limit * kernel.Tanh(v*scale/limit)
-	}
 }

@@ -48,7 +48,7 @@ func TestInvariance(t *testing.T) {
 		for _, v := range []struct {
 			opt    Options
 			budget int
-		}{{Options{}, groupFloats}, {Options{Threads: 3}, 20000}, {Options{Threads: 16, BatchTokens: 1}, groupFloats}, {Options{Threads: 2, BatchTokens: 320}, 1}} {
+		}{{Options{}, DefaultGroupBytes / 4}, {Options{Threads: 3}, 20000}, {Options{Threads: 16, BatchTokens: 1}, DefaultGroupBytes / 4}, {Options{Threads: 2, BatchTokens: 320}, 1}} {
 			m := openModel(t, path, v.opt)
 			m.budget = v.budget
 			_, got := allLogits(t, m, seqs)

@@ -22,11 +22,11 @@ import (
 type oneTensor struct {
 	gguf.Model
 	data []byte
+	rows int64
 }
 
 func (o *oneTensor) Rows(_ context.Context, _ int, first, n int64, _ []byte) ([]byte, error) {
-	const rows = 8
-	size := int64(len(o.data) / rows)
+	size := int64(len(o.data)) / o.rows
 	return o.data[first*size : (first+n)*size], nil
 }
 
@@ -119,7 +119,7 @@ func TestInt8(t *testing.T) {
 // multiplyOne multiplies with all weights.
 func multiplyOne(t *testing.T, c Compute, p ggmlProduct, in kernel.Matrix) []float32 {
 	t.Helper()
-	m := &Model{src: &oneTensor{data: p.weights}, opt: Options{Threads: 2, Compute: c}, workers: sync.Pool{New: func() any { return new(worker) }}}
+	m := &Model{src: &oneTensor{data: p.weights, rows: ggmlRows}, opt: Options{Threads: 2, Compute: c}, workers: sync.Pool{New: func() any { return new(worker) }}}
 	w, err := newTensor(&gguf.TensorInfo{Name: "w", Type: p.kind, Shape: []int64{ggmlCols, ggmlRows}}, 0, []int64{ggmlCols, ggmlRows})
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +153,7 @@ func TestInt8Invariance(t *testing.T) {
 		for _, v := range []struct {
 			opt    Options
 			budget int
-		}{{Options{}, groupFloats}, {Options{Threads: 3, BatchTokens: 60}, 20000}, {Options{Threads: 2}, 1}} {
+		}{{Options{}, DefaultGroupBytes / 4}, {Options{Threads: 3, BatchTokens: 60}, 20000}, {Options{Threads: 2}, 1}} {
 			m := model(v.opt)
 			m.budget = v.budget
 			if _, got := allLogits(t, m, seqs); !slices.Equal(got, want) {

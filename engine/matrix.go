@@ -26,7 +26,8 @@ const chunk = 96
 // worker is the private memory of one goroutine.
 type worker struct {
 	raw     []byte
-	units   []uint32 // integers of weights, or rounded activations
+	units   []uint32  // integers of weights, or rounded activations
+	coded   [2][]byte // rows that go to products as they are
 	tiles   [2][]float32
 	packed  [2]kernel.Weights
 	out     []float32 // products before they are combined
@@ -78,8 +79,7 @@ func (m *Model) chunks(ctx context.Context, total int, fn func(w *worker, first,
 
 // read decodes rows [first, first+n) of t into tile buffer b of the worker.
 func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n int) (kernel.Matrix, error) {
-	buf := grow(&w.raw, n*int(t.info.RowBytes()))
-	raw, err := m.src.Rows(ctx, t.index, int64(first), int64(n), buf)
+	raw, err := m.encoded(ctx, &w.raw, t, first, n)
 	if err != nil {
 		return kernel.Matrix{}, err
 	}
@@ -93,10 +93,24 @@ func (m *Model) read(ctx context.Context, w *worker, b int, t *tensor, first, n 
 	return tile, m.applyFactors(ctx, w, t, first, tile)
 }
 
-// weights is read for a product: the rows are packed.
-func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first, n int) (*kernel.Weights, error) {
+// encoded returns rows [first, first+n) of t as they are stored, in *buf if they
+// are not in memory.
+func (m *Model) encoded(ctx context.Context, buf *[]byte, t *tensor, first, n int) ([]byte, error) {
+	size := int(t.info.RowBytes())
+	if held := t.held.Load(); held != nil {
+		return (*held)[first*size:][:n*size], nil
+	}
+	return m.src.Rows(ctx, t.index, int64(first), int64(n), grow(buf, n*size))
+}
+
+// weights is read for a product with so many tokens: the rows are packed, or
+// decoded when they are multiplied.
+func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first, n, tokens int) (*kernel.Weights, error) {
 	if t.record != nil {
 		return m.integers(ctx, w, b, t, first, n)
+	}
+	if u := t.codes(); u != nil {
+		return m.coded(ctx, w, b, t, u, first, n, tokens)
 	}
 	rows, err := m.read(ctx, w, b, t, first, n)
 	if err != nil {
@@ -108,8 +122,7 @@ func (m *Model) weights(ctx context.Context, w *worker, b int, t *tensor, first,
 
 // integers is weights for products of integers.
 func (m *Model) integers(ctx context.Context, w *worker, b int, t *tensor, first, n int) (*kernel.Weights, error) {
-	buf := grow(&w.raw, n*int(t.info.RowBytes()))
-	raw, err := m.src.Rows(ctx, t.index, int64(first), int64(n), buf)
+	raw, err := m.encoded(ctx, &w.raw, t, first, n)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +238,7 @@ func (m *Model) multiply(ctx context.Context, products ...product) error {
 			kernel.MatMul(dst, rows, p.x)
 			return checkFinite(p.w, dst)
 		}
-		weights, err := m.weights(ctx, w, 0, p.w, p.first+t.first, t.n)
+		weights, err := m.weights(ctx, w, 0, p.w, p.first+t.first, t.n, p.x.Rows)
 		if err != nil {
 			return err
 		}
@@ -256,11 +269,7 @@ func (w *worker) addProduct(t *tensor, dst kernel.Matrix, x operand, weights *ke
 	return nil
 }
 
-func addTo(dst, v []float32) {
-	for i, f := range v {
-		dst[i] += f
-	}
-}
+func addTo(dst, v []float32) { kernel.AddScaled(dst, v, 1) }
 
 // checked multiplies with an error that names the tensor when a result is not
 // finite: the earliest moment at which a broken weight shows.

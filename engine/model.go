@@ -18,6 +18,7 @@ import (
 	"maps"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/winnow-moe/winnow/engine/kernel"
 	"github.com/winnow-moe/winnow/formats/arch"
@@ -35,7 +36,14 @@ type Options struct {
 	// Compute is how weights are multiplied: unlike the others it changes what
 	// comes out.
 	Compute Compute
-	Events  Events
+	// GroupBytes bounds the activations of the heads or experts that are handled
+	// together, at least one of them; 0 means DefaultGroupBytes.
+	GroupBytes int64
+	// HoldOutput keeps the output weight in memory, as it is encoded, once Logits
+	// has read it. It is for models whose rows are read or computed anew whenever
+	// they are asked for.
+	HoldOutput bool
+	Events     Events
 	// Observer, when not nil, is told what goes through the model.
 	Observer Observer
 	// LeaveOneOut has the observer told what the output of routed experts would
@@ -72,13 +80,9 @@ type Model struct {
 	layers                         []layer
 	workers                        sync.Pool // of *worker
 	rounds                         sync.Pool // of *roundBuffer
-	budget                         int       // see groupFloats
+	budget                         int       // floats of a group
+	heldLock                       sync.Mutex
 }
-
-// groupFloats is the number of activations within a block, 128 MiB, up to
-// which heads are scored together, and experts run together. More in a group
-// means fewer waits of threads for each other.
-const groupFloats = 32 << 20
 
 // layer holds the tensors of one block under the names of their roles, and the
 // hyper-parameters as it has them. Shapes are in the description of the family;
@@ -181,7 +185,10 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 	if opt.BatchTokens <= 0 {
 		opt.BatchTokens = defaultBatchTokens
 	}
-	m := &Model{src: src, arch: am, opt: opt, budget: groupFloats, layers: make([]layer, am.Params.Trunk())}
+	if opt.GroupBytes <= 0 {
+		opt.GroupBytes = DefaultGroupBytes
+	}
+	m := &Model{src: src, arch: am, opt: opt, budget: int(opt.GroupBytes / 4), layers: make([]layer, am.Params.Trunk())}
 	m.workers.New = func() any { return new(worker) }
 	if err := checkMechanisms(am); err != nil {
 		return nil, err
@@ -374,7 +381,8 @@ type tensor struct {
 	rows, cols int
 	factors    *tensor // of its matrices; nil: 1
 	form       form
-	record     *kernel.Record // of products of integers; nil: numbers are multiplied
+	record     *kernel.Record         // of products of integers; nil: numbers are multiplied
+	held       atomic.Pointer[[]byte] // all of it, if it is kept in memory
 }
 
 func newTensor(info *gguf.TensorInfo, index int, shape []int64) (*tensor, error) {

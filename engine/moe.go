@@ -216,7 +216,7 @@ func (p *pass) down(ctx context.Context, nets []network, hidden []kernel.Matrix)
 	return p.m.parallel(ctx, len(out), func(ctx context.Context, w *worker, i int) error {
 		for j := range nets {
 			n := &nets[j]
-			weights, err := p.m.weights(ctx, w, 0, n.down.w, n.down.first+out[i].first, out[i].n)
+			weights, err := p.m.weights(ctx, w, 0, n.down.w, n.down.first+out[i].first, out[i].n, hidden[j].Rows)
 			if err != nil {
 				return err
 			}
@@ -250,13 +250,13 @@ func addBias(dst kernel.Matrix, bias, scale []float32) {
 
 // gateUp computes columns t of hidden = act(x·gateᵀ, x·upᵀ).
 func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, forUp, forGate *making, hidden kernel.Matrix) error {
-	up, err := m.weights(ctx, w, 1, n.up.w, n.up.first+t.first, t.n)
+	up, err := m.weights(ctx, w, 1, n.up.w, n.up.first+t.first, t.n, hidden.Rows)
 	if err != nil {
 		return err
 	}
 	var gate *kernel.Weights
 	if n.gate.w != nil {
-		if gate, err = m.weights(ctx, w, 0, n.gate.w, n.gate.first+t.first, t.n); err != nil {
+		if gate, err = m.weights(ctx, w, 0, n.gate.w, n.gate.first+t.first, t.n, hidden.Rows); err != nil {
 			return err
 		}
 	}
@@ -351,22 +351,18 @@ const (
 func activate(kind arch.Act, gate, up []float32) {
 	switch kind {
 	case arch.SwiGLU:
-		kernel.Gate(gate, 1)
+		kernel.Gate(gate, up, 1)
 	case arch.GEGLU:
-		kernel.GELUs(gate)
+		kernel.GELUs(gate, up)
 	case arch.GELU:
 		copy(gate, up)
-		kernel.GELUs(gate)
-		return
+		kernel.GELUs(gate, nil)
 	case arch.SwiGLUClamped:
 		for k, g := range gate {
 			gate[k] = min(g, clampedLimit)
 			up[k] = max(-clampedLimit, min(clampedLimit, up[k])) + 1
 		}
-		kernel.Gate(gate, clampedAlpha)
-	}
-	for k, u := range up {
-		gate[k] *= u
+		kernel.Gate(gate, up, clampedAlpha)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 
+	"github.com/winnow-moe/winnow/engine/kernel"
 	"github.com/winnow-moe/winnow/formats/arch"
 )
 
@@ -58,18 +59,6 @@ func layerNorm(dst, x, weight, bias []float32, eps float32) {
 // (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization"; HF
 // LlamaRMSNorm). The sum of squares is float64. Without weight it is 1.
 func rmsNorm(dst, x, weight []float32, eps float32) {
-	sum := 0.0
-	for _, v := range x {
-		sum += float64(v) * float64(v) // exact: a square of 24 bits has 48
-	}
-	scale := float32(1 / math.Sqrt(sum/float64(len(x))+float64(eps)))
-	if weight == nil {
-		for i, v := range x {
-			dst[i] = v * scale
-		}
-		return
-	}
-	for i, v := range x {
-		dst[i] = float32(v*scale) * weight[i]
-	}
+	scale := float32(1 / math.Sqrt(kernel.SumSquares(x)/float64(len(x))+float64(eps)))
+	kernel.Scaled(dst, x, weight, scale)
 }

@@ -26,7 +26,7 @@ func TestPerLayerRows(t *testing.T) {
 		return data, nil
 	}
 	m := a.load(t, Options{})
-	for _, c := range []struct{ budget, times int }{{groupFloats, 1}, {3 * 5 * 8, 3}} { // 8 blocks, 3 at a time of 5 tokens
+	for _, c := range []struct{ budget, times int }{{DefaultGroupBytes / 4, 1}, {3 * 5 * 8, 3}} { // 8 blocks, 3 at a time of 5 tokens
 		read, m.budget = nil, c.budget
 		if _, err := m.Forward(t.Context(), [][]int32{{2, 300, 17}, {2, 17}}); err != nil {
 			t.Fatal(err)

@@ -187,14 +187,14 @@ func (w *tokenWatch) measure(t int) {
 	w.moved[t] = movement(w.h, w.y)
 	for i := range w.used {
 		slot, f := t*w.used+i, w.output(t, i)
-		size := math.Sqrt(kernel.Inner(f, f))
+		size := math.Sqrt(kernel.SumSquares(f))
 		w.weighted[slot] = math.Abs(float64(w.gate[slot])) * size
 		if w.input {
 			w.weighted[slot] = size
 			f = w.output(t, w.slots-w.used+i)
-			size = math.Sqrt(kernel.Inner(f, f))
+			size = math.Sqrt(kernel.SumSquares(f))
 		}
-		w.norm[slot], w.peak[slot] = size, float64(kernel.MaxAbs(f))
+		w.norm[slot], w.peak[slot] = size, float64(kernel.Peak(f))
 	}
 	if w.next != nil {
 		w.leave(t)
@@ -222,7 +222,7 @@ func (w *expertWatch) router(t int, log bool) {
 type moved struct{ length, residual, turn float64 }
 
 func movement(h, y []float32) moved {
-	hh, hy, yy := kernel.Inner(h, h), kernel.Inner(h, y), kernel.Inner(y, y)
+	hh, hy, yy := kernel.SumSquares(h), kernel.Inner(h, y), kernel.SumSquares(y)
 	m := moved{math.Sqrt(yy), math.Sqrt(hh), 1}
 	if d := math.Sqrt(hh) * math.Sqrt(max(0, hh+2*hy+yy)); d > 0 {
 		m.turn = max(0, 1-(hh+hy)/d)
@@ -301,7 +301,7 @@ func (w *expertWatch) sumGram(gram []float64, t, first int) {
 	n := w.logits.Cols
 	l := w.products[t*n:][:n]
 	for i := first; i < min(first+gramRows, n); i++ {
-		kernel.AddProducts(gram[i*n+i:(i+1)*n], l[i:], l[i])
+		kernel.AddScaled64(gram[i*n+i:(i+1)*n], l[i:], l[i])
 	}
 }
 

@@ -44,7 +44,7 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// BenchmarkDecode counts decoded bytes.
+// BenchmarkDecode counts decoded bytes of DecodeRows.
 func BenchmarkDecode(b *testing.B) {
 	x, w := gauss(benchRow)
 	for i := range codecs {
@@ -54,7 +54,26 @@ func BenchmarkDecode(b *testing.B) {
 			c.Encode(src, x, w)
 		}
 		dst := make([]float32, benchRow)
-		bench(b, c.Type.String()+"/4096", func() { c.Decode(dst, src) })
+		bench(b, c.Type.String()+"/4096", func() { DecodeRows(c.Type, dst, src) })
+	}
+}
+
+// BenchmarkIntegers counts 4 bytes per weight.
+func BenchmarkIntegers(b *testing.B) {
+	x, w := gauss(benchRow)
+	for i := range codecs {
+		c := &codecs[i]
+		if c.integers == nil {
+			continue
+		}
+		src := make([]byte, c.Type.RowBytes(benchRow))
+		c.Encode(src, x, w)
+		dst := make([]uint32, benchRow/c.integers.Block*c.integers.Units())
+		bench(b, c.Type.String()+"/4096", func() {
+			if err := IntegerRows(c.Type, dst, src); err != nil {
+				b.Fatal(err)
+			}
+		})
 	}
 }
 

@@ -165,7 +165,9 @@ func (c *Codec) checkWeights(weights []float32) error {
 	return nil
 }
 
-// DecodeRows unpacks whole blocks. dst must have exactly the decoded length.
+// DecodeRows unpacks whole blocks. dst must have exactly the decoded length. The
+// result is that of the type's Decode, which of several NaN a block with a scale
+// of NaN holds left aside.
 func DecodeRows(t gguf.Type, dst []float32, src []byte) error {
 	c, ok := Lookup(t)
 	if !ok {
@@ -178,7 +180,11 @@ func DecodeRows(t gguf.Type, dst []float32, src []byte) error {
 	if want := len(src) / size * t.BlockLen(); len(dst) != want {
 		return fmt.Errorf("destination has %d values, %d bytes of %s hold %d", len(dst), len(src), t, want)
 	}
-	c.Decode(dst, src)
+	if u := NewUnpacker(t); u != nil && !u.whole {
+		u.decode(dst, src)
+	} else {
+		c.Decode(dst, src)
+	}
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"sync"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
 )
@@ -80,7 +81,7 @@ func (f *Integers) Units() int {
 // integerForm makes records of blocks.
 type integerForm struct {
 	Integers
-	// record fills r, which is zero where codes are, from an encoded block.
+	// record fills r from an encoded block.
 	record func(r *record, block []byte)
 }
 
@@ -88,6 +89,7 @@ type integerForm struct {
 type record struct {
 	codes, scales, offsets, mins []uint32
 	d, dmin                      float32
+	values                       [superLen]float32 // for wideForm
 }
 
 // IntegerRows makes records of whole blocks. dst has exactly the units that
@@ -101,32 +103,30 @@ func IntegerRows(t gguf.Type, dst []uint32, src []byte) error {
 	if len(src)%size != 0 || len(dst) != len(src)/size*units {
 		return fmt.Errorf("%d units for %d bytes of %s: blocks have %d units and %d bytes", len(dst), len(src), t, units, size)
 	}
+	r := records.Get().(*record)
+	defer records.Put(r)
 	for ; len(src) > 0; dst, src = dst[units:], src[size:] {
-		f.fill(dst[:units], src[:size])
+		f.fill(r, dst[:units], src[:size])
 	}
 	return nil
 }
 
+var records = sync.Pool{New: func() any { return new(record) }}
+
 // fill makes one record.
-func (f *integerForm) fill(dst []uint32, block []byte) {
-	var r record
-	rest := dst
-	part := func(n int) []uint32 {
-		p := rest[:n:n]
-		rest = rest[n:]
-		return p
-	}
-	r.codes, r.scales = part(f.Codes()), part(f.Scales())
+func (f *integerForm) fill(r *record, dst []uint32, block []byte) {
+	codes, scales, pairs := f.Codes(), f.Scales(), f.Pairs()
+	r.codes, r.scales, dst = dst[:codes], dst[codes:codes+scales], dst[codes+scales:]
 	if f.Offsets {
-		r.offsets = part(f.Pairs())
+		r.offsets, dst = dst[:pairs], dst[pairs:]
 	}
 	if f.Mins {
-		r.mins = part(f.Pairs())
+		r.mins, dst = dst[:pairs], dst[pairs:]
 	}
-	f.record(&r, block)
-	rest[0] = math.Float32bits(r.d)
+	f.record(r, block)
+	dst[0] = math.Float32bits(r.d)
 	if f.Mins {
-		rest[1] = math.Float32bits(r.dmin)
+		dst[1] = math.Float32bits(r.dmin)
 	}
 }
 
@@ -167,8 +167,8 @@ func wideForm(block int, decode func(dst []float32, src []byte), unit func(block
 	return &integerForm{
 		Integers: Integers{Block: block, Wide: true},
 		record: func(r *record, b []byte) {
-			var values [superLen]float32
-			decode(values[:block], b)
+			values := r.values[:block]
+			decode(values, b)
 			if r.d = unit(b); r.d == 0 {
 				clear(r.codes)
 				return

@@ -1,5 +1,7 @@
 package quant
 
+import "encoding/binary"
+
 // Q4_K: 256 elements in 144 bytes, 8 groups of 32 (ggml-common.h block_q4_K).
 //
 //	 0  f16  d      factor of the group scales
@@ -38,14 +40,13 @@ func decodeQ4K(dst []float32, src []byte) {
 	}
 }
 
-var integersQ4K = integerForm{Integers{Block: superLen, Quads: 8, Mins: true}, func(r *record, b []byte) {
-	r.affineScales(b, 1)
-	for g := range 4 {
-		for i, codes := 0, r.codes[16*g:]; i < 4; i++ {
-			v := word(b[16+32*g+8*i:])
-			putCodes(codes[2*i:], v&(15*ones))
-			putCodes(codes[8+2*i:], v>>4&(15*ones))
-		}
+var integersQ4K = integerForm{Integers{Block: superLen, Quads: 8, Mins: true}, func(r *record, block []byte) {
+	r.affineScales(block, 1)
+	b, codes := (*[128]byte)(block[16:]), (*[64]uint32)(r.codes)
+	for i := range 16 {
+		v, to := word(b[8*i:]), (*[10]uint32)(codes[i/4*16+i%4*2:])
+		low, high := v&(15*ones), v>>4&(15*ones)
+		to[0], to[1], to[8], to[9] = uint32(low), uint32(low>>32), uint32(high), uint32(high>>32)
 	}
 }}
 
@@ -53,10 +54,16 @@ var integersQ4K = integerForm{Integers{Block: superLen, Quads: 8, Mins: true}, f
 // is repeated so many times.
 func (r *record) affineScales(b []byte, times int) {
 	r.d, r.dmin = half(b), half(b[2:])
-	for g := range 8 {
-		ls, lm := scaleMin((*[12]byte)(b[4:]), g)
-		fillPairs(r.scales[times*g:][:times], int32(ls))
-		fillPairs(r.mins[g:g+1], int32(lm))
+	first, second, third := binary.LittleEndian.Uint32(b[4:]), binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:])
+	const six, four, two = 0x3f3f3f3f, 0x0f0f0f0f, 0x03030303
+	ls := uint64(first&six) | uint64(third&four|first>>6&two<<4)<<32
+	lm := uint64(second&six) | uint64(third>>4&four|second>>6&two<<4)<<32
+	for g := range r.mins {
+		scale, low := uint32(ls>>(8*g)&63), uint32(lm>>(8*g)&63)
+		r.mins[g] = low * 0x10001
+		for i := range times {
+			r.scales[times*g+i] = scale * 0x10001
+		}
 	}
 }
 

@@ -65,6 +65,11 @@ func newPairs(n int) *pairs {
 	return &pairs{make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n), make([]float64, n)}
 }
 
+// numbers are all of them.
+func (p *pairs) numbers() [][]float64 {
+	return [][]float64{p.nll, p.base, p.kld, p.deltaP, p.same, p.same5}
+}
+
 // Compare runs a model beside a base model over a text tokenized for both.
 // Their vocabularies must have the same size.
 func Compare[H Hidden](ctx context.Context, base, model Scorer[H], text *Text, opt Options) (*Comparison, error) {
@@ -88,7 +93,7 @@ func CompareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H
 	}
 	all, sources := make([]*pairs, len(models)), []source{&running[H]{model: base}}
 	for i, m := range models {
-		all[i] = newPairs(text.scored())
+		all[i] = newPairs(text.Scored())
 		sources = append(sources, &running[H]{model: m})
 	}
 	visit := func(i int, next int32, logits [][]float32) error {
@@ -99,7 +104,11 @@ func CompareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H
 		}
 		return opt.row(i, logits[1])
 	}
-	if err := stream(ctx, sources, text, opt, &tally{nll: all[0].nll, kld: all[0].kld}, visit); err != nil {
+	sum := &tally{nll: all[0].nll, kld: all[0].kld}
+	for _, p := range all {
+		sum.all = append(sum.all, p.numbers()...)
+	}
+	if err := stream(ctx, sources, text, opt, sum, visit); err != nil {
 		return nil, err
 	}
 	out := make([]*Comparison, len(all))
@@ -121,7 +130,7 @@ func CompareFile[H Hidden](ctx context.Context, base *LogitsFile, model Scorer[H
 	if err := base.Match(text); err != nil {
 		return nil, err
 	}
-	p := newPairs(text.scored())
+	p := newPairs(text.Scored())
 	visit := func(i int, next int32, logits [][]float32) error {
 		if err := p.visitSaved(i, next, logits[0], logits[1]); err != nil {
 			return err
@@ -129,7 +138,7 @@ func CompareFile[H Hidden](ctx context.Context, base *LogitsFile, model Scorer[H
 		return opt.row(i, logits[1])
 	}
 	sources := []source{base, &running[H]{model: model}}
-	if err := stream(ctx, sources, text, opt, &tally{nll: p.nll, kld: p.kld}, visit); err != nil {
+	if err := stream(ctx, sources, text, opt, &tally{all: p.numbers(), nll: p.nll, kld: p.kld}, visit); err != nil {
 		return nil, err
 	}
 	return p.compared(text, "; KL divergence of the model's prediction from the 16-bit log-probabilities in the base's file, as llama-perplexity computes it"), nil

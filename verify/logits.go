@@ -11,6 +11,8 @@ import (
 	"os"
 	"slices"
 	"sync"
+
+	"github.com/winnow-moe/winnow/engine"
 )
 
 // A file of logits, as llama-perplexity --kl-divergence-base writes and reads
@@ -167,9 +169,14 @@ func (l *LogitsFile) Match(t *Text) error {
 	return nil
 }
 
-func (l *LogitsFile) vocab() int                               { return l.Vocab }
-func (l *LogitsFile) forget()                                  {}
-func (l *LogitsFile) forward(context.Context, [][]int32) error { return nil }
+func (l *LogitsFile) vocab() int                   { return l.Vocab }
+func (l *LogitsFile) forget()                      {}
+func (l *LogitsFile) state() *engine.State         { return nil }
+func (l *LogitsFile) parts(int, int) []engine.Part { return nil }
+
+func (l *LogitsFile) forward(context.Context, [][]int32, *engine.State, func(*engine.State) error) error {
+	return nil
+}
 
 // predict reads the log-probabilities of n scored positions from index on.
 func (l *LogitsFile) predict(ctx context.Context, _, _, index, n int, dst []float32) error {

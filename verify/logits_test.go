@@ -145,7 +145,7 @@ func TestStockFile(t *testing.T) {
 	}
 	a, b := make([]float32, stock.Vocab), make([]float32, stock.Vocab)
 	worst := 0.0
-	for i := range text.scored() {
+	for i := range text.Scored() {
 		at := stock.layout.row(i)
 		decodeSaved(a, got[at:])
 		decodeSaved(b, want[at:])

@@ -1,10 +1,12 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -31,9 +33,9 @@ type Scorer[H Hidden] interface {
 
 const defaultBatchTokens = 8192
 
-// blockRows is the number of rows whose logits are held at a time: 132 MB per
-// model for a vocabulary of 129280. A window of 512 is one block.
-const blockRows = 256
+// DefaultLogitRows is the number of rows whose logits are held at a time: 132 MB
+// per model for a vocabulary of 129280. A window of 512 is one block.
+const DefaultLogitRows = 256
 
 // Options steers a measurement. No option but the windows themselves changes
 // a result.
@@ -42,17 +44,28 @@ type Options struct {
 	// least one window; 0 means 8192. More than a model takes in one pass gains
 	// nothing.
 	BatchTokens int
+	// LogitRows bounds the rows whose logits are held at once, for each model; 0
+	// means DefaultLogitRows.
+	LogitRows int
 	// Threads is the number of rows evaluated at a time, 0 for one per CPU.
 	Threads int
 	// Window, when not nil, is called after every window with the number of
-	// windows done and the results so far, from the calling goroutine.
+	// windows done and the results so far, from the calling goroutine; and first
+	// with those that a checkpoint has the results of, if any.
 	Window func(done, total int, sofar Running)
 	// Row, when not nil, gets the model's logits at scored position i, counted
 	// over all windows; LogitsWriter.Row is made for it. Of several models it is
 	// the first. Calls for different i may run at the same time; logits is valid
 	// during the call.
 	Row func(i int, logits []float32) error
+	// Checkpoint, when not nil, is where the measurement is kept while it is not
+	// finished. What Row did before is not in it.
+	Checkpoint *Checkpoint
 }
+
+func (o *Options) batchTokens() int { return cmp.Or(max(o.BatchTokens, 0), defaultBatchTokens) }
+
+func (o *Options) logitRows() int { return cmp.Or(max(o.LogitRows, 0), DefaultLogitRows) }
 
 // Running is a result over the windows scored so far.
 type Running struct {
@@ -93,8 +106,8 @@ func Perplexity[H Hidden](ctx context.Context, s Scorer[H], text *Text, opt Opti
 	if err := checkText(text, s.Vocab()); err != nil {
 		return nil, err
 	}
-	nll := make([]float64, text.scored())
-	err := stream(ctx, []source{&running[H]{model: s}}, text, opt, &tally{nll: nll}, func(i int, next int32, logits [][]float32) error {
+	nll := make([]float64, text.Scored())
+	err := stream(ctx, []source{&running[H]{model: s}}, text, opt, &tally{all: [][]float64{nll}, nll: nll}, func(i int, next int32, logits [][]float32) error {
 		lse, err := logSumExp(logits[0])
 		if err != nil {
 			return err
@@ -186,45 +199,10 @@ func checkText(t *Text, vocab int) error {
 // the same time; logits is valid during the call.
 type visitor func(i int, next int32, logits [][]float32) error
 
-// source gives the predictions for the windows of a text: a model that runs,
-// or a file of what one predicted.
-type source interface {
-	vocab() int
-	// forget drops what forward holds.
-	forget()
-	// forward takes the next windows.
-	forward(ctx context.Context, seqs [][]int32) error
-	// predict writes the logits at positions pos to pos+n-1 of window seq of
-	// those that forward took; index counts the scored positions of all windows.
-	predict(ctx context.Context, seq, pos, index, n int, dst []float32) error
-}
-
-// running is a model as a source.
-type running[H Hidden] struct {
-	model  Scorer[H]
-	hidden H
-}
-
-func (r *running[H]) vocab() int { return r.model.Vocab() }
-
-func (r *running[H]) forget() {
-	var none H
-	r.hidden = none
-}
-
-func (r *running[H]) forward(ctx context.Context, seqs [][]int32) (err error) {
-	r.hidden, err = r.model.Forward(ctx, seqs)
-	return err
-}
-
-func (r *running[H]) predict(ctx context.Context, seq, pos, _, n int, dst []float32) error {
-	row, _ := r.hidden.Seq(seq)
-	return r.model.Logits(ctx, r.hidden, row+pos, n, dst)
-}
-
 // tally adds up what is known of the scored positions, for progress. visit
 // fills nll and kld, which is nil without a base.
 type tally struct {
+	all            [][]float64 // every number of a position, for checkpoints
 	nll, kld       []float64
 	sumNLL, sumKLD float64
 }
@@ -247,79 +225,72 @@ func (t *tally) add(w span) Running {
 // stream runs all windows through the sources, batch by batch, and visits the
 // scored positions.
 func stream(ctx context.Context, sources []source, text *Text, opt Options, sum *tally, visit visitor) error {
-	if opt.BatchTokens <= 0 {
-		opt.BatchTokens = defaultBatchTokens
+	b := &block{sources: sources, visit: visit, threads: opt.Threads, most: opt.logitRows()}
+	if b.threads <= 0 {
+		b.threads = runtime.GOMAXPROCS(0)
 	}
-	if opt.Threads <= 0 {
-		opt.Threads = runtime.GOMAXPROCS(0)
-	}
-	b := &block{sources: sources, visit: visit, threads: opt.Threads}
 	rows := 0
 	for w := range text.Windows {
-		rows = max(rows, min(blockRows, text.scoredIn(w)))
+		rows = max(rows, min(b.most, text.scoredIn(w)))
 	}
 	for range sources {
 		b.logits = append(b.logits, make([]float32, rows*sources[0].vocab()))
 	}
 	spans := text.spans(0, len(text.Windows))
-	for at := 0; at < len(text.Windows); {
-		seqs := text.batch(at, opt.BatchTokens)
-		if err := b.forward(ctx, seqs); err != nil {
-			return fmt.Errorf("windows %d to %d: %w", at, at+len(seqs)-1, err)
+	report := func(done int, sofar Running) {
+		if opt.Window != nil {
+			opt.Window(done, len(text.Windows), sofar)
 		}
+	}
+	begin := func(at int) {
+		var sofar Running
+		for _, s := range spans[:at] {
+			sofar = sum.add(s)
+		}
+		if at > 0 {
+			report(at, sofar)
+		}
+	}
+	r := &run{sources: sources, text: text, limit: opt.batchTokens(), results: sum.all, keep: opt.Checkpoint}
+	return r.batches(ctx, func(int) int { return len(text.Windows) }, begin, func(at int, seqs [][]int32) error {
 		for i, tokens := range seqs {
 			w := at + i
 			if err := b.window(ctx, i, text.from(w), spans[w].from, tokens); err != nil {
 				return fmt.Errorf("window %d: %w", w, err)
 			}
-			sofar := sum.add(spans[w])
-			if opt.Window != nil {
-				opt.Window(w+1, len(text.Windows), sofar)
-			}
+			report(w+1, sum.add(spans[w]))
 		}
-		at += len(seqs)
-	}
-	return nil
+		return nil
+	})
 }
 
-// batch returns the windows from at on that have at most limit tokens
-// together, at least one.
-func (t *Text) batch(at, limit int) [][]int32 {
-	end, tokens := at, 0
-	for end < len(t.Windows) && (end == at || tokens+len(t.Windows[end]) <= limit) {
-		tokens += len(t.Windows[end])
-		end++
+// batch returns the windows from at on, before end, that have at most limit
+// tokens together, at least one.
+func (t *Text) batch(at, end, limit int) [][]int32 {
+	to, tokens := at, 0
+	for to < end && (to == at || tokens+len(t.Windows[to]) <= limit) {
+		tokens += len(t.Windows[to])
+		to++
 	}
-	return t.Windows[at:end]
+	return t.Windows[at:to]
 }
 
 // block takes the sources through one batch of windows, a block of rows at a
 // time.
 type block struct {
 	sources []source
-	logits  [][]float32 // per source, blockRows rows at most
+	logits  [][]float32 // per source
+	most    int         // rows of logits
 	visit   visitor
 	threads int
-}
-
-func (b *block) forward(ctx context.Context, seqs [][]int32) error {
-	for _, s := range b.sources {
-		s.forget() // the last batch's states must not stay alive beside this one's
-	}
-	for _, s := range b.sources {
-		if err := s.forward(ctx, seqs); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // window visits the scored positions of sequence seq of the batch, from first
 // on; index is the number of the first in the text.
 func (b *block) window(ctx context.Context, seq, first, index int, tokens []int32) error {
 	end, vocab := len(tokens)-1, b.sources[0].vocab()
-	for pos := first; pos < end; pos += blockRows {
-		n := min(blockRows, end-pos)
+	for pos := first; pos < end; pos += b.most {
+		n := min(b.most, end-pos)
 		for i, s := range b.sources {
 			if err := s.predict(ctx, seq, pos, index+pos-first, n, b.logits[i][:n*vocab]); err != nil {
 				return err
@@ -354,25 +325,21 @@ func (b *block) rows(index, pos int, next []int32) error {
 
 // logSumExp returns ln Σ exp(v), summed in float64.
 func logSumExp(v []float32) (float64, error) {
-	top, err := maximum(v)
-	if err != nil {
+	top, finite := engine.Largest(v)
+	if !finite {
+		_, err := maximum(v)
 		return 0, err
 	}
-	max := float64(v[top])
-	return max + math.Log(engine.SumExp(v, max)), nil
+	return float64(top) + math.Log(engine.SumExp(v, float64(top))), nil
 }
 
 // maximum returns the index of the largest value, the first of equals, and an
 // error if any value is not finite.
 func maximum(v []float32) (int, error) {
-	top := 0
-	for i, x := range v {
-		if x-x != 0 { // NaN and infinities only
-			return 0, fmt.Errorf("the logit of token %d is %g, want a finite number", i, x)
-		}
-		if x > v[top] {
-			top = i
-		}
+	top, finite := engine.Largest(v)
+	if finite {
+		return slices.Index(v, top), nil
 	}
-	return top, nil
+	i := slices.IndexFunc(v, func(x float32) bool { return x-x != 0 }) // NaN and infinities only
+	return 0, fmt.Errorf("the logit of token %d is %g, want a finite number", i, v[i])
 }

@@ -115,8 +115,8 @@ func TestWindowsCounts(t *testing.T) {
 		if err != nil {
 			t.Fatal(name, err)
 		}
-		if len(text.Windows) != g.Chunks || text.scored() != g.Scored {
-			t.Errorf("%s: %d windows, %d scored; want %d, %d", name, len(text.Windows), text.scored(), g.Chunks, g.Scored)
+		if len(text.Windows) != g.Chunks || text.Scored() != g.Scored {
+			t.Errorf("%s: %d windows, %d scored; want %d, %d", name, len(text.Windows), text.Scored(), g.Chunks, g.Scored)
 		}
 	}
 }
@@ -209,7 +209,7 @@ func TestPerplexity(t *testing.T) {
 	if got.Scored != count || got.Definition != text.Definition {
 		t.Errorf("scored %d, want %d; definition %q", got.Scored, count, got.Definition)
 	}
-	if !slices.Equal(f.passes, []int{2, 2, 1}) || f.rows > blockRows {
+	if !slices.Equal(f.passes, []int{2, 2, 1}) || f.rows > DefaultLogitRows {
 		t.Errorf("passes of %v windows, blocks of up to %d rows", f.passes, f.rows)
 	}
 	if !slices.Equal(done, []int{15, 25, 35, 45, 55}) {

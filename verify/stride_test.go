@@ -170,7 +170,7 @@ func TestJoin(t *testing.T) {
 		sum += want.NLL.Value * float64(want.Scored)
 	}
 	near(t, "total", total.NLL.Value, sum/float64(total.Scored), 1e-12)
-	if total.Scored != all.scored() || len(total.WindowNLL) != len(all.Windows) || compared.Scored != total.Scored || len(total.Domains) != 2 {
+	if total.Scored != all.Scored() || len(total.WindowNLL) != len(all.Windows) || compared.Scored != total.Scored || len(total.Domains) != 2 {
 		t.Errorf("%d scored in %d windows", total.Scored, len(total.WindowNLL))
 	}
 	if len(all.Tokens) != 16*len(all.Windows) || all.Len() != len(all.Tokens) {
@@ -214,8 +214,8 @@ func TestMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		runtime.ReadMemStats(&after)
-		got, all := after.TotalAlloc-before.TotalAlloc, uint64(text.scored()*vocab*4)
-		if limit := blocks*blockRows*vocab*4 + 2<<20; got > limit || limit > all/3*2 {
+		got, all := after.TotalAlloc-before.TotalAlloc, uint64(text.Scored()*vocab*4)
+		if limit := blocks*DefaultLogitRows*vocab*4 + 2<<20; got > limit || limit > all/3*2 {
 			t.Errorf("%s: %d bytes allocated, limit %d, all logits %d", what, got, limit, all)
 		}
 	}

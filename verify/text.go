@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -54,13 +55,39 @@ func (t *Text) from(w int) int {
 // scoredIn is the number of scored positions of window w.
 func (t *Text) scoredIn(w int) int { return len(t.Windows[w]) - 1 - t.from(w) }
 
-// scored is the number of scored positions of the text.
-func (t *Text) scored() int {
-	n := 0
-	for w := range t.Windows {
-		n += t.scoredIn(w)
+// Scored is the number of scored positions of all windows.
+func (t *Text) Scored() int { return t.scoredBefore(len(t.Windows)) }
+
+// scoredBefore is the number of scored positions of the first n windows.
+func (t *Text) scoredBefore(n int) int {
+	scored := 0
+	for w := range n {
+		scored += t.scoredIn(w)
 	}
-	return n
+	return scored
+}
+
+// partOf returns the part that a window belongs to and where the next begins.
+func (t *Text) partOf(w int) (part, end int) {
+	for p, q := range t.Parts {
+		if end += q.Windows; w < end {
+			return p, end
+		}
+	}
+	return 0, len(t.Windows)
+}
+
+// Digest identifies what is scored: all token ids, and in every window the first
+// position that counts.
+func (t *Text) Digest() string {
+	h := sha256.New()
+	for w, tokens := range t.Windows {
+		fmt.Fprintln(h, t.from(w), tokens)
+	}
+	for _, p := range t.Parts {
+		fmt.Fprintf(h, "%q %d\n", p.Name, p.Windows)
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:8])
 }
 
 // Len is the number of tokens of all windows.

@@ -1,14 +1,22 @@
 //go:build unix
 
-// Command bench-peers measures winnow against llama-quantize on this machine:
-// the same input and the same number of threads, runs in turn, whole processes
-// from start to exit. For every type it prints megabytes of source weights per
-// second for both, the ratio with its spread over the rounds, the peak memory of
-// both, and whether the files are the same byte for byte.
+// Command bench-peers measures winnow beside its peers on this machine: the same
+// input and the same number of threads, runs in turn, whole processes from start
+// to exit. Its kinds of measurement are
 //
-// A third program in turn with them reads the source and writes as many bytes as
-// the output has, in as many threads, and computes nothing: what the machine's
-// memory and system allow. "of copy" is the speed of winnow as a part of that.
+//   - quantize: megabytes of source weights per second of `winnow quantize` and
+//     llama-quantize for every type, and whether the files are the same. A third
+//     program in turn with them reads the source and writes as many bytes as the
+//     output has, and computes nothing: "of copy" is the speed of winnow as a
+//     part of that.
+//   - perplexity, imatrix: tokens per second of `winnow perplexity` and
+//     `winnow calibrate`, and of llama-perplexity and llama-imatrix with their
+//     defaults and with the best of some batch sizes; of ik_llama.cpp's, too,
+//     where -ik names a build of it.
+//   - gemm: float32 products of engine/kernel and of OpenBLAS on one core, as
+//     parts of what its multiply-add units can do.
+//
+// Ratios are medians over the rounds with the least and the largest.
 //
 // It is a tool for developers; `make bench-peers` builds what it needs.
 package main
@@ -20,81 +28,86 @@ import (
 	"log"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
+
+// Commands as first argument, which make this program another.
+var commands = map[string]func(args []string) error{copyCommand: copyMain, gemmCommand: gemmMain}
 
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("bench-peers: ")
-	if len(os.Args) > 1 && os.Args[1] == copyCommand {
-		if err := copyMain(os.Args[2:]); err != nil {
+	if len(os.Args) > 1 && commands[os.Args[1]] != nil {
+		if err := commands[os.Args[1]](os.Args[2:]); err != nil {
 			log.Fatal(err)
 		}
 		return
 	}
 	var b bench
-	types := flag.String("types", "", "types to measure, separated by commas (default: all)")
+	flag.StringVar(&b.kinds, "kind", strings.Join(kinds, ","), "`kinds` of measurement, separated by commas")
+	flag.StringVar(&b.types, "types", "", "`types` to quantize to, separated by commas (default: all)")
+	flag.StringVar(&b.models, "models", strings.Join(shapeNames(), ","), "`models` to run, separated by commas")
+	flag.StringVar(&b.file, "model", "", "a GGUF `file` to run beside them")
+	flag.IntVar(&b.tokens, "tokens", 32768, "tokens to run")
 	flag.StringVar(&b.winnow, "winnow", "./winnow", "winnow's program")
-	flag.StringVar(&b.oracle, "oracle", "", "`folder` of llama-quantize")
-	flag.StringVar(&b.dir, "dir", "", "`folder` for the files, best in memory (default: a temporary one in /dev/shm or wherever temporary files go)")
+	flag.StringVar(&b.oracle, "oracle", "", "`folder` of llama.cpp's programs")
+	flag.StringVar(&b.ik, "ik", "", "`folder` of ik_llama.cpp's programs, if there are any")
+	flag.StringVar(&b.blas, "blas", "testdata/oracle/gemm.c", "the C `file` that times OpenBLAS")
+	flag.StringVar(&b.dir, "dir", "", "`folder` for the files, best in memory; models to run are kept there (default: a temporary one in /dev/shm or wherever temporary files go)")
+	flag.StringVar(&b.lock, "lock", "", "a `file` to lock for each run, where others measure on the same machine")
+	threads := flag.String("threads", "1,2", "`numbers` of threads, separated by commas")
 	flag.IntVar(&b.rounds, "rounds", 3, "runs of each program")
-	flag.BoolVar(&b.markdown, "markdown", false, "print a table in Markdown")
+	flag.BoolVar(&b.cpu, "cpu", false, "compare runs by the processor's time, on one thread: then other programs show little")
+	flag.BoolVar(&b.markdown, "markdown", false, "print tables in Markdown")
 	flag.Parse()
-	if err := b.all(*types); err != nil {
+	err := b.setThreads(*threads)
+	if err == nil {
+		err = b.all()
+	}
+	if err != nil {
 		log.Fatal(err)
 	}
 }
 
+// kinds in the order in which they are measured. The most memory that this
+// program ever held counts as held by those it starts: the smallest come first.
+var kinds = []string{"quantize", "gemm", "perplexity", "imatrix"}
+
 // bench is one session of measurements.
 type bench struct {
-	winnow, oracle, dir string
-	rounds              int
-	markdown            bool
-	model               *model // the last one
+	kinds, types, models, file string
+	winnow, oracle, ik, blas   string
+	dir, lock                  string
+	rounds, tokens             int
+	threads                    []int
+	markdown, cpu              bool
+	columns                    []column // of the table at hand
+	model                      *model   // the last one quantized
+	computes                   []string // winnow's ways to compute
+	bestSizes                  map[string]int
 }
 
-// subject is a type with the command line that gives it to all matrices.
-type subject struct {
-	name     string
-	args     []string // after the imatrix, before input and output
-	noRecipe bool     // args choose the type; the recipe is Q8_0
-	source   string   // type of the source's matrices
-	matrices int      // size of the source: see writeModel
-	plain    bool     // measured without imatrix
-	guided   bool     // measured with imatrix
+func (b *bench) setThreads(list string) error {
+	for s := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			return fmt.Errorf("-threads is %q, want numbers like 1,2", list)
+		}
+		b.threads = append(b.threads, n)
+	}
+	return nil
 }
 
-// subjects are ordered as the README's table. Fast types get more to do, so that
-// no run takes much less than a fifth of a second.
-var subjects = func() []subject {
-	const slowest, slow, medium, brisk, fast = 2, 4, 12, 32, 96
-	list := func(matrices int, plain, guided bool, names ...string) (s []subject) {
-		for _, n := range names {
-			s = append(s, subject{name: n, args: []string{"--pure", "--token-embedding-type", "f16"}, source: "F16", matrices: matrices, plain: plain, guided: guided})
-		}
-		return s
-	}
-	s := list(medium, true, true, "Q4_K_S", "Q5_K_S", "Q6_K", "Q3_K_S", "Q2_K")
-	s = append(s, list(slow, true, true, "IQ4_XS", "IQ4_NL", "IQ3_S")...)
-	s = append(s, list(slowest, false, true, "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")...)
-	s = append(s, list(fast, true, false, "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")...)
-	s = append(s, list(brisk, false, true, "Q4_0", "Q4_1", "Q5_0", "Q5_1")...)
-	s = append(s, list(fast, true, false, "TQ1_0", "TQ2_0", "Q1_0", "Q2_0")...)
-	for _, n := range []string{"MXFP4", "NVFP4"} {
-		s = append(s, subject{name: n, args: []string{"--tensor-type", "blk=" + strings.ToLower(n)}, noRecipe: true, source: "F16", matrices: brisk, plain: true})
-	}
-	s = append(s, list(fast, true, false, "F16", "BF16")...)
-	for i := range s {
-		if s[i].name == "F16" || s[i].name == "BF16" {
-			s[i].source, s[i].matrices = "F32", s[i].matrices/2
+func (b *bench) all() error {
+	wanted := strings.Split(b.kinds, ",")
+	for _, k := range wanted {
+		if !slices.Contains(kinds, k) {
+			return fmt.Errorf("-kind is %q, want some of %s", b.kinds, strings.Join(kinds, ","))
 		}
 	}
-	return s
-}()
-
-func (b *bench) all(types string) error {
-	if b.oracle == "" {
-		return errors.New("-oracle must name the folder of llama-quantize; testdata/oracle/build.sh makes one")
+	if b.oracle == "" && b.kinds != "gemm" {
+		return errors.New("-oracle must name the folder of llama.cpp's programs; testdata/oracle/build.sh makes one")
 	}
 	if b.dir == "" {
 		dir, err := os.MkdirTemp(memory(), "bench-peers")
@@ -104,21 +117,22 @@ func (b *bench) all(types string) error {
 		defer os.RemoveAll(dir)
 		b.dir = dir
 	}
-	defer func() {
-		if b.model != nil {
-			b.model.remove()
-		}
-	}()
 	fmt.Println(machine())
-	fmt.Printf("MB/s of source weights, median of %d rounds\n\n", b.rounds)
-	b.printHeader()
-	for i := range subjects {
-		s := &subjects[i]
-		if types != "" && !slices.Contains(strings.Split(types, ","), s.name) {
+	for _, k := range kinds {
+		if !slices.Contains(wanted, k) {
 			continue
 		}
-		if err := b.measure(s); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+		var err error
+		switch k {
+		case "quantize":
+			err = b.quantizing()
+		case "gemm":
+			err = b.products()
+		default:
+			err = b.running(k)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", k, err)
 		}
 	}
 	return nil
@@ -131,36 +145,4 @@ func memory() string {
 		return ""
 	}
 	return dir
-}
-
-// measure prints the lines of a type.
-func (b *bench) measure(s *subject) error {
-	if err := b.prepare(s); err != nil {
-		return err
-	}
-	for _, guided := range []bool{false, true} {
-		if guided && !s.guided || !guided && !s.plain {
-			continue
-		}
-		for _, threads := range []int{1, 2} {
-			c, err := b.compare(s, guided, threads)
-			if err != nil {
-				return err
-			}
-			b.print(c.cells())
-		}
-	}
-	return nil
-}
-
-// prepare writes the source that a type is made from, unless it is there.
-func (b *bench) prepare(s *subject) (err error) {
-	if m := b.model; m != nil {
-		if m.typeName == s.source && m.matrices == s.matrices {
-			return nil
-		}
-		m.remove()
-	}
-	b.model, err = writeModel(b.dir, s.source, s.matrices)
-	return err
 }

@@ -70,35 +70,35 @@ func writeModel(dir, typeName string, matrices int) (*model, error) {
 	if err := calibration.WriteGGUF(m.imatrix); err != nil {
 		return nil, err
 	}
-	return m, m.write(meta, tensors, r)
+	for i := range tensors {
+		m.bytes += tensors[i].Size()
+	}
+	return m, writeRandom(m.path, meta, tensors, r)
 }
 
-func (m *model) write(meta *gguf.Metadata, tensors []gguf.TensorInfo, r *rand.Rand) error {
+// writeRandom writes a model whose weights are normal with a few heavier
+// columns, and of vectors around 1.
+func writeRandom(path string, meta *gguf.Metadata, tensors []gguf.TensorInfo, r *rand.Rand) error {
 	layout, err := gguf.NewLayout(meta, tensors, gguf.LayoutOptions{})
 	if err != nil {
 		return err
 	}
-	w, err := layout.Create(m.path, gguf.CreateOptions{})
+	w, err := layout.Create(path, gguf.CreateOptions{})
 	if err != nil {
 		return err
 	}
 	defer w.Abort()
 	// Rows are written one by one: the most memory that this program ever held
 	// counts as held by those it starts, too.
-	row := make([]float32, width)
+	var row []float32
 	var data []byte
 	for i := range tensors {
 		t := &tensors[i]
-		m.bytes += t.Size()
 		data = slices.Grow(data[:0], int(t.RowBytes()))[:t.RowBytes()]
 		for n := range t.Rows() {
-			for c := range row {
-				row[c] = float32(r.NormFloat64() * 0.02)
-				if c%512 == 7 {
-					row[c] *= 8
-				}
-			}
-			if err := quant.EncodeRows(t.Type, data, row, width, nil); err != nil {
+			row = slices.Grow(row[:0], int(t.Shape[0]))[:t.Shape[0]]
+			fill(row, len(t.Shape) == 1, r)
+			if err := quant.EncodeRows(t.Type, data, row, len(row), nil); err != nil {
 				return err
 			}
 			if err := w.WriteAt(i, n*t.RowBytes(), data); err != nil {
@@ -107,4 +107,19 @@ func (m *model) write(meta *gguf.Metadata, tensors []gguf.TensorInfo, r *rand.Ra
 		}
 	}
 	return w.Commit()
+}
+
+func fill(row []float32, vector bool, r *rand.Rand) {
+	for c := range row {
+		v := float32(r.NormFloat64())
+		switch {
+		case vector:
+			v = 1 + v/10
+		case c%512 == 7:
+			v *= 0.16
+		default:
+			v *= 0.02
+		}
+		row[c] = v
+	}
 }

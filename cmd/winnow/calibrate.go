@@ -44,7 +44,8 @@ A text is tokenized once and cut into windows of --ctx tokens without overlap;
 if the vocabulary adds a BOS token it replaces the first of every window; all
 tokens count. MODEL is a GGUF file of any type or a checkpoint folder.
 
-Sums are exact: runs over parts of the texts, merged, give the file of one run.`,
+Sums are exact: runs over parts of the texts, merged, give the file of one run.
+--max-memory and --checkpoint are those of perplexity.`,
 		Example: `  winnow calibrate R1-Q8_0.gguf --text code=go.txt --text wiki.txt -o r1.gguf
   winnow calibrate merge a.gguf b.gguf -o both.gguf
   winnow inspect r1.gguf`,
@@ -64,10 +65,10 @@ Sums are exact: runs over parts of the texts, merged, give the file of one run.`
 	c.Flags().IntVar(&flags.chunks, "chunks", 0, "`N` windows of each text (0: all)")
 	c.Flags().IntVar(&flags.from, "from-chunk", 0, "`N` windows of each text to leave out first")
 	c.Flags().Int64Var(&flags.minTokens, "min-expert-tokens", 1, "warn of experts that saw fewer than `N` tokens")
-	c.Flags().IntVar(&flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
 	flags.computeFlag(c)
 	c.Flags().BoolVar(&flags.loo, "loo", true, "measure what a block lacks without each expert (leave one out), which takes one more expert per token")
 	c.Flags().BoolVar(&flags.output, "process-output", false, "output.weight too, if the model has one")
+	flags.addRun(c)
 	checkpointFlags(c, &flags.ck)
 	c.AddCommand(newMergeCommand(a))
 	return c
@@ -91,6 +92,9 @@ func (f *calibrateFlags) check(pos []string) error {
 	for _, t := range f.texts {
 		_, path := splitText(t)
 		inputs = append(inputs[:len(inputs):len(inputs)], path)
+	}
+	if err := f.checkCheckpoint(inputs, f.out); err != nil {
+		return err
 	}
 	return checkOutput(f.out, inputs, f.force)
 }
@@ -121,44 +125,57 @@ func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags)
 		a.warn([]string{"the model has no output.weight, its embedding takes that part: --process-output adds nothing"})
 	}
 	stats := &calib.Statistics{ChunkSize: flags.ctx}
-	tokens := 0
 	for _, t := range texts {
-		tokens += len(t.windows) * flags.ctx
+		stats.Domain(t.name)
 	}
-	_, finish := a.follow("calibrating", tokens, m)
-	defer finish()
-	for _, t := range texts {
-		watch.Domain = stats.Domain(t.name)
-		watch.AddDataset(t.path)
-		if err := m.observe(ctx, t.windows, flags); err != nil {
-			return &inputError{fmt.Errorf("%s: %w", t.path, err)}
-		}
-		watch.Chunks += int64(len(t.windows))
+	if err := a.observe(ctx, m, texts, stats, watch, &flags.scoreFlags); err != nil {
+		return err
 	}
-	finish()
 	if err := writeStatistics(stats, flags.out, flags.format, nil); err != nil {
 		return err
 	}
-	return a.reportCalibration(stats, m, flags.minTokens)
+	if err := a.reportCalibration(stats, m, flags.minTokens); err != nil {
+		return err
+	}
+	return flags.finished()
 }
 
-// observe runs windows through a model, as many at a time as a batch takes.
-func (m *scored) observe(ctx context.Context, windows [][]int32, flags *calibrateFlags) error {
-	batch := flags.batch
-	if batch == 0 {
-		batch = defaultBatch
+// observe runs texts through a model, whose observer adds to the statistics of
+// their domains.
+func (a *app) observe(ctx context.Context, m *scored, texts []calibrationText, stats *calib.Statistics, watch *observer, flags *scoreFlags) error {
+	all := &verify.Text{}
+	for _, t := range texts {
+		all.Windows = append(all.Windows, t.windows...)
+		all.Parts = append(all.Parts, verify.Part{Name: t.name, Windows: len(t.windows)})
 	}
-	n := max(1, batch/flags.ctx)
-	for at := 0; at < len(windows); at += n {
-		if _, err := m.engine.Forward(ctx, windows[at:min(at+n, len(windows))]); err != nil {
-			return fmt.Errorf("windows %d to %d: %w", at, min(at+n, len(windows))-1, err)
-		}
+	f, err := flags.memoryFit(observingNeeds(m, all, len(stats.Domains)))
+	if err != nil {
+		return err
+	}
+	if err := f.apply(m); err != nil {
+		return err
+	}
+	keep, err := flags.keep(ctx, "calibrate", all, []*scored{m},
+		verify.Fact{Name: "--loo", Value: strconv.FormatBool(m.options.LeaveOneOut)},
+		verify.Fact{Name: "--process-output", Value: strconv.FormatBool(m.options.ObserveOutput)})
+	if err != nil {
+		return err
+	}
+	if keep != nil {
+		keep.Sums = keptStatistics{stats}
+	}
+	t := a.follow("calibrating", all, false, m)
+	defer t.finish()
+	opt := verify.Options{BatchTokens: f.batch, Checkpoint: keep, Window: func(done, _ int, _ verify.Running) { t.window(done, "") }}
+	err = verify.Observe(ctx, m.engine, all, opt, func(part int) {
+		watch.Domain = stats.Domain(texts[part].name)
+		watch.AddDataset(texts[part].path)
+	}, func(windows int) { watch.Chunks += int64(windows) })
+	if err != nil {
+		return flags.stopped(&inputError{err})
 	}
 	return nil
 }
-
-// defaultBatch is the engine's number of tokens per pass.
-const defaultBatch = 8192
 
 // calibrationText is a text cut into windows.
 type calibrationText struct {

@@ -113,16 +113,20 @@ func (a *app) demoScore(ctx context.Context, source, textPath string, plan *conv
 	if err != nil {
 		return nil, "", err
 	}
-	models, engines := []*scored{base}, []verify.Scorer[*engine.Hidden]{}
+	models := []*scored{base}
 	for i := range plan.Outputs {
 		m, err := a.openScored(plan.Outputs[i].Path, flags)
 		if err != nil {
 			return nil, "", err
 		}
 		defer m.model.Close()
-		models, engines = append(models, m), append(engines, m.engine)
+		models = append(models, m)
 	}
-	all, err := scoring(a, flags, text, models, nil, func(opt verify.Options) ([]*verify.Comparison, error) {
+	all, err := scoring(ctx, a, flags, text, models, nil, func(opt verify.Options) ([]*verify.Comparison, error) {
+		var engines []verify.Scorer[*engine.Hidden]
+		for _, m := range models[1:] {
+			engines = append(engines, m.engine)
+		}
 		return verify.CompareAll(ctx, base.engine, engines, text, opt)
 	})
 	if err != nil {

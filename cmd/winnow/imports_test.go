@@ -9,7 +9,9 @@ import (
 const module = "github.com/winnow-moe/winnow/"
 
 // allowed lists which packages of this module a package may import. A package
-// not listed here is an error: a new one needs its place in the order.
+// not listed here is an error: a new one needs its place in the order. Package
+// isa is below both packages of kernels, which know nothing of each other and
+// must choose alike.
 var allowed = map[string][]string{
 	"formats/dtype":       {},
 	"formats/strictjson":  {},
@@ -19,10 +21,11 @@ var allowed = map[string][]string{
 	"formats/tokenizer":   {"formats/gguf", "formats/dtype", "formats/strictjson"},
 	"formats/calib":       {"formats/gguf", "formats/dtype"},
 	"formats/arch":        {"formats/gguf", "formats/dtype", "formats/strictjson"},
-	"quant/kernel":        {"formats/dtype"},
+	"isa":                 {},
+	"quant/kernel":        {"formats/dtype", "isa"},
 	"quant":               {"quant/kernel", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype"},
 	"quant/recipefile":    {"quant", "formats/arch", "formats/gguf"},
-	"engine/kernel":       {"formats/dtype"},
+	"engine/kernel":       {"formats/dtype", "isa"},
 	"engine":              {"engine/kernel", "quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 	"convert":             {"quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
 	"verify":              {"engine", "quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/tokenizer"},

@@ -14,6 +14,7 @@ import (
 	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/dtype"
 	"github.com/winnow-moe/winnow/formats/safetensors"
+	"github.com/winnow-moe/winnow/verify"
 )
 
 func newLogitsCommand(a *app) *cobra.Command {
@@ -90,9 +91,9 @@ func (a *app) logits(ctx context.Context, path string, ids []int32, out string, 
 			return usagef("token id %d is outside the vocabulary of %d", id, m.engine.Vocab())
 		}
 	}
-	_, finish := a.follow("running", len(ids), m)
+	t := a.follow("running", &verify.Text{Windows: [][]int32{ids}}, false, m)
 	h, err := m.engine.Forward(ctx, [][]int32{ids})
-	finish()
+	t.finish()
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
@@ -21,6 +22,10 @@ type scoreFlags struct {
 	stride      int // 0: windows as llama-perplexity has them
 	batch       int
 	compute     computeValue
+	maxMemory   sizeValue // 0: no limit
+	checkpoint  string
+	every       time.Duration // between saves
+	baseFile    string        // of logits, if there is one
 }
 
 // computeValue is a flag for the way of the engine's products.
@@ -44,6 +49,14 @@ func (v computeValue) remark() string {
 		return ""
 	}
 	return "; --compute int8: activations rounded as llama.cpp rounds them"
+}
+
+// addRun adds the flags that say how a run goes and change no result.
+func (f *scoreFlags) addRun(c *cobra.Command) {
+	c.Flags().IntVar(&f.batch, "batch-tokens", 0, "`N` tokens evaluated together (0: as fits the memory)")
+	c.Flags().Var(&f.maxMemory, "max-memory", "bound of resident memory, such as 2G (default: none; batches fit half of what is free)")
+	c.Flags().StringVar(&f.checkpoint, "checkpoint", "", "keep an unfinished run in `FILE`, and go on from there")
+	c.Flags().DurationVar(&f.every, "checkpoint-every", time.Minute, "least `TIME` between two saves; 0s: after every block")
 }
 
 // perplexityJob is what the command line asks for.
@@ -92,7 +105,12 @@ they are.
 Products are exact by default: the weights as they decode, activations in
 float32. --compute int8 rounds what is multiplied with quantized weights to 8
 bits per block, as llama.cpp does: it is faster, and shows what llama.cpp's
-users see. It holds for --base, too.`,
+users see. It holds for --base, too.
+
+Every block of the model is read once for a batch of windows, so a model may be
+larger than memory; --max-memory bounds what is resident and so the batch.
+With --checkpoint a run that was stopped goes on where it was last saved; the
+file is removed when the run is done.`,
 		Example: `  winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw
   winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw --base DeepSeek-R1
   winnow perplexity R1-Q4_K_M.gguf --text code=c.jsonl.zst --text prose=p.txt
@@ -119,8 +137,8 @@ users see. It holds for --base, too.`,
 	c.Flags().IntVarP(&j.flags.ctx, "ctx", "c", verify.DefaultCtx, "`N` tokens per window")
 	c.Flags().IntVar(&j.flags.stride, "stride", 0, "sliding windows, one every `N` tokens (0: llama-perplexity's)")
 	c.Flags().IntVar(&j.flags.chunks, "chunks", 0, "`N` windows of each text (0: all)")
-	c.Flags().IntVar(&j.flags.batch, "batch-tokens", 0, "`N` tokens evaluated together, which bounds memory (0: 8192)")
 	j.flags.computeFlag(c)
+	j.flags.addRun(c)
 	checkpointFlags(c, &j.flags.ck)
 	return c
 }
@@ -134,6 +152,11 @@ func (j *perplexityJob) check() error {
 		return usagef("perplexity needs a text: --text FILE")
 	case j.save != "" && (j.ids != "" || j.flags.stride != 0):
 		return usagef("--save-logits is for windows as llama-perplexity cuts them of a text, without --stride and --ids")
+	case j.save != "" && j.flags.checkpoint != "":
+		return usagef("--save-logits and --checkpoint do not go together: predictions that were written are not kept")
+	}
+	if err := j.flags.checkCheckpoint(j.inputs()); err != nil {
+		return err
 	}
 	if j.save != "" {
 		if err := checkOutput(j.save, j.inputs(), j.force); err != nil {
@@ -166,6 +189,8 @@ func (f *scoreFlags) check() error {
 		return usagef("--chunks is %d, want a positive number, or 0 for all", f.chunks)
 	case f.batch < 0:
 		return usagef("--batch-tokens is %d, want a positive number, or 0 for the default", f.batch)
+	case f.every < 0:
+		return usagef("--checkpoint-every is %s, want a time such as 30s, or 0s", f.every)
 	}
 	return nil
 }
@@ -174,10 +199,11 @@ func (f *scoreFlags) check() error {
 type scored struct {
 	path     string
 	model    gguf.Model
+	options  engine.Options
 	engine   *engine.Model
 	warnings []string
 	compute  computeValue
-	onBlock  func(share float64) // told when some tokens went through a share of the blocks
+	onBlock  func(done, total, tokens int) // see engine.Events
 }
 
 func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
@@ -185,41 +211,46 @@ func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
 }
 
 // openEngine opens a model with options of its own beside those of the flags.
+// Where memory is bounded a file is read and not mapped, since pages of a map
+// count as the program's.
 func (a *app) openEngine(path string, flags *scoreFlags, opt engine.Options) (*scored, error) {
-	m, warnings, err := openModel(path, flags.ck)
+	open := gguf.Open
+	if flags.maxMemory > 0 {
+		open = gguf.OpenUnmapped
+	}
+	m, warnings, err := openWith(open, path, flags.ck)
 	if err != nil {
 		return nil, err
 	}
 	a.warn(warnings)
-	s := &scored{path: path, model: m, warnings: warnings, compute: flags.compute, onBlock: func(float64) {}}
+	s := &scored{path: path, model: m, warnings: warnings, compute: flags.compute, onBlock: func(int, int, int) {}}
 	opt.Threads, opt.BatchTokens, opt.Compute = a.threads, flags.batch, engine.Compute(flags.compute)
-	opt.Events.Layer = func(_, total, tokens int) { s.onBlock(float64(tokens) / float64(total)) }
-	s.engine, err = engine.Load(m, opt)
-	if err != nil {
+	opt.Events.Layer = func(done, total, tokens int) { s.onBlock(done, total, tokens) }
+	s.options = opt
+	if err := s.load(); err != nil {
 		m.Close()
-		return nil, &inputError{fmt.Errorf("%s: %w", path, err)}
+		return nil, err
 	}
 	return s, nil
 }
 
-// follow shows how far models are with a number of tokens each. remark adds to
-// what is shown.
-func (a *app) follow(what string, tokens int, models ...*scored) (remark func(string), finish func()) {
-	bar := a.newProgress(what, false)
-	const parts = 1000 // of a token's way through the blocks
-	done, total, extra := 0.0, int64(len(models)*tokens*parts), ""
-	show := func() { bar.update(min(int64(done*parts), total), total, extra) }
+// load makes the engine's model by the options at hand.
+func (s *scored) load() (err error) {
+	if s.engine, err = engine.Load(s.model, s.options); err != nil {
+		return &inputError{fmt.Errorf("%s: %w", s.path, err)}
+	}
+	return nil
+}
+
+// apply makes models keep to what was chosen.
+func (f fit) apply(models ...*scored) error {
 	for _, m := range models {
-		m.onBlock = func(share float64) {
-			done += share
-			show()
+		m.options.BatchTokens, m.options.GroupBytes, m.options.HoldOutput = f.batch, f.group, f.hold
+		if err := m.load(); err != nil {
+			return err
 		}
 	}
-	show()
-	return func(text string) {
-		extra = text
-		show()
-	}, bar.finish
+	return nil
 }
 
 func (a *app) perplexity(ctx context.Context, j *perplexityJob) error {
@@ -262,22 +293,26 @@ func (a *app) perplexity(ctx context.Context, j *perplexityJob) error {
 			return err
 		}
 	}
-	return show()
+	if err := show(); err != nil {
+		return err
+	}
+	return j.flags.finished()
 }
 
 // measure scores a model, beside a base if there is one, and returns what
 // shows the result. row, if not nil, gets the model's logits.
 func (a *app) measure(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error) (show func() error, err error) {
-	switch {
-	case j.saved != nil:
-		r, err := scoring(a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Comparison, error) {
+	if j.saved == nil && j.base != "" {
+		return a.compare(ctx, j, m, text, row)
+	}
+	j.raw, j.sequences = nil, nil // their windows are there
+	if j.saved != nil {
+		r, err := scoring(ctx, a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Comparison, error) {
 			return verify.CompareFile(ctx, j.saved, m.engine, text, opt)
 		})
 		return func() error { return a.printComparison(m, j.base, nil, r) }, err
-	case j.base != "":
-		return a.compare(ctx, j, m, text, row)
 	}
-	r, err := scoring(a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Result, error) {
+	r, err := scoring(ctx, a, &j.flags, text, []*scored{m}, row, func(opt verify.Options) (*verify.Result, error) {
 		return verify.Perplexity(ctx, m.engine, text, opt)
 	})
 	return func() error { return a.printPerplexity(m, r) }, err
@@ -292,6 +327,7 @@ func (j *perplexityJob) openSaved() (err error) {
 	if j.saved, err = verify.OpenLogits(j.base); err != nil {
 		return err
 	}
+	j.flags.baseFile = j.base
 	if !j.ctxGiven {
 		j.flags.ctx = j.saved.Ctx
 	}
@@ -369,7 +405,8 @@ func (a *app) compare(ctx context.Context, j *perplexityJob, m *scored, text *ve
 	if !slices.EqualFunc(text.Windows, baseText.Windows, slices.Equal) {
 		return nil, &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
 	}
-	r, err := scoring(a, &j.flags, text, []*scored{b, m}, row, func(opt verify.Options) (*verify.Comparison, error) {
+	j.raw, j.sequences = nil, nil
+	r, err := scoring(ctx, a, &j.flags, text, []*scored{b, m}, row, func(opt verify.Options) (*verify.Comparison, error) {
 		return verify.Compare(ctx, b.engine, m.engine, text, opt)
 	})
 	return func() error { return a.printComparison(m, b.path, b.warnings, r) }, err
@@ -377,25 +414,36 @@ func (a *app) compare(ctx context.Context, j *perplexityJob, m *scored, text *ve
 
 // scoring runs a measurement with progress. row, if not nil, gets the model's
 // logits.
-func scoring[R any](a *app, flags *scoreFlags, text *verify.Text, models []*scored, row func(int, []float32) error, measure func(verify.Options) (R, error)) (R, error) {
-	remark, finish := a.follow("scoring", text.Len(), models...)
-	defer finish()
-	r, err := measure(verify.Options{
-		BatchTokens: flags.batch, Threads: a.threads, Row: row,
-		Window: func(_, _ int, sofar verify.Running) { remark(runningText(sofar)) },
+func scoring[R any](ctx context.Context, a *app, flags *scoreFlags, text *verify.Text, models []*scored, row func(int, []float32) error, measure func(verify.Options) (R, error)) (r R, err error) {
+	f, err := flags.memoryFit(scoringNeeds(models, flags.baseFile != "", text))
+	if err != nil {
+		return r, err
+	}
+	if err := f.apply(models...); err != nil {
+		return r, err
+	}
+	keep, err := flags.keep(ctx, "perplexity", text, models)
+	if err != nil {
+		return r, err
+	}
+	t := a.follow("scoring", text, true, models...)
+	defer t.finish()
+	r, err = measure(verify.Options{
+		BatchTokens: f.batch, LogitRows: f.rows, Threads: a.threads, Row: row, Checkpoint: keep,
+		Window: func(done, _ int, sofar verify.Running) { t.window(done, runningText(sofar)) },
 	})
 	if err != nil {
-		err = &inputError{err} // not finite, or not to be compared
+		return r, flags.stopped(&inputError{err}) // not finite, or not to be compared
 	}
-	return r, err
+	return r, nil
 }
 
 // runningText is the estimate shown while windows are scored.
 func runningText(r verify.Running) string {
 	if math.IsNaN(r.KLD) {
-		return fmt.Sprintf(" (PPL %.4f)", r.PPL)
+		return fmt.Sprintf("PPL %.4f", r.PPL)
 	}
-	return fmt.Sprintf(" (PPL %.4f, KLD %.6f)", r.PPL, r.KLD)
+	return fmt.Sprintf("PPL %.4f, KLD %.6f", r.PPL, r.KLD)
 }
 
 // text tokenizes a text as the model's vocabulary wants it.

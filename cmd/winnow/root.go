@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/isa"
 )
 
 // app carries what every command needs: streams and global flags.
@@ -70,6 +71,9 @@ func (a *app) start() error {
 	a.started = true
 	if a.threads < 0 {
 		return usagef("--threads is %d, want a positive number, or 0 for all cores", a.threads)
+	}
+	if err := isa.Check(); err != nil {
+		return &usageError{err}
 	}
 	a.useThreads(a.threads)
 	if a.cpuProfile == "" {

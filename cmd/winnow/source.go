@@ -27,12 +27,17 @@ func checkpointFlags(c *cobra.Command, opt *convert.CheckpointOptions) {
 // conversion would give, so that both can be scored alike. warnings are oddities
 // of the files.
 func openModel(path string, opt convert.CheckpointOptions) (m gguf.Model, warnings []string, err error) {
+	return openWith(gguf.Open, path, opt)
+}
+
+// openWith is openModel with the function that opens GGUF files.
+func openWith(open func(string) (*gguf.File, error), path string, opt convert.CheckpointOptions) (m gguf.Model, warnings []string, err error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	if !st.IsDir() {
-		f, err := gguf.Open(path)
+		f, err := open(path)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -79,7 +79,7 @@ type progress struct {
 }
 
 // newProgress makes the progress display for work called what. Amounts are
-// shown if they are bytes, else only their share.
+// shown if they are bytes, with the time left; else only their share.
 func (a *app) newProgress(what string, bytes bool) *progress {
 	if a.quiet || a.json {
 		return &progress{func(int64, int64, string) {}, func() {}}
@@ -100,7 +100,7 @@ func barProgress(w io.Writer, what string, bytes bool) *progress {
 			if bar == nil {
 				options := []progressbar.Option{
 					progressbar.OptionSetWriter(w),
-					progressbar.OptionSetPredictTime(true),
+					progressbar.OptionSetPredictTime(bytes), progressbar.OptionSetElapsedTime(bytes),
 					progressbar.OptionSetWidth(10),
 					progressbar.OptionThrottle(100 * time.Millisecond),
 					progressbar.OptionClearOnFinish(),
@@ -125,8 +125,8 @@ func barProgress(w io.Writer, what string, bytes bool) *progress {
 	}
 }
 
-// lineProgress writes a line per interval with the time left, judged by the
-// speed so far.
+// lineProgress writes a line per interval; the time left is judged by the speed
+// so far.
 func lineProgress(w io.Writer, what string, bytes bool, interval time.Duration) *progress {
 	var mu sync.Mutex
 	start := time.Now()
@@ -140,12 +140,12 @@ func lineProgress(w io.Writer, what string, bytes bool, interval time.Duration) 
 				return
 			}
 			next = now.Add(interval)
-			left := time.Duration(float64(now.Sub(start)) * float64(total-done) / float64(done)).Round(time.Second)
 			amount := fmt.Sprintf("%.0f %%", 100*float64(done)/float64(total))
 			if bytes {
-				amount = sizeText(done) + " of " + sizeText(total)
+				left := time.Duration(float64(now.Sub(start)) * float64(total-done) / float64(done)).Round(time.Second)
+				amount = fmt.Sprintf("%s of %s, %s left", sizeText(done), sizeText(total), left)
 			}
-			fmt.Fprintf(w, "winnow: %s%s: %s, %s left\n", what, extra, amount, left)
+			fmt.Fprintf(w, "winnow: %s%s: %s\n", what, extra, amount)
 		},
 		finish: func() {},
 	}

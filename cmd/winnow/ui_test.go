@@ -88,7 +88,7 @@ func TestLineProgress(t *testing.T) {
 	p.update(0, 400, "")
 	p.update(100, 400, " (PPL 7.0000)")
 	p.finish()
-	if got, want := out.String(), "winnow: scoring (PPL 7.0000): 25 %, 0s left\n"; got != want {
+	if got, want := out.String(), "winnow: scoring (PPL 7.0000): 25 %\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	out.Reset()

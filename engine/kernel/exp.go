@@ -75,27 +75,6 @@ func folded(s []float64) float64 {
 	return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]))
 }
 
-// Finite reports whether no number is NaN or infinite.
-func Finite(x []float32) bool { return largestBits(x) < 0x7f800000 }
-
-// largestBits returns the bits, without sign, of the largest number in size, a
-// NaN if there is one.
-func largestBits(x []float32) uint32 {
-	done, top := largest(x)
-	for _, v := range x[done:] {
-		top = max(top, math.Float32bits(v)&^(1<<31))
-	}
-	return top
-}
-
-// AddScaled adds scale·x to dst, which is as long.
-func AddScaled(dst, x []float32, scale float32) {
-	dst = dst[:len(x)]
-	for i := addScaled(dst, x, scale); i < len(x); i++ {
-		dst[i] += float32(scale * x[i])
-	}
-}
-
 // Tanh returns the hyperbolic tangent: (e^2x − 1)/(e^2x + 1), and x − x³/3 where
 // that would cancel.
 func Tanh(x float32) float32 {
@@ -132,57 +111,32 @@ func Softplus(x float32) float32 {
 // Sigmoid returns 1/(1+e^-x).
 func Sigmoid(x float32) float32 { return 1 / (1 + Exp(-x)) }
 
-// Exps replaces every number by its Exp.
-func Exps(x []float32) {
-	for i := exps(x); i < len(x); i++ {
-		x[i] = Exp(x[i])
+// Gate multiplies g by Sigmoid(scale·g), which with scale one is the activation
+// SiLU, and by up, which is as long, unless it is nil.
+func Gate(g, up []float32, scale float32) {
+	for i := gates(g, up, scale); i < len(g); i++ {
+		g[i] *= Sigmoid(float32(scale * g[i]))
+		if up != nil {
+			g[i] *= up[i]
+		}
 	}
 }
 
-// stretch is how many numbers pass through a function's own memory at once.
-const stretch = 128
-
-// Sigmoids writes Sigmoid of scale·x to dst, which may be x and is as long.
-func Sigmoids(dst, x []float32, scale float32) {
-	for i, v := range x {
-		dst[i] = -(scale * v)
-	}
-	Exps(dst[:len(x)])
-	for i, v := range dst[:len(x)] {
-		dst[i] = 1 / (1 + v)
+// GELUs replaces every number of g by its GELU times that of up, which is as
+// long, or one where it is nil.
+func GELUs(g, up []float32) {
+	for i := gelus(g, up); i < len(g); i++ {
+		g[i] = GELU(g[i])
+		if up != nil {
+			g[i] *= up[i]
+		}
 	}
 }
 
-// Gate multiplies g by Sigmoid(scale·g): the activation SiLU, with scale one.
-func Gate(g []float32, scale float32) {
-	var buf [stretch]float32
-	for len(g) > 0 {
-		part := g[:min(len(g), stretch)]
-		s := buf[:len(part)]
-		Sigmoids(s, part, scale)
-		for i, v := range s {
-			part[i] *= v
-		}
-		g = g[len(part):]
-	}
-}
-
-// GELUs replaces every number by its GELU.
-func GELUs(x []float32) {
-	var buf [stretch]float32
-	for len(x) > 0 {
-		part := x[:min(len(x), stretch)]
-		t := buf[:len(part)]
-		for i, v := range part {
-			t[i] = inner(v)
-		}
-		for i := tanhs(t); i < len(t); i++ {
-			t[i] = Tanh(t[i])
-		}
-		for i, v := range t {
-			part[i] = 0.5 * part[i] * (1 + v)
-		}
-		x = x[len(part):]
+// Softcap replaces every x by limit·tanh(scale·x/limit).
+func Softcap(x []float32, scale, limit float32) {
+	for i := softcaps(x, scale, limit); i < len(x); i++ {
+		x[i] = limit * Tanh(float32(x[i]*scale)/limit)
 	}
 }
 
@@ -195,32 +149,30 @@ var NoSink = float32(math.Inf(-1))
 // the score, not scaled, of one more element that takes its share and is not
 // among the weights.
 func Softmax(s []float32, scale, sink float32) float64 {
-	top := sink
-	for i, v := range s {
+	done, top := scaledTop(s, scale, sink)
+	for i, v := range s[done:] {
 		v *= scale
-		s[i] = v
+		s[done+i] = v
 		if v > top {
 			top = v
 		}
 	}
-	for i, v := range s {
-		s[i] = v - top
+	var sums [4]float64
+	rest := s[expsBelow(&sums, s, top):]
+	for i, v := range rest {
+		rest[i] = Exp(v - top)
 	}
-	Exps(s)
-	sum := sumOf(s)
+	for ; len(rest) >= 4; rest = rest[4:] {
+		for i := range sums {
+			sums[i] += float64(rest[i])
+		}
+	}
+	for _, v := range rest {
+		sums[0] += float64(v)
+	}
+	sum := (sums[0] + sums[1]) + (sums[2] + sums[3])
 	if sink != NoSink {
 		sum += float64(Exp(sink - top))
 	}
 	return sum
-}
-
-func sumOf(s []float32) float64 {
-	var a, b, c, d float64
-	for ; len(s) >= 4; s = s[4:] {
-		a, b, c, d = a+float64(s[0]), b+float64(s[1]), c+float64(s[2]), d+float64(s[3])
-	}
-	for _, v := range s {
-		a += float64(v)
-	}
-	return (a + b) + (c + d)
 }

@@ -65,18 +65,35 @@ func TestVectors(t *testing.T) {
 					x[i] = math.Float32frombits(rng.Uint32())
 				}
 			}
+			up := random(rng, len(x))
+			times := func(f func(float32) float32) func(int) float32 {
+				return func(i int) float32 { return f(x[i]) }
+			}
+			timesUp := func(f func(float32) float32) func(int) float32 {
+				return func(i int) float32 { return float32(f(x[i])) * up[i] }
+			}
+			silu := func(v float32) float32 { return v * Sigmoid(1.5*v) }
+			top := float32(math.Inf(-1))
+			for _, v := range x {
+				if v > top {
+					top = v
+				}
+			}
 			for name, f := range map[string]struct {
 				all func([]float32)
-				one func(float32) float32
+				one func(int) float32
 			}{
-				"Exps": {Exps, Exp}, "GELUs": {GELUs, GELU},
-				"Sigmoids": {func(x []float32) { Sigmoids(x, x, 1) }, Sigmoid},
-				"Gate":     {func(x []float32) { Gate(x, 1) }, func(x float32) float32 { return x * Sigmoid(x) }},
+				"Softmax": {func(x []float32) { Softmax(x, 1, NoSink) }, times(func(v float32) float32 { return Exp(v - top) })},
+				"GELUs":   {func(x []float32) { GELUs(x, nil) }, times(GELU)},
+				"GELUs·":  {func(x []float32) { GELUs(x, up) }, timesUp(GELU)},
+				"Gate":    {func(x []float32) { Gate(x, nil, 1.5) }, times(silu)},
+				"Gate·":   {func(x []float32) { Gate(x, up, 1.5) }, timesUp(silu)},
+				"Softcap": {func(x []float32) { Softcap(x, 0.3, 30) }, times(func(v float32) float32 { return 30 * Tanh(float32(v*0.3)/30) })},
 			} {
 				got := slices.Clone(x)
 				f.all(got)
 				for i, v := range x {
-					if want := f.one(v); math.Float32bits(got[i]) != math.Float32bits(want) && (got[i] == got[i] || want == want) {
+					if want := f.one(i); math.Float32bits(got[i]) != math.Float32bits(want) && (got[i] == got[i] || want == want) {
 						t.Fatalf("%s(%g) = %g, want %g", name, v, got[i], want)
 					}
 				}
@@ -115,51 +132,22 @@ func TestSumExp(t *testing.T) {
 	})
 }
 
-func TestAddScaled(t *testing.T) {
-	eachSet(t, func(t *testing.T) {
-		rng := rand.New(rand.NewPCG(6, 9))
-		for n := range 40 {
-			x, got := random(rng, n), random(rng, n+1)
-			want := slices.Clone(got)
-			for i, v := range x {
-				want[i] += float32(0.3 * v)
-			}
-			if AddScaled(got[:n], x, 0.3); !slices.Equal(got, want) {
-				t.Fatalf("%d numbers: %g, want %g", n, got, want)
-			}
-		}
-	})
-}
-
-func TestFinite(t *testing.T) {
-	eachSet(t, func(t *testing.T) {
-		for n := range 40 {
-			x := make([]float32, n)
-			for i := range x {
-				x[i] = -math.MaxFloat32
-			}
-			if !Finite(x) {
-				t.Fatalf("%d finite numbers: false", n)
-			}
-			for i := range x {
-				for _, bad := range []float64{math.Inf(1), math.Inf(-1), math.NaN()} {
-					x[i] = float32(bad)
-					if Finite(x) {
-						t.Fatalf("%d numbers, %g at %d: true", n, bad, i)
-					}
-				}
-				x[i] = 1
-			}
-		}
-	})
-}
-
-func BenchmarkExps(b *testing.B) {
+func BenchmarkSoftmax(b *testing.B) {
 	x := random(rand.New(rand.NewPCG(1, 2)), 512)
 	y := make([]float32, len(x))
 	for b.Loop() {
 		copy(y, x)
-		Exps(y)
+		Softmax(y, 1, NoSink)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/512, "ns/number")
+}
+
+func BenchmarkGate(b *testing.B) {
+	x := random(rand.New(rand.NewPCG(1, 2)), 512)
+	y := make([]float32, len(x))
+	for b.Loop() {
+		copy(y, x)
+		Gate(y, x, 1)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/512, "ns/number")
 }

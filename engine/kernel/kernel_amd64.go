@@ -230,15 +230,32 @@ func roundWordsAVX2(dst *uint32, sums *uint32, src *float32, scale float32, bloc
 //go:noescape
 func transpose8AVX2(dst *float32, dstStride int, src *float32, srcStride int, blocks int)
 
-// expAVX2 is Exp for eights times eight numbers.
+// gateAVX2 is Gate for eights times eight numbers. up may be nil.
 //
 //go:noescape
-func expAVX2(dst *float32, src *float32, eights int)
+func gateAVX2(x *float32, up *float32, scale float32, eights int)
 
-// tanhAVX2 is Tanh for eights times eight numbers, none of them NaN.
+// geluAVX2 is GELUs for eights times eight numbers. up may be nil.
 //
 //go:noescape
-func tanhAVX2(dst *float32, src *float32, eights int)
+func geluAVX2(x *float32, up *float32, eights int)
+
+// softcapAVX2 is Softcap for eights times eight numbers.
+//
+//go:noescape
+func softcapAVX2(x *float32, scale float32, limit float32, eights int)
+
+// scaledTopAVX2 multiplies eights times eight numbers by scale and returns the largest
+// of them and top.
+//
+//go:noescape
+func scaledTopAVX2(x *float32, scale float32, top float32, eights int) float32
+
+// expsBelowAVX2 replaces eights times eight numbers by the exponential of what they are
+// above top, and adds every fourth to a sum.
+//
+//go:noescape
+func expsBelowAVX2(sums *[4]float64, x *float32, top float32, eights int)
 
 // sumExpAVX2 is sumExp for eights times eight numbers, none of them NaN.
 //
@@ -255,22 +272,37 @@ func crossExpAVX2(sums *[16]float64, x *float32, y *float32, top float64, eights
 //go:noescape
 func largestAVX2(x *float32, eights int) uint32
 
-// addScaledAVX2 is AddScaled for eights times eight numbers.
+// extremesAVX2 is extremes for eights times eight numbers.
 //
 //go:noescape
-func addScaledAVX2(dst *float32, x *float32, scale float32, eights int)
+func extremesAVX2(x *float32, eights int) (top float32, bits uint32)
+
+// sumSquaresAVX2 is sumSquares for eights times eight numbers.
+//
+//go:noescape
+func sumSquaresAVX2(sums *[8]float64, x *float32, eights int)
 
 // addSquaresAVX2 is AddSquares for eights times eight numbers.
 //
 //go:noescape
 func addSquaresAVX2(sums *float64, x *float32, eights int)
 
-// addProductsAVX2 is AddProducts for eights times eight numbers.
+// addScaledAVX2 is AddScaled for eights times eight numbers.
 //
 //go:noescape
-func addProductsAVX2(sums *float64, x *float64, a float64, eights int)
+func addScaledAVX2(dst *float32, x *float32, scale float32, eights int)
 
 // innerAVX2 is Inner for eights times eight numbers, without the addition of sums.
 //
 //go:noescape
 func innerAVX2(sums *[8]float64, x *float32, y *float32, eights int)
+
+// addScaled64AVX2 is AddScaled64 for eights times eight numbers.
+//
+//go:noescape
+func addScaled64AVX2(dst *float64, x *float64, scale float64, eights int)
+
+// scaledAVX2 is Scaled for eights times eight numbers. w may be nil.
+//
+//go:noescape
+func scaledAVX2(dst *float32, x *float32, w *float32, scale float32, eights int)

@@ -11112,365 +11112,685 @@ block:
 	VZEROUPPER
 	RET
 
-// func expAVX2(dst *float32, src *float32, eights int)
+// func gateAVX2(x *float32, up *float32, scale float32, eights int)
 // Requires: AVX, AVX2
-TEXT ·expAVX2(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
-	MOVQ eights+16(FP), DX
+TEXT ·gateAVX2(SB), NOSPLIT, $0-32
+	MOVQ         x+0(FP), AX
+	MOVQ         up+8(FP), CX
+	MOVQ         eights+24(FP), DX
+	VBROADCASTSS scale+16(FP), Y0
 
 eight:
-	VCVTPS2PD  (CX), Y0
-	VCVTPS2PD  16(CX), Y1
-	VMOVAPD    Y0, Y2
-	VMOVAPD    Y1, Y3
-	VMULPD     number2<>+0(SB), Y0, Y4
-	VADDPD     number3<>+0(SB), Y4, Y4
-	VROUNDPD   $0x01, Y4, Y4
-	VMULPD     number4<>+0(SB), Y4, Y5
-	VSUBPD     Y5, Y0, Y0
-	VMULPD     number5<>+0(SB), Y4, Y5
-	VSUBPD     Y5, Y0, Y0
-	VMOVUPD    number6<>+0(SB), Y5
-	VMULPD     number2<>+0(SB), Y1, Y6
-	VADDPD     number3<>+0(SB), Y6, Y6
-	VROUNDPD   $0x01, Y6, Y6
-	VMULPD     number4<>+0(SB), Y6, Y7
-	VSUBPD     Y7, Y1, Y1
-	VMULPD     number5<>+0(SB), Y6, Y7
-	VSUBPD     Y7, Y1, Y1
-	VMOVUPD    number6<>+0(SB), Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number7<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number7<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number8<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number8<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number9<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number9<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number10<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number10<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number11<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number11<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number12<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number12<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number13<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number13<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number3<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number3<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number14<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number14<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number14<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number14<>+0(SB), Y7, Y7
-	VCVTPD2DQY Y4, X4
-	VPMOVSXDQ  X4, Y4
-	VPADDQ     number15<>+0(SB), Y4, Y4
-	VPSLLQ     $0x34, Y4, Y4
-	VMULPD     Y4, Y5, Y0
-	VCVTPD2DQY Y6, X6
-	VPMOVSXDQ  X6, Y6
-	VPADDQ     number15<>+0(SB), Y6, Y6
-	VPSLLQ     $0x34, Y6, Y6
-	VMULPD     Y6, Y7, Y1
-	VCMPPD     $0x1e, number16<>+0(SB), Y2, Y4
-	VBLENDVPD  Y4, number17<>+0(SB), Y0, Y0
-	VXORPD     Y4, Y4, Y4
-	VCMPPD     $0x11, number18<>+0(SB), Y2, Y5
-	VBLENDVPD  Y5, Y4, Y0, Y0
-	VCMPPD     $0x03, Y2, Y2, Y4
-	VBLENDVPD  Y4, Y2, Y0, Y0
-	VCMPPD     $0x1e, number16<>+0(SB), Y3, Y2
-	VBLENDVPD  Y2, number17<>+0(SB), Y1, Y1
-	VXORPD     Y2, Y2, Y2
-	VCMPPD     $0x11, number18<>+0(SB), Y3, Y4
-	VBLENDVPD  Y4, Y2, Y1, Y1
-	VCMPPD     $0x03, Y3, Y3, Y2
-	VBLENDVPD  Y2, Y3, Y1, Y1
-	VCVTPD2PSY Y0, X0
-	VMOVUPS    X0, (AX)
-	VCVTPD2PSY Y1, X1
-	VMOVUPS    X1, 16(AX)
-	ADDQ       $0x20, CX
-	ADDQ       $0x20, AX
-	DECQ       DX
-	JNZ        eight
+	VMOVUPS      (AX), Y2
+	VMULPS       Y0, Y2, Y1
+	VXORPS       number2<>+0(SB), Y1, Y1
+	VEXTRACTF128 $0x01, Y1, X3
+	VCVTPS2PD    X1, Y1
+	VCVTPS2PD    X3, Y3
+	VMOVAPD      Y1, Y4
+	VMOVAPD      Y3, Y5
+	VMULPD       number3<>+0(SB), Y1, Y6
+	VADDPD       number4<>+0(SB), Y6, Y6
+	VROUNDPD     $0x01, Y6, Y6
+	VMULPD       number5<>+0(SB), Y6, Y7
+	VSUBPD       Y7, Y1, Y1
+	VMULPD       number6<>+0(SB), Y6, Y7
+	VSUBPD       Y7, Y1, Y1
+	VMOVUPD      number7<>+0(SB), Y7
+	VMULPD       number3<>+0(SB), Y3, Y8
+	VADDPD       number4<>+0(SB), Y8, Y8
+	VROUNDPD     $0x01, Y8, Y8
+	VMULPD       number5<>+0(SB), Y8, Y9
+	VSUBPD       Y9, Y3, Y3
+	VMULPD       number6<>+0(SB), Y8, Y9
+	VSUBPD       Y9, Y3, Y3
+	VMOVUPD      number7<>+0(SB), Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number8<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number8<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number9<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number9<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number10<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number10<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number11<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number11<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number12<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number12<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number13<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number13<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number14<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number14<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number4<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number4<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number15<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number15<>+0(SB), Y9, Y9
+	VMULPD       Y1, Y7, Y7
+	VADDPD       number15<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number15<>+0(SB), Y9, Y9
+	VCVTPD2DQY   Y6, X6
+	VPMOVSXDQ    X6, Y6
+	VPADDQ       number16<>+0(SB), Y6, Y6
+	VPSLLQ       $0x34, Y6, Y6
+	VMULPD       Y6, Y7, Y1
+	VCVTPD2DQY   Y8, X8
+	VPMOVSXDQ    X8, Y8
+	VPADDQ       number16<>+0(SB), Y8, Y8
+	VPSLLQ       $0x34, Y8, Y8
+	VMULPD       Y8, Y9, Y3
+	VCMPPD       $0x1e, number17<>+0(SB), Y4, Y6
+	VBLENDVPD    Y6, number18<>+0(SB), Y1, Y1
+	VXORPD       Y6, Y6, Y6
+	VCMPPD       $0x11, number19<>+0(SB), Y4, Y7
+	VBLENDVPD    Y7, Y6, Y1, Y1
+	VCMPPD       $0x03, Y4, Y4, Y6
+	VBLENDVPD    Y6, Y4, Y1, Y1
+	VCMPPD       $0x1e, number17<>+0(SB), Y5, Y4
+	VBLENDVPD    Y4, number18<>+0(SB), Y3, Y3
+	VXORPD       Y4, Y4, Y4
+	VCMPPD       $0x11, number19<>+0(SB), Y5, Y6
+	VBLENDVPD    Y6, Y4, Y3, Y3
+	VCMPPD       $0x03, Y5, Y5, Y4
+	VBLENDVPD    Y4, Y5, Y3, Y3
+	VCVTPD2PSY   Y1, X10
+	VCVTPD2PSY   Y3, X1
+	VINSERTF128  $0x01, X1, Y10, Y3
+	VADDPS       number20<>+0(SB), Y3, Y3
+	VMOVUPS      number20<>+0(SB), Y1
+	VDIVPS       Y3, Y1, Y1
+	VMULPS       Y1, Y2, Y2
+	TESTQ        CX, CX
+	JZ           alone
+	VMULPS       (CX), Y2, Y2
+	ADDQ         $0x20, CX
+
+alone:
+	VMOVUPS Y2, (AX)
+	ADDQ    $0x20, AX
+	DECQ    DX
+	JNZ     eight
 	VZEROUPPER
 	RET
 
-DATA number2<>+0(SB)/8, $0x3ff71547652b82fe
-DATA number2<>+8(SB)/8, $0x3ff71547652b82fe
-DATA number2<>+16(SB)/8, $0x3ff71547652b82fe
-DATA number2<>+24(SB)/8, $0x3ff71547652b82fe
+DATA number2<>+0(SB)/8, $0x8000000080000000
+DATA number2<>+8(SB)/8, $0x8000000080000000
+DATA number2<>+16(SB)/8, $0x8000000080000000
+DATA number2<>+24(SB)/8, $0x8000000080000000
 GLOBL number2<>(SB), RODATA|NOPTR, $32
 
-DATA number3<>+0(SB)/8, $0x3fe0000000000000
-DATA number3<>+8(SB)/8, $0x3fe0000000000000
-DATA number3<>+16(SB)/8, $0x3fe0000000000000
-DATA number3<>+24(SB)/8, $0x3fe0000000000000
+DATA number3<>+0(SB)/8, $0x3ff71547652b82fe
+DATA number3<>+8(SB)/8, $0x3ff71547652b82fe
+DATA number3<>+16(SB)/8, $0x3ff71547652b82fe
+DATA number3<>+24(SB)/8, $0x3ff71547652b82fe
 GLOBL number3<>(SB), RODATA|NOPTR, $32
 
-DATA number4<>+0(SB)/8, $0x3fe62e42fee00000
-DATA number4<>+8(SB)/8, $0x3fe62e42fee00000
-DATA number4<>+16(SB)/8, $0x3fe62e42fee00000
-DATA number4<>+24(SB)/8, $0x3fe62e42fee00000
+DATA number4<>+0(SB)/8, $0x3fe0000000000000
+DATA number4<>+8(SB)/8, $0x3fe0000000000000
+DATA number4<>+16(SB)/8, $0x3fe0000000000000
+DATA number4<>+24(SB)/8, $0x3fe0000000000000
 GLOBL number4<>(SB), RODATA|NOPTR, $32
 
-DATA number5<>+0(SB)/8, $0x3dea39ef35793c76
-DATA number5<>+8(SB)/8, $0x3dea39ef35793c76
-DATA number5<>+16(SB)/8, $0x3dea39ef35793c76
-DATA number5<>+24(SB)/8, $0x3dea39ef35793c76
+DATA number5<>+0(SB)/8, $0x3fe62e42fee00000
+DATA number5<>+8(SB)/8, $0x3fe62e42fee00000
+DATA number5<>+16(SB)/8, $0x3fe62e42fee00000
+DATA number5<>+24(SB)/8, $0x3fe62e42fee00000
 GLOBL number5<>(SB), RODATA|NOPTR, $32
 
-DATA number6<>+0(SB)/8, $0x3e927e4fb7789f5c
-DATA number6<>+8(SB)/8, $0x3e927e4fb7789f5c
-DATA number6<>+16(SB)/8, $0x3e927e4fb7789f5c
-DATA number6<>+24(SB)/8, $0x3e927e4fb7789f5c
+DATA number6<>+0(SB)/8, $0x3dea39ef35793c76
+DATA number6<>+8(SB)/8, $0x3dea39ef35793c76
+DATA number6<>+16(SB)/8, $0x3dea39ef35793c76
+DATA number6<>+24(SB)/8, $0x3dea39ef35793c76
 GLOBL number6<>(SB), RODATA|NOPTR, $32
 
-DATA number7<>+0(SB)/8, $0x3ec71de3a556c734
-DATA number7<>+8(SB)/8, $0x3ec71de3a556c734
-DATA number7<>+16(SB)/8, $0x3ec71de3a556c734
-DATA number7<>+24(SB)/8, $0x3ec71de3a556c734
+DATA number7<>+0(SB)/8, $0x3e927e4fb7789f5c
+DATA number7<>+8(SB)/8, $0x3e927e4fb7789f5c
+DATA number7<>+16(SB)/8, $0x3e927e4fb7789f5c
+DATA number7<>+24(SB)/8, $0x3e927e4fb7789f5c
 GLOBL number7<>(SB), RODATA|NOPTR, $32
 
-DATA number8<>+0(SB)/8, $0x3efa01a01a01a01a
-DATA number8<>+8(SB)/8, $0x3efa01a01a01a01a
-DATA number8<>+16(SB)/8, $0x3efa01a01a01a01a
-DATA number8<>+24(SB)/8, $0x3efa01a01a01a01a
+DATA number8<>+0(SB)/8, $0x3ec71de3a556c734
+DATA number8<>+8(SB)/8, $0x3ec71de3a556c734
+DATA number8<>+16(SB)/8, $0x3ec71de3a556c734
+DATA number8<>+24(SB)/8, $0x3ec71de3a556c734
 GLOBL number8<>(SB), RODATA|NOPTR, $32
 
-DATA number9<>+0(SB)/8, $0x3f2a01a01a01a01a
-DATA number9<>+8(SB)/8, $0x3f2a01a01a01a01a
-DATA number9<>+16(SB)/8, $0x3f2a01a01a01a01a
-DATA number9<>+24(SB)/8, $0x3f2a01a01a01a01a
+DATA number9<>+0(SB)/8, $0x3efa01a01a01a01a
+DATA number9<>+8(SB)/8, $0x3efa01a01a01a01a
+DATA number9<>+16(SB)/8, $0x3efa01a01a01a01a
+DATA number9<>+24(SB)/8, $0x3efa01a01a01a01a
 GLOBL number9<>(SB), RODATA|NOPTR, $32
 
-DATA number10<>+0(SB)/8, $0x3f56c16c16c16c17
-DATA number10<>+8(SB)/8, $0x3f56c16c16c16c17
-DATA number10<>+16(SB)/8, $0x3f56c16c16c16c17
-DATA number10<>+24(SB)/8, $0x3f56c16c16c16c17
+DATA number10<>+0(SB)/8, $0x3f2a01a01a01a01a
+DATA number10<>+8(SB)/8, $0x3f2a01a01a01a01a
+DATA number10<>+16(SB)/8, $0x3f2a01a01a01a01a
+DATA number10<>+24(SB)/8, $0x3f2a01a01a01a01a
 GLOBL number10<>(SB), RODATA|NOPTR, $32
 
-DATA number11<>+0(SB)/8, $0x3f81111111111111
-DATA number11<>+8(SB)/8, $0x3f81111111111111
-DATA number11<>+16(SB)/8, $0x3f81111111111111
-DATA number11<>+24(SB)/8, $0x3f81111111111111
+DATA number11<>+0(SB)/8, $0x3f56c16c16c16c17
+DATA number11<>+8(SB)/8, $0x3f56c16c16c16c17
+DATA number11<>+16(SB)/8, $0x3f56c16c16c16c17
+DATA number11<>+24(SB)/8, $0x3f56c16c16c16c17
 GLOBL number11<>(SB), RODATA|NOPTR, $32
 
-DATA number12<>+0(SB)/8, $0x3fa5555555555555
-DATA number12<>+8(SB)/8, $0x3fa5555555555555
-DATA number12<>+16(SB)/8, $0x3fa5555555555555
-DATA number12<>+24(SB)/8, $0x3fa5555555555555
+DATA number12<>+0(SB)/8, $0x3f81111111111111
+DATA number12<>+8(SB)/8, $0x3f81111111111111
+DATA number12<>+16(SB)/8, $0x3f81111111111111
+DATA number12<>+24(SB)/8, $0x3f81111111111111
 GLOBL number12<>(SB), RODATA|NOPTR, $32
 
-DATA number13<>+0(SB)/8, $0x3fc5555555555555
-DATA number13<>+8(SB)/8, $0x3fc5555555555555
-DATA number13<>+16(SB)/8, $0x3fc5555555555555
-DATA number13<>+24(SB)/8, $0x3fc5555555555555
+DATA number13<>+0(SB)/8, $0x3fa5555555555555
+DATA number13<>+8(SB)/8, $0x3fa5555555555555
+DATA number13<>+16(SB)/8, $0x3fa5555555555555
+DATA number13<>+24(SB)/8, $0x3fa5555555555555
 GLOBL number13<>(SB), RODATA|NOPTR, $32
 
-DATA number14<>+0(SB)/8, $0x3ff0000000000000
-DATA number14<>+8(SB)/8, $0x3ff0000000000000
-DATA number14<>+16(SB)/8, $0x3ff0000000000000
-DATA number14<>+24(SB)/8, $0x3ff0000000000000
+DATA number14<>+0(SB)/8, $0x3fc5555555555555
+DATA number14<>+8(SB)/8, $0x3fc5555555555555
+DATA number14<>+16(SB)/8, $0x3fc5555555555555
+DATA number14<>+24(SB)/8, $0x3fc5555555555555
 GLOBL number14<>(SB), RODATA|NOPTR, $32
 
-DATA number15<>+0(SB)/8, $0x00000000000003ff
-DATA number15<>+8(SB)/8, $0x00000000000003ff
-DATA number15<>+16(SB)/8, $0x00000000000003ff
-DATA number15<>+24(SB)/8, $0x00000000000003ff
+DATA number15<>+0(SB)/8, $0x3ff0000000000000
+DATA number15<>+8(SB)/8, $0x3ff0000000000000
+DATA number15<>+16(SB)/8, $0x3ff0000000000000
+DATA number15<>+24(SB)/8, $0x3ff0000000000000
 GLOBL number15<>(SB), RODATA|NOPTR, $32
 
-DATA number16<>+0(SB)/8, $0x4056400000000000
-DATA number16<>+8(SB)/8, $0x4056400000000000
-DATA number16<>+16(SB)/8, $0x4056400000000000
-DATA number16<>+24(SB)/8, $0x4056400000000000
+DATA number16<>+0(SB)/8, $0x00000000000003ff
+DATA number16<>+8(SB)/8, $0x00000000000003ff
+DATA number16<>+16(SB)/8, $0x00000000000003ff
+DATA number16<>+24(SB)/8, $0x00000000000003ff
 GLOBL number16<>(SB), RODATA|NOPTR, $32
 
-DATA number17<>+0(SB)/8, $0x7ff0000000000000
-DATA number17<>+8(SB)/8, $0x7ff0000000000000
-DATA number17<>+16(SB)/8, $0x7ff0000000000000
-DATA number17<>+24(SB)/8, $0x7ff0000000000000
+DATA number17<>+0(SB)/8, $0x4056400000000000
+DATA number17<>+8(SB)/8, $0x4056400000000000
+DATA number17<>+16(SB)/8, $0x4056400000000000
+DATA number17<>+24(SB)/8, $0x4056400000000000
 GLOBL number17<>(SB), RODATA|NOPTR, $32
 
-DATA number18<>+0(SB)/8, $0xc05a000000000000
-DATA number18<>+8(SB)/8, $0xc05a000000000000
-DATA number18<>+16(SB)/8, $0xc05a000000000000
-DATA number18<>+24(SB)/8, $0xc05a000000000000
+DATA number18<>+0(SB)/8, $0x7ff0000000000000
+DATA number18<>+8(SB)/8, $0x7ff0000000000000
+DATA number18<>+16(SB)/8, $0x7ff0000000000000
+DATA number18<>+24(SB)/8, $0x7ff0000000000000
 GLOBL number18<>(SB), RODATA|NOPTR, $32
 
-// func tanhAVX2(dst *float32, src *float32, eights int)
+DATA number19<>+0(SB)/8, $0xc05a000000000000
+DATA number19<>+8(SB)/8, $0xc05a000000000000
+DATA number19<>+16(SB)/8, $0xc05a000000000000
+DATA number19<>+24(SB)/8, $0xc05a000000000000
+GLOBL number19<>(SB), RODATA|NOPTR, $32
+
+DATA number20<>+0(SB)/8, $0x3f8000003f800000
+DATA number20<>+8(SB)/8, $0x3f8000003f800000
+DATA number20<>+16(SB)/8, $0x3f8000003f800000
+DATA number20<>+24(SB)/8, $0x3f8000003f800000
+GLOBL number20<>(SB), RODATA|NOPTR, $32
+
+// func geluAVX2(x *float32, up *float32, eights int)
 // Requires: AVX, AVX2
-TEXT ·tanhAVX2(SB), NOSPLIT, $0-24
-	MOVQ dst+0(FP), AX
-	MOVQ src+8(FP), CX
+TEXT ·geluAVX2(SB), NOSPLIT, $0-24
+	MOVQ x+0(FP), AX
+	MOVQ up+8(FP), CX
 	MOVQ eights+16(FP), DX
 
 eight:
-	VCVTPS2PD  (CX), Y0
-	VCVTPS2PD  16(CX), Y1
-	VMOVAPD    Y0, Y2
-	VMOVAPD    Y1, Y3
-	VADDPD     Y0, Y0, Y0
-	VADDPD     Y1, Y1, Y1
-	VMULPD     number2<>+0(SB), Y0, Y4
-	VADDPD     number3<>+0(SB), Y4, Y4
-	VROUNDPD   $0x01, Y4, Y4
-	VMULPD     number4<>+0(SB), Y4, Y5
-	VSUBPD     Y5, Y0, Y0
-	VMULPD     number5<>+0(SB), Y4, Y5
-	VSUBPD     Y5, Y0, Y0
-	VMOVUPD    number6<>+0(SB), Y5
-	VMULPD     number2<>+0(SB), Y1, Y6
-	VADDPD     number3<>+0(SB), Y6, Y6
-	VROUNDPD   $0x01, Y6, Y6
-	VMULPD     number4<>+0(SB), Y6, Y7
-	VSUBPD     Y7, Y1, Y1
-	VMULPD     number5<>+0(SB), Y6, Y7
-	VSUBPD     Y7, Y1, Y1
-	VMOVUPD    number6<>+0(SB), Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number7<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number7<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number8<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number8<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number9<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number9<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number10<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number10<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number11<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number11<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number12<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number12<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number13<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number13<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number3<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number3<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number14<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number14<>+0(SB), Y7, Y7
-	VMULPD     Y0, Y5, Y5
-	VADDPD     number14<>+0(SB), Y5, Y5
-	VMULPD     Y1, Y7, Y7
-	VADDPD     number14<>+0(SB), Y7, Y7
-	VCVTPD2DQY Y4, X4
-	VPMOVSXDQ  X4, Y4
-	VPADDQ     number15<>+0(SB), Y4, Y4
-	VPSLLQ     $0x34, Y4, Y4
-	VMULPD     Y4, Y5, Y0
-	VCVTPD2DQY Y6, X6
-	VPMOVSXDQ  X6, Y6
-	VPADDQ     number15<>+0(SB), Y6, Y6
-	VPSLLQ     $0x34, Y6, Y6
-	VMULPD     Y6, Y7, Y1
-	VADDPD     number14<>+0(SB), Y0, Y4
-	VSUBPD     number14<>+0(SB), Y0, Y0
-	VDIVPD     Y4, Y0, Y0
-	VCMPPD     $0x1e, number19<>+0(SB), Y2, Y4
-	VBLENDVPD  Y4, number14<>+0(SB), Y0, Y0
-	VCMPPD     $0x11, number20<>+0(SB), Y2, Y4
-	VBLENDVPD  Y4, number21<>+0(SB), Y0, Y0
-	VMULPD     Y2, Y2, Y4
-	VMULPD     Y2, Y4, Y4
-	VDIVPD     number22<>+0(SB), Y4, Y4
-	VSUBPD     Y4, Y2, Y4
-	VANDPD     number23<>+0(SB), Y2, Y2
-	VCMPPD     $0x11, number24<>+0(SB), Y2, Y2
-	VBLENDVPD  Y2, Y4, Y0, Y0
-	VADDPD     number14<>+0(SB), Y1, Y2
-	VSUBPD     number14<>+0(SB), Y1, Y1
-	VDIVPD     Y2, Y1, Y1
-	VCMPPD     $0x1e, number19<>+0(SB), Y3, Y2
-	VBLENDVPD  Y2, number14<>+0(SB), Y1, Y1
-	VCMPPD     $0x11, number20<>+0(SB), Y3, Y2
-	VBLENDVPD  Y2, number21<>+0(SB), Y1, Y1
-	VMULPD     Y3, Y3, Y2
-	VMULPD     Y3, Y2, Y2
-	VDIVPD     number22<>+0(SB), Y2, Y2
-	VSUBPD     Y2, Y3, Y2
-	VANDPD     number23<>+0(SB), Y3, Y3
-	VCMPPD     $0x11, number24<>+0(SB), Y3, Y3
-	VBLENDVPD  Y3, Y2, Y1, Y1
-	VCVTPD2PSY Y0, X0
-	VMOVUPS    X0, (AX)
-	VCVTPD2PSY Y1, X1
-	VMOVUPS    X1, 16(AX)
-	ADDQ       $0x20, CX
-	ADDQ       $0x20, AX
-	DECQ       DX
-	JNZ        eight
+	VMOVUPS      (AX), Y1
+	VMULPS       Y1, Y1, Y0
+	VMULPS       Y1, Y0, Y0
+	VMULPS       number21<>+0(SB), Y0, Y0
+	VADDPS       Y1, Y0, Y0
+	VMULPS       number22<>+0(SB), Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X2
+	VCVTPS2PD    X0, Y0
+	VCVTPS2PD    X2, Y2
+	VMOVAPD      Y0, Y3
+	VMOVAPD      Y2, Y4
+	VADDPD       Y0, Y0, Y0
+	VADDPD       Y2, Y2, Y2
+	VMULPD       number3<>+0(SB), Y0, Y5
+	VADDPD       number4<>+0(SB), Y5, Y5
+	VROUNDPD     $0x01, Y5, Y5
+	VMULPD       number5<>+0(SB), Y5, Y6
+	VSUBPD       Y6, Y0, Y0
+	VMULPD       number6<>+0(SB), Y5, Y6
+	VSUBPD       Y6, Y0, Y0
+	VMOVUPD      number7<>+0(SB), Y6
+	VMULPD       number3<>+0(SB), Y2, Y7
+	VADDPD       number4<>+0(SB), Y7, Y7
+	VROUNDPD     $0x01, Y7, Y7
+	VMULPD       number5<>+0(SB), Y7, Y8
+	VSUBPD       Y8, Y2, Y2
+	VMULPD       number6<>+0(SB), Y7, Y8
+	VSUBPD       Y8, Y2, Y2
+	VMOVUPD      number7<>+0(SB), Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number8<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number8<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number9<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number9<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number10<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number10<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number11<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number11<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number12<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number12<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number13<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number13<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number14<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number14<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number4<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number4<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number15<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number15<>+0(SB), Y8, Y8
+	VMULPD       Y0, Y6, Y6
+	VADDPD       number15<>+0(SB), Y6, Y6
+	VMULPD       Y2, Y8, Y8
+	VADDPD       number15<>+0(SB), Y8, Y8
+	VCVTPD2DQY   Y5, X5
+	VPMOVSXDQ    X5, Y5
+	VPADDQ       number16<>+0(SB), Y5, Y5
+	VPSLLQ       $0x34, Y5, Y5
+	VMULPD       Y5, Y6, Y0
+	VCVTPD2DQY   Y7, X7
+	VPMOVSXDQ    X7, Y7
+	VPADDQ       number16<>+0(SB), Y7, Y7
+	VPSLLQ       $0x34, Y7, Y7
+	VMULPD       Y7, Y8, Y2
+	VADDPD       number15<>+0(SB), Y0, Y5
+	VSUBPD       number15<>+0(SB), Y0, Y0
+	VDIVPD       Y5, Y0, Y0
+	VCMPPD       $0x1e, number23<>+0(SB), Y3, Y5
+	VBLENDVPD    Y5, number15<>+0(SB), Y0, Y0
+	VCMPPD       $0x11, number24<>+0(SB), Y3, Y5
+	VBLENDVPD    Y5, number25<>+0(SB), Y0, Y0
+	VMULPD       Y3, Y3, Y5
+	VMULPD       Y3, Y5, Y5
+	VDIVPD       number26<>+0(SB), Y5, Y5
+	VSUBPD       Y5, Y3, Y5
+	VANDPD       number27<>+0(SB), Y3, Y3
+	VCMPPD       $0x11, number28<>+0(SB), Y3, Y3
+	VBLENDVPD    Y3, Y5, Y0, Y0
+	VADDPD       number15<>+0(SB), Y2, Y3
+	VSUBPD       number15<>+0(SB), Y2, Y2
+	VDIVPD       Y3, Y2, Y2
+	VCMPPD       $0x1e, number23<>+0(SB), Y4, Y3
+	VBLENDVPD    Y3, number15<>+0(SB), Y2, Y2
+	VCMPPD       $0x11, number24<>+0(SB), Y4, Y3
+	VBLENDVPD    Y3, number25<>+0(SB), Y2, Y2
+	VMULPD       Y4, Y4, Y3
+	VMULPD       Y4, Y3, Y3
+	VDIVPD       number26<>+0(SB), Y3, Y3
+	VSUBPD       Y3, Y4, Y3
+	VANDPD       number27<>+0(SB), Y4, Y4
+	VCMPPD       $0x11, number28<>+0(SB), Y4, Y4
+	VBLENDVPD    Y4, Y3, Y2, Y2
+	VCVTPD2PSY   Y0, X9
+	VCVTPD2PSY   Y2, X0
+	VINSERTF128  $0x01, X0, Y9, Y0
+	VADDPS       number20<>+0(SB), Y0, Y0
+	VMULPS       number29<>+0(SB), Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	TESTQ        CX, CX
+	JZ           alone
+	VMULPS       (CX), Y1, Y1
+	ADDQ         $0x20, CX
+
+alone:
+	VMOVUPS Y1, (AX)
+	ADDQ    $0x20, AX
+	DECQ    DX
+	JNZ     eight
 	VZEROUPPER
 	RET
 
-DATA number19<>+0(SB)/8, $0x4034000000000000
-DATA number19<>+8(SB)/8, $0x4034000000000000
-DATA number19<>+16(SB)/8, $0x4034000000000000
-DATA number19<>+24(SB)/8, $0x4034000000000000
-GLOBL number19<>(SB), RODATA|NOPTR, $32
-
-DATA number20<>+0(SB)/8, $0xc034000000000000
-DATA number20<>+8(SB)/8, $0xc034000000000000
-DATA number20<>+16(SB)/8, $0xc034000000000000
-DATA number20<>+24(SB)/8, $0xc034000000000000
-GLOBL number20<>(SB), RODATA|NOPTR, $32
-
-DATA number21<>+0(SB)/8, $0xbff0000000000000
-DATA number21<>+8(SB)/8, $0xbff0000000000000
-DATA number21<>+16(SB)/8, $0xbff0000000000000
-DATA number21<>+24(SB)/8, $0xbff0000000000000
+DATA number21<>+0(SB)/8, $0x3d3727133d372713
+DATA number21<>+8(SB)/8, $0x3d3727133d372713
+DATA number21<>+16(SB)/8, $0x3d3727133d372713
+DATA number21<>+24(SB)/8, $0x3d3727133d372713
 GLOBL number21<>(SB), RODATA|NOPTR, $32
 
-DATA number22<>+0(SB)/8, $0x4008000000000000
-DATA number22<>+8(SB)/8, $0x4008000000000000
-DATA number22<>+16(SB)/8, $0x4008000000000000
-DATA number22<>+24(SB)/8, $0x4008000000000000
+DATA number22<>+0(SB)/8, $0x3f4c422a3f4c422a
+DATA number22<>+8(SB)/8, $0x3f4c422a3f4c422a
+DATA number22<>+16(SB)/8, $0x3f4c422a3f4c422a
+DATA number22<>+24(SB)/8, $0x3f4c422a3f4c422a
 GLOBL number22<>(SB), RODATA|NOPTR, $32
 
-DATA number23<>+0(SB)/8, $0x7fffffffffffffff
-DATA number23<>+8(SB)/8, $0x7fffffffffffffff
-DATA number23<>+16(SB)/8, $0x7fffffffffffffff
-DATA number23<>+24(SB)/8, $0x7fffffffffffffff
+DATA number23<>+0(SB)/8, $0x4034000000000000
+DATA number23<>+8(SB)/8, $0x4034000000000000
+DATA number23<>+16(SB)/8, $0x4034000000000000
+DATA number23<>+24(SB)/8, $0x4034000000000000
 GLOBL number23<>(SB), RODATA|NOPTR, $32
 
-DATA number24<>+0(SB)/8, $0x3f50624dd2f1a9fc
-DATA number24<>+8(SB)/8, $0x3f50624dd2f1a9fc
-DATA number24<>+16(SB)/8, $0x3f50624dd2f1a9fc
-DATA number24<>+24(SB)/8, $0x3f50624dd2f1a9fc
+DATA number24<>+0(SB)/8, $0xc034000000000000
+DATA number24<>+8(SB)/8, $0xc034000000000000
+DATA number24<>+16(SB)/8, $0xc034000000000000
+DATA number24<>+24(SB)/8, $0xc034000000000000
 GLOBL number24<>(SB), RODATA|NOPTR, $32
+
+DATA number25<>+0(SB)/8, $0xbff0000000000000
+DATA number25<>+8(SB)/8, $0xbff0000000000000
+DATA number25<>+16(SB)/8, $0xbff0000000000000
+DATA number25<>+24(SB)/8, $0xbff0000000000000
+GLOBL number25<>(SB), RODATA|NOPTR, $32
+
+DATA number26<>+0(SB)/8, $0x4008000000000000
+DATA number26<>+8(SB)/8, $0x4008000000000000
+DATA number26<>+16(SB)/8, $0x4008000000000000
+DATA number26<>+24(SB)/8, $0x4008000000000000
+GLOBL number26<>(SB), RODATA|NOPTR, $32
+
+DATA number27<>+0(SB)/8, $0x7fffffffffffffff
+DATA number27<>+8(SB)/8, $0x7fffffffffffffff
+DATA number27<>+16(SB)/8, $0x7fffffffffffffff
+DATA number27<>+24(SB)/8, $0x7fffffffffffffff
+GLOBL number27<>(SB), RODATA|NOPTR, $32
+
+DATA number28<>+0(SB)/8, $0x3f50624dd2f1a9fc
+DATA number28<>+8(SB)/8, $0x3f50624dd2f1a9fc
+DATA number28<>+16(SB)/8, $0x3f50624dd2f1a9fc
+DATA number28<>+24(SB)/8, $0x3f50624dd2f1a9fc
+GLOBL number28<>(SB), RODATA|NOPTR, $32
+
+DATA number29<>+0(SB)/8, $0x3f0000003f000000
+DATA number29<>+8(SB)/8, $0x3f0000003f000000
+DATA number29<>+16(SB)/8, $0x3f0000003f000000
+DATA number29<>+24(SB)/8, $0x3f0000003f000000
+GLOBL number29<>(SB), RODATA|NOPTR, $32
+
+// func softcapAVX2(x *float32, scale float32, limit float32, eights int)
+// Requires: AVX, AVX2
+TEXT ·softcapAVX2(SB), NOSPLIT, $0-24
+	MOVQ         x+0(FP), AX
+	MOVQ         eights+16(FP), CX
+	VBROADCASTSS scale+8(FP), Y0
+	VBROADCASTSS limit+12(FP), Y1
+
+eight:
+	VMULPS       (AX), Y0, Y2
+	VDIVPS       Y1, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X3
+	VCVTPS2PD    X2, Y2
+	VCVTPS2PD    X3, Y3
+	VMOVAPD      Y2, Y4
+	VMOVAPD      Y3, Y5
+	VADDPD       Y2, Y2, Y2
+	VADDPD       Y3, Y3, Y3
+	VMULPD       number3<>+0(SB), Y2, Y6
+	VADDPD       number4<>+0(SB), Y6, Y6
+	VROUNDPD     $0x01, Y6, Y6
+	VMULPD       number5<>+0(SB), Y6, Y7
+	VSUBPD       Y7, Y2, Y2
+	VMULPD       number6<>+0(SB), Y6, Y7
+	VSUBPD       Y7, Y2, Y2
+	VMOVUPD      number7<>+0(SB), Y7
+	VMULPD       number3<>+0(SB), Y3, Y8
+	VADDPD       number4<>+0(SB), Y8, Y8
+	VROUNDPD     $0x01, Y8, Y8
+	VMULPD       number5<>+0(SB), Y8, Y9
+	VSUBPD       Y9, Y3, Y3
+	VMULPD       number6<>+0(SB), Y8, Y9
+	VSUBPD       Y9, Y3, Y3
+	VMOVUPD      number7<>+0(SB), Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number8<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number8<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number9<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number9<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number10<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number10<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number11<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number11<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number12<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number12<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number13<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number13<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number14<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number14<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number4<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number4<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number15<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number15<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number15<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number15<>+0(SB), Y9, Y9
+	VCVTPD2DQY   Y6, X6
+	VPMOVSXDQ    X6, Y6
+	VPADDQ       number16<>+0(SB), Y6, Y6
+	VPSLLQ       $0x34, Y6, Y6
+	VMULPD       Y6, Y7, Y2
+	VCVTPD2DQY   Y8, X8
+	VPMOVSXDQ    X8, Y8
+	VPADDQ       number16<>+0(SB), Y8, Y8
+	VPSLLQ       $0x34, Y8, Y8
+	VMULPD       Y8, Y9, Y3
+	VADDPD       number15<>+0(SB), Y2, Y6
+	VSUBPD       number15<>+0(SB), Y2, Y2
+	VDIVPD       Y6, Y2, Y2
+	VCMPPD       $0x1e, number23<>+0(SB), Y4, Y6
+	VBLENDVPD    Y6, number15<>+0(SB), Y2, Y2
+	VCMPPD       $0x11, number24<>+0(SB), Y4, Y6
+	VBLENDVPD    Y6, number25<>+0(SB), Y2, Y2
+	VMULPD       Y4, Y4, Y6
+	VMULPD       Y4, Y6, Y6
+	VDIVPD       number26<>+0(SB), Y6, Y6
+	VSUBPD       Y6, Y4, Y6
+	VANDPD       number27<>+0(SB), Y4, Y4
+	VCMPPD       $0x11, number28<>+0(SB), Y4, Y4
+	VBLENDVPD    Y4, Y6, Y2, Y2
+	VADDPD       number15<>+0(SB), Y3, Y4
+	VSUBPD       number15<>+0(SB), Y3, Y3
+	VDIVPD       Y4, Y3, Y3
+	VCMPPD       $0x1e, number23<>+0(SB), Y5, Y4
+	VBLENDVPD    Y4, number15<>+0(SB), Y3, Y3
+	VCMPPD       $0x11, number24<>+0(SB), Y5, Y4
+	VBLENDVPD    Y4, number25<>+0(SB), Y3, Y3
+	VMULPD       Y5, Y5, Y4
+	VMULPD       Y5, Y4, Y4
+	VDIVPD       number26<>+0(SB), Y4, Y4
+	VSUBPD       Y4, Y5, Y4
+	VANDPD       number27<>+0(SB), Y5, Y5
+	VCMPPD       $0x11, number28<>+0(SB), Y5, Y5
+	VBLENDVPD    Y5, Y4, Y3, Y3
+	VCVTPD2PSY   Y2, X10
+	VCVTPD2PSY   Y3, X2
+	VINSERTF128  $0x01, X2, Y10, Y2
+	VMULPS       Y1, Y2, Y2
+	VMOVUPS      Y2, (AX)
+	ADDQ         $0x20, AX
+	DECQ         CX
+	JNZ          eight
+	VZEROUPPER
+	RET
+
+// func scaledTopAVX2(x *float32, scale float32, top float32, eights int) float32
+// Requires: AVX, SSE
+TEXT ·scaledTopAVX2(SB), NOSPLIT, $0-28
+	MOVQ         x+0(FP), AX
+	MOVQ         eights+16(FP), CX
+	VBROADCASTSS scale+8(FP), Y0
+	VBROADCASTSS top+12(FP), Y1
+
+eight:
+	VMULPS       (AX), Y0, Y2
+	VMOVUPS      Y2, (AX)
+	VMAXPS       Y1, Y2, Y1
+	ADDQ         $0x20, AX
+	DECQ         CX
+	JNZ          eight
+	VEXTRACTF128 $0x01, Y1, X0
+	VMAXPS       X1, X0, X0
+	VPSHUFD      $0x4e, X0, X1
+	VMAXPS       X1, X0, X0
+	VPSHUFD      $0xb1, X0, X1
+	VMAXPS       X1, X0, X0
+	MOVSS        X0, ret+24(FP)
+	VZEROUPPER
+	RET
+
+// func expsBelowAVX2(sums *[4]float64, x *float32, top float32, eights int)
+// Requires: AVX, AVX2
+TEXT ·expsBelowAVX2(SB), NOSPLIT, $0-32
+	MOVQ         sums+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         eights+24(FP), DX
+	VBROADCASTSS top+16(FP), Y0
+	VMOVUPD      (AX), Y1
+
+eight:
+	VMOVUPS      (CX), Y2
+	VSUBPS       Y0, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X3
+	VCVTPS2PD    X2, Y2
+	VCVTPS2PD    X3, Y3
+	VMOVAPD      Y2, Y4
+	VMOVAPD      Y3, Y5
+	VMULPD       number3<>+0(SB), Y2, Y6
+	VADDPD       number4<>+0(SB), Y6, Y6
+	VROUNDPD     $0x01, Y6, Y6
+	VMULPD       number5<>+0(SB), Y6, Y7
+	VSUBPD       Y7, Y2, Y2
+	VMULPD       number6<>+0(SB), Y6, Y7
+	VSUBPD       Y7, Y2, Y2
+	VMOVUPD      number7<>+0(SB), Y7
+	VMULPD       number3<>+0(SB), Y3, Y8
+	VADDPD       number4<>+0(SB), Y8, Y8
+	VROUNDPD     $0x01, Y8, Y8
+	VMULPD       number5<>+0(SB), Y8, Y9
+	VSUBPD       Y9, Y3, Y3
+	VMULPD       number6<>+0(SB), Y8, Y9
+	VSUBPD       Y9, Y3, Y3
+	VMOVUPD      number7<>+0(SB), Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number8<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number8<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number9<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number9<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number10<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number10<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number11<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number11<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number12<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number12<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number13<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number13<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number14<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number14<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number4<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number4<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number15<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number15<>+0(SB), Y9, Y9
+	VMULPD       Y2, Y7, Y7
+	VADDPD       number15<>+0(SB), Y7, Y7
+	VMULPD       Y3, Y9, Y9
+	VADDPD       number15<>+0(SB), Y9, Y9
+	VCVTPD2DQY   Y6, X6
+	VPMOVSXDQ    X6, Y6
+	VPADDQ       number16<>+0(SB), Y6, Y6
+	VPSLLQ       $0x34, Y6, Y6
+	VMULPD       Y6, Y7, Y2
+	VCVTPD2DQY   Y8, X8
+	VPMOVSXDQ    X8, Y8
+	VPADDQ       number16<>+0(SB), Y8, Y8
+	VPSLLQ       $0x34, Y8, Y8
+	VMULPD       Y8, Y9, Y3
+	VCMPPD       $0x1e, number17<>+0(SB), Y4, Y6
+	VBLENDVPD    Y6, number18<>+0(SB), Y2, Y2
+	VXORPD       Y6, Y6, Y6
+	VCMPPD       $0x11, number19<>+0(SB), Y4, Y7
+	VBLENDVPD    Y7, Y6, Y2, Y2
+	VCMPPD       $0x03, Y4, Y4, Y6
+	VBLENDVPD    Y6, Y4, Y2, Y2
+	VCMPPD       $0x1e, number17<>+0(SB), Y5, Y4
+	VBLENDVPD    Y4, number18<>+0(SB), Y3, Y3
+	VXORPD       Y4, Y4, Y4
+	VCMPPD       $0x11, number19<>+0(SB), Y5, Y6
+	VBLENDVPD    Y6, Y4, Y3, Y3
+	VCMPPD       $0x03, Y5, Y5, Y4
+	VBLENDVPD    Y4, Y5, Y3, Y3
+	VCVTPD2PSY   Y2, X10
+	VCVTPD2PSY   Y3, X2
+	VINSERTF128  $0x01, X2, Y10, Y2
+	VMOVUPS      Y2, (CX)
+	VEXTRACTF128 $0x01, Y2, X3
+	VCVTPS2PD    X2, Y2
+	VCVTPS2PD    X3, Y3
+	VADDPD       Y2, Y1, Y1
+	VADDPD       Y3, Y1, Y1
+	ADDQ         $0x20, CX
+	DECQ         DX
+	JNZ          eight
+	VMOVUPD      Y1, (AX)
+	VZEROUPPER
+	RET
 
 // func sumExpAVX2(sums *[8]float64, x *float32, top float64, eights int)
 // Requires: AVX, AVX2
@@ -11485,30 +11805,26 @@ TEXT ·sumExpAVX2(SB), NOSPLIT, $0-32
 eight:
 	VCVTPS2PD  (CX), Y3
 	VSUBPD     Y0, Y3, Y3
-	VMAXPD     number25<>+0(SB), Y3, Y3
+	VMAXPD     number30<>+0(SB), Y3, Y3
 	VCVTPS2PD  16(CX), Y4
 	VSUBPD     Y0, Y4, Y4
-	VMAXPD     number25<>+0(SB), Y4, Y4
-	VMULPD     number2<>+0(SB), Y3, Y5
-	VADDPD     number3<>+0(SB), Y5, Y5
+	VMAXPD     number30<>+0(SB), Y4, Y4
+	VMULPD     number3<>+0(SB), Y3, Y5
+	VADDPD     number4<>+0(SB), Y5, Y5
 	VROUNDPD   $0x01, Y5, Y5
-	VMULPD     number4<>+0(SB), Y5, Y6
-	VSUBPD     Y6, Y3, Y3
 	VMULPD     number5<>+0(SB), Y5, Y6
 	VSUBPD     Y6, Y3, Y3
-	VMOVUPD    number6<>+0(SB), Y6
-	VMULPD     number2<>+0(SB), Y4, Y7
-	VADDPD     number3<>+0(SB), Y7, Y7
+	VMULPD     number6<>+0(SB), Y5, Y6
+	VSUBPD     Y6, Y3, Y3
+	VMOVUPD    number7<>+0(SB), Y6
+	VMULPD     number3<>+0(SB), Y4, Y7
+	VADDPD     number4<>+0(SB), Y7, Y7
 	VROUNDPD   $0x01, Y7, Y7
-	VMULPD     number4<>+0(SB), Y7, Y8
-	VSUBPD     Y8, Y4, Y4
 	VMULPD     number5<>+0(SB), Y7, Y8
 	VSUBPD     Y8, Y4, Y4
-	VMOVUPD    number6<>+0(SB), Y8
-	VMULPD     Y3, Y6, Y6
-	VADDPD     number7<>+0(SB), Y6, Y6
-	VMULPD     Y4, Y8, Y8
-	VADDPD     number7<>+0(SB), Y8, Y8
+	VMULPD     number6<>+0(SB), Y7, Y8
+	VSUBPD     Y8, Y4, Y4
+	VMOVUPD    number7<>+0(SB), Y8
 	VMULPD     Y3, Y6, Y6
 	VADDPD     number8<>+0(SB), Y6, Y6
 	VMULPD     Y4, Y8, Y8
@@ -11534,25 +11850,29 @@ eight:
 	VMULPD     Y4, Y8, Y8
 	VADDPD     number13<>+0(SB), Y8, Y8
 	VMULPD     Y3, Y6, Y6
-	VADDPD     number3<>+0(SB), Y6, Y6
-	VMULPD     Y4, Y8, Y8
-	VADDPD     number3<>+0(SB), Y8, Y8
-	VMULPD     Y3, Y6, Y6
 	VADDPD     number14<>+0(SB), Y6, Y6
 	VMULPD     Y4, Y8, Y8
 	VADDPD     number14<>+0(SB), Y8, Y8
 	VMULPD     Y3, Y6, Y6
-	VADDPD     number14<>+0(SB), Y6, Y6
+	VADDPD     number4<>+0(SB), Y6, Y6
 	VMULPD     Y4, Y8, Y8
-	VADDPD     number14<>+0(SB), Y8, Y8
+	VADDPD     number4<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number15<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number15<>+0(SB), Y8, Y8
+	VMULPD     Y3, Y6, Y6
+	VADDPD     number15<>+0(SB), Y6, Y6
+	VMULPD     Y4, Y8, Y8
+	VADDPD     number15<>+0(SB), Y8, Y8
 	VCVTPD2DQY Y5, X5
 	VPMOVSXDQ  X5, Y5
-	VPADDQ     number15<>+0(SB), Y5, Y5
+	VPADDQ     number16<>+0(SB), Y5, Y5
 	VPSLLQ     $0x34, Y5, Y5
 	VMULPD     Y5, Y6, Y3
 	VCVTPD2DQY Y7, X7
 	VPMOVSXDQ  X7, Y7
-	VPADDQ     number15<>+0(SB), Y7, Y7
+	VPADDQ     number16<>+0(SB), Y7, Y7
 	VPSLLQ     $0x34, Y7, Y7
 	VMULPD     Y7, Y8, Y4
 	VADDPD     Y3, Y1, Y1
@@ -11565,11 +11885,11 @@ eight:
 	VZEROUPPER
 	RET
 
-DATA number25<>+0(SB)/8, $0xc085e00000000000
-DATA number25<>+8(SB)/8, $0xc085e00000000000
-DATA number25<>+16(SB)/8, $0xc085e00000000000
-DATA number25<>+24(SB)/8, $0xc085e00000000000
-GLOBL number25<>(SB), RODATA|NOPTR, $32
+DATA number30<>+0(SB)/8, $0xc085e00000000000
+DATA number30<>+8(SB)/8, $0xc085e00000000000
+DATA number30<>+16(SB)/8, $0xc085e00000000000
+DATA number30<>+24(SB)/8, $0xc085e00000000000
+GLOBL number30<>(SB), RODATA|NOPTR, $32
 
 // func crossExpAVX2(sums *[16]float64, x *float32, y *float32, top float64, eights int)
 // Requires: AVX, AVX2
@@ -11587,30 +11907,26 @@ TEXT ·crossExpAVX2(SB), NOSPLIT, $0-40
 eight:
 	VCVTPS2PD  (CX), Y5
 	VSUBPD     Y0, Y5, Y5
-	VMAXPD     number25<>+0(SB), Y5, Y5
+	VMAXPD     number30<>+0(SB), Y5, Y5
 	VCVTPS2PD  16(CX), Y6
 	VSUBPD     Y0, Y6, Y6
-	VMAXPD     number25<>+0(SB), Y6, Y6
-	VMULPD     number2<>+0(SB), Y5, Y7
-	VADDPD     number3<>+0(SB), Y7, Y7
+	VMAXPD     number30<>+0(SB), Y6, Y6
+	VMULPD     number3<>+0(SB), Y5, Y7
+	VADDPD     number4<>+0(SB), Y7, Y7
 	VROUNDPD   $0x01, Y7, Y7
-	VMULPD     number4<>+0(SB), Y7, Y8
-	VSUBPD     Y8, Y5, Y5
 	VMULPD     number5<>+0(SB), Y7, Y8
 	VSUBPD     Y8, Y5, Y5
-	VMOVUPD    number6<>+0(SB), Y8
-	VMULPD     number2<>+0(SB), Y6, Y9
-	VADDPD     number3<>+0(SB), Y9, Y9
+	VMULPD     number6<>+0(SB), Y7, Y8
+	VSUBPD     Y8, Y5, Y5
+	VMOVUPD    number7<>+0(SB), Y8
+	VMULPD     number3<>+0(SB), Y6, Y9
+	VADDPD     number4<>+0(SB), Y9, Y9
 	VROUNDPD   $0x01, Y9, Y9
-	VMULPD     number4<>+0(SB), Y9, Y10
-	VSUBPD     Y10, Y6, Y6
 	VMULPD     number5<>+0(SB), Y9, Y10
 	VSUBPD     Y10, Y6, Y6
-	VMOVUPD    number6<>+0(SB), Y10
-	VMULPD     Y5, Y8, Y8
-	VADDPD     number7<>+0(SB), Y8, Y8
-	VMULPD     Y6, Y10, Y10
-	VADDPD     number7<>+0(SB), Y10, Y10
+	VMULPD     number6<>+0(SB), Y9, Y10
+	VSUBPD     Y10, Y6, Y6
+	VMOVUPD    number7<>+0(SB), Y10
 	VMULPD     Y5, Y8, Y8
 	VADDPD     number8<>+0(SB), Y8, Y8
 	VMULPD     Y6, Y10, Y10
@@ -11636,25 +11952,29 @@ eight:
 	VMULPD     Y6, Y10, Y10
 	VADDPD     number13<>+0(SB), Y10, Y10
 	VMULPD     Y5, Y8, Y8
-	VADDPD     number3<>+0(SB), Y8, Y8
-	VMULPD     Y6, Y10, Y10
-	VADDPD     number3<>+0(SB), Y10, Y10
-	VMULPD     Y5, Y8, Y8
 	VADDPD     number14<>+0(SB), Y8, Y8
 	VMULPD     Y6, Y10, Y10
 	VADDPD     number14<>+0(SB), Y10, Y10
 	VMULPD     Y5, Y8, Y8
-	VADDPD     number14<>+0(SB), Y8, Y8
+	VADDPD     number4<>+0(SB), Y8, Y8
 	VMULPD     Y6, Y10, Y10
-	VADDPD     number14<>+0(SB), Y10, Y10
+	VADDPD     number4<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number15<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number15<>+0(SB), Y10, Y10
+	VMULPD     Y5, Y8, Y8
+	VADDPD     number15<>+0(SB), Y8, Y8
+	VMULPD     Y6, Y10, Y10
+	VADDPD     number15<>+0(SB), Y10, Y10
 	VCVTPD2DQY Y7, X7
 	VPMOVSXDQ  X7, Y7
-	VPADDQ     number15<>+0(SB), Y7, Y7
+	VPADDQ     number16<>+0(SB), Y7, Y7
 	VPSLLQ     $0x34, Y7, Y7
 	VMULPD     Y7, Y8, Y5
 	VCVTPD2DQY Y9, X9
 	VPMOVSXDQ  X9, Y9
-	VPADDQ     number15<>+0(SB), Y9, Y9
+	VPADDQ     number16<>+0(SB), Y9, Y9
 	VPSLLQ     $0x34, Y9, Y9
 	VMULPD     Y9, Y10, Y6
 	VADDPD     Y5, Y1, Y1
@@ -11686,7 +12006,7 @@ TEXT ·largestAVX2(SB), NOSPLIT, $0-20
 	MOVQ    x+0(FP), AX
 	MOVQ    eights+8(FP), CX
 	VXORPS  Y0, Y0, Y0
-	VMOVUPS number26<>+0(SB), Y1
+	VMOVUPS number31<>+0(SB), Y1
 
 eight:
 	VANDPS       (AX), Y1, Y2
@@ -11701,15 +12021,97 @@ eight:
 	VPSHUFD      $0xb1, X1, X0
 	VPMAXUD      X0, X1, X1
 	VMOVD        X1, AX
-	VZEROUPPER
 	MOVL         AX, ret+16(FP)
+	VZEROUPPER
 	RET
 
-DATA number26<>+0(SB)/8, $0x7fffffff7fffffff
-DATA number26<>+8(SB)/8, $0x7fffffff7fffffff
-DATA number26<>+16(SB)/8, $0x7fffffff7fffffff
-DATA number26<>+24(SB)/8, $0x7fffffff7fffffff
-GLOBL number26<>(SB), RODATA|NOPTR, $32
+DATA number31<>+0(SB)/8, $0x7fffffff7fffffff
+DATA number31<>+8(SB)/8, $0x7fffffff7fffffff
+DATA number31<>+16(SB)/8, $0x7fffffff7fffffff
+DATA number31<>+24(SB)/8, $0x7fffffff7fffffff
+GLOBL number31<>(SB), RODATA|NOPTR, $32
+
+// func extremesAVX2(x *float32, eights int) (top float32, bits uint32)
+// Requires: AVX, AVX2, SSE
+TEXT ·extremesAVX2(SB), NOSPLIT, $0-24
+	MOVQ         x+0(FP), AX
+	MOVQ         eights+8(FP), CX
+	VXORPS       Y1, Y1, Y1
+	VBROADCASTSS (AX), Y0
+	VMOVUPS      number31<>+0(SB), Y2
+
+eight:
+	VMOVUPS      (AX), Y3
+	VMAXPS       Y0, Y3, Y0
+	VANDPS       Y2, Y3, Y3
+	VPMAXUD      Y3, Y1, Y1
+	ADDQ         $0x20, AX
+	DECQ         CX
+	JNZ          eight
+	VEXTRACTF128 $0x01, Y0, X2
+	VMAXPS       X0, X2, X2
+	VPSHUFD      $0x4e, X2, X0
+	VMAXPS       X0, X2, X2
+	VPSHUFD      $0xb1, X2, X0
+	VMAXPS       X0, X2, X2
+	MOVSS        X2, top+16(FP)
+	VEXTRACTF128 $0x01, Y1, X0
+	VPMAXUD      X1, X0, X0
+	VPSHUFD      $0x4e, X0, X1
+	VPMAXUD      X1, X0, X0
+	VPSHUFD      $0xb1, X0, X1
+	VPMAXUD      X1, X0, X0
+	VMOVD        X0, AX
+	MOVL         AX, bits+20(FP)
+	VZEROUPPER
+	RET
+
+// func sumSquaresAVX2(sums *[8]float64, x *float32, eights int)
+// Requires: AVX
+TEXT ·sumSquaresAVX2(SB), NOSPLIT, $0-24
+	MOVQ    sums+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    eights+16(FP), DX
+	VMOVUPD (AX), Y0
+	VMOVUPD 32(AX), Y1
+
+eight:
+	VCVTPS2PD (CX), Y2
+	VMULPD    Y2, Y2, Y2
+	VADDPD    Y2, Y0, Y0
+	VCVTPS2PD 16(CX), Y2
+	VMULPD    Y2, Y2, Y2
+	VADDPD    Y2, Y1, Y1
+	ADDQ      $0x20, CX
+	DECQ      DX
+	JNZ       eight
+	VMOVUPD   Y0, (AX)
+	VMOVUPD   Y1, 32(AX)
+	VZEROUPPER
+	RET
+
+// func addSquaresAVX2(sums *float64, x *float32, eights int)
+// Requires: AVX
+TEXT ·addSquaresAVX2(SB), NOSPLIT, $0-24
+	MOVQ sums+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ eights+16(FP), DX
+
+eight:
+	VCVTPS2PD (CX), Y0
+	VMULPD    Y0, Y0, Y0
+	VADDPD    (AX), Y0, Y0
+	VMOVUPD   Y0, (AX)
+	VCVTPS2PD 16(CX), Y0
+	VMULPD    Y0, Y0, Y0
+	VADDPD    32(AX), Y0, Y0
+	VMOVUPD   Y0, 32(AX)
+	ADDQ      $0x20, CX
+	ADDQ      $0x40, AX
+	DECQ      DX
+	JNZ       eight
+	VZEROUPPER
+	RET
 
 // func addScaledAVX2(dst *float32, x *float32, scale float32, eights int)
 // Requires: AVX
@@ -11725,51 +12127,6 @@ eight:
 	VMOVUPS Y1, (AX)
 	ADDQ    $0x20, CX
 	ADDQ    $0x20, AX
-	DECQ    DX
-	JNZ     eight
-	VZEROUPPER
-	RET
-
-// func addSquaresAVX2(sums *float64, x *float32, eights int)
-// Requires: AVX, FMA3
-TEXT ·addSquaresAVX2(SB), NOSPLIT, $0-24
-	MOVQ sums+0(FP), AX
-	MOVQ x+8(FP), CX
-	MOVQ eights+16(FP), DX
-
-eight:
-	VCVTPS2PD   (CX), Y0
-	VMOVUPD     (AX), Y1
-	VFMADD231PD Y0, Y0, Y1
-	VMOVUPD     Y1, (AX)
-	VCVTPS2PD   16(CX), Y0
-	VMOVUPD     32(AX), Y1
-	VFMADD231PD Y0, Y0, Y1
-	VMOVUPD     Y1, 32(AX)
-	ADDQ        $0x20, CX
-	ADDQ        $0x40, AX
-	DECQ        DX
-	JNZ         eight
-	VZEROUPPER
-	RET
-
-// func addProductsAVX2(sums *float64, x *float64, a float64, eights int)
-// Requires: AVX
-TEXT ·addProductsAVX2(SB), NOSPLIT, $0-32
-	MOVQ         sums+0(FP), AX
-	MOVQ         x+8(FP), CX
-	MOVQ         eights+24(FP), DX
-	VBROADCASTSD a+16(FP), Y0
-
-eight:
-	VMULPD  (CX), Y0, Y1
-	VADDPD  (AX), Y1, Y1
-	VMOVUPD Y1, (AX)
-	VMULPD  32(CX), Y0, Y1
-	VADDPD  32(AX), Y1, Y1
-	VMOVUPD Y1, 32(AX)
-	ADDQ    $0x40, CX
-	ADDQ    $0x40, AX
 	DECQ    DX
 	JNZ     eight
 	VZEROUPPER
@@ -11798,5 +12155,52 @@ eight:
 	JNZ         eight
 	VMOVUPD     Y0, (AX)
 	VMOVUPD     Y1, 32(AX)
+	VZEROUPPER
+	RET
+
+// func addScaled64AVX2(dst *float64, x *float64, scale float64, eights int)
+// Requires: AVX
+TEXT ·addScaled64AVX2(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         eights+24(FP), DX
+	VBROADCASTSD scale+16(FP), Y0
+
+eight:
+	VMULPD  (CX), Y0, Y1
+	VADDPD  (AX), Y1, Y1
+	VMOVUPD Y1, (AX)
+	VMULPD  32(CX), Y0, Y1
+	VADDPD  32(AX), Y1, Y1
+	VMOVUPD Y1, 32(AX)
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, AX
+	DECQ    DX
+	JNZ     eight
+	VZEROUPPER
+	RET
+
+// func scaledAVX2(dst *float32, x *float32, w *float32, scale float32, eights int)
+// Requires: AVX
+TEXT ·scaledAVX2(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         w+16(FP), DX
+	MOVQ         eights+32(FP), BX
+	VBROADCASTSS scale+24(FP), Y0
+
+eight:
+	VMULPS (CX), Y0, Y1
+	TESTQ  DX, DX
+	JZ     alone
+	VMULPS (DX), Y1, Y1
+	ADDQ   $0x20, DX
+
+alone:
+	VMOVUPS Y1, (AX)
+	ADDQ    $0x20, CX
+	ADDQ    $0x20, AX
+	DECQ    BX
+	JNZ     eight
 	VZEROUPPER
 	RET

@@ -45,11 +45,12 @@ type Weights struct {
 	set        *Set
 	data       []float32
 	record     Record // of weights that are integers
+	coded      coded  // rows that are not packed
 }
 
 // Pack makes w the rows of m, and reuses its memory.
 func (w *Weights) Pack(m Matrix) {
-	w.set = active.Load()
+	w.set, w.coded = active.Load(), coded{}
 	w.Rows, w.Cols = m.Rows, m.Cols
 	lanes := w.set.Lanes
 	w.data = grow(&w.data, w.set.padded(m.Rows)*m.Cols)
@@ -91,6 +92,7 @@ type scratch struct {
 	weights Weights
 	units   []uint32  // rounded rows of x
 	c       []float32 // sums with integers
+	panel   panelOfCodes
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -142,8 +144,7 @@ func check(dst, x *Matrix, rows, cols int) {
 	}
 }
 
-// multiply takes as many rows of x at a time as the second-level cache holds
-// of a span.
+// multiply computes products with weights of both kinds.
 func (s *scratch) multiply(x Matrix, outputs ...Output) {
 	if x.Cols == 0 {
 		for _, o := range outputs {
@@ -153,6 +154,22 @@ func (s *scratch) multiply(x Matrix, outputs ...Output) {
 		}
 		return
 	}
+	packed := outputs[:0:0]
+	for _, o := range outputs {
+		if o.Weights.coded.read != nil {
+			s.few(x, o)
+		} else {
+			packed = append(packed, o)
+		}
+	}
+	if len(packed) > 0 {
+		s.blocks(x, packed)
+	}
+}
+
+// blocks computes products with weights that are packed. It takes as many rows
+// of x at a time as the second-level cache holds of a span.
+func (s *scratch) blocks(x Matrix, outputs []Output) {
 	set := outputs[0].Weights.set
 	for i := 0; i < x.Rows; i += set.block {
 		s.block(set, i, x.Slice(i, min(set.block, x.Rows-i)), outputs)
@@ -218,15 +235,29 @@ func (s *scratch) rows(panel *panel, dst Matrix, j int) {
 	}
 }
 
-// product returns the one for so many rows: the largest, or the smallest that
-// takes all.
+// product returns the one to begin so many rows with: the smallest that takes
+// all, or the largest, or the one before it if that takes them in two turns: a
+// product of very few rows waits for its own sums.
 func (s *Set) product(rows int) *product {
 	for i := range s.products {
 		if s.products[i].rows >= rows {
 			return &s.products[i]
 		}
 	}
-	return &s.products[len(s.products)-1]
+	last := len(s.products) - 1
+	if last > 0 && 2*s.products[last-1].rows >= rows {
+		last--
+	}
+	return &s.products[last]
+}
+
+// taken returns the rows that the products for so many take, zeros included.
+func (s *Set) taken(rows int) int {
+	n := 0
+	for n < rows {
+		n += s.product(rows - n).rows
+	}
+	return n
 }
 
 // load copies the rows of x to where products find them, and after them zeros
@@ -236,8 +267,7 @@ func (s *scratch) load(set *Set, x Matrix) {
 	for i := range x.Rows {
 		copy(s.x[i*xStride:], x.Row(i))
 	}
-	last := set.product(x.Rows % set.products[len(set.products)-1].rows).rows
-	for i := x.Rows; i < min(set.block, x.Rows+last); i++ {
+	for i := x.Rows; i < set.taken(x.Rows); i++ {
 		clear(s.x[i*xStride:][:x.Cols])
 	}
 }

@@ -1,9 +1,10 @@
 package kernel
 
 import (
-	"os"
 	"slices"
 	"sync/atomic"
+
+	"github.com/winnow-moe/winnow/isa"
 )
 
 // Set is the products of an instruction set.
@@ -17,24 +18,20 @@ type Set struct {
 
 	narrow map[int][]integerProduct // by quads to a scale
 	wide   []integerProduct
+	codes  *codeKernels // nil: none
 }
 
-var portable = Set{Name: "portable", Lanes: portableLanes, products: []product{{1, product1x4}}, block: 64}
+var portable = Set{Name: isa.Portable, Lanes: portableLanes, products: []product{{1, product1x4}}, block: 64}
 
 const portableLanes = 4
 
 var active atomic.Pointer[Set]
 
-// The environment variable WINNOW_ISA names the instruction set to use, as in
-// quant/kernel.
 func init() {
-	active.Store(best())
-	if name, set := os.LookupEnv("WINNOW_ISA"); set {
-		Use(name)
-	}
+	Use(isa.Best(func(name string) bool {
+		return slices.ContainsFunc(sets, func(s *Set) bool { return s.Name == name })
+	}))
 }
-
-func best() *Set { return Sets()[0] }
 
 // Active returns the set in use.
 func Active() *Set { return active.Load() }

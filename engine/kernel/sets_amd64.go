@@ -2,42 +2,49 @@
 
 package kernel
 
-import "golang.org/x/sys/cpu"
+import (
+	"math"
+	"slices"
+
+	"github.com/winnow-moe/winnow/isa"
+)
 
 var sets = available()
 
 func available() []*Set {
-	if !cpu.X86.HasAVX2 || !cpu.X86.HasFMA {
+	if !slices.Contains(isa.Available(), isa.AVX2) {
 		return nil
 	}
 	avx2 := &Set{
-		Name: "avx2", Lanes: 16, block: 96, transpose8: transpose8AVX2, vectors: true,
+		Name: isa.AVX2, Lanes: 16, block: 96, transpose8: transpose8AVX2, vectors: true,
 		products: []product{{1, product1AVX2}, {2, product2AVX2}, {4, product4AVX2}, {6, product6AVX2}},
 		narrow: map[int][]integerProduct{
 			2: {{1, narrow1x2AVX2}, {3, narrow3x2AVX2}},
 			4: {{1, narrow1x4AVX2}, {3, narrow3x4AVX2}},
 			8: {{1, narrow1x8AVX2}, {3, narrow3x8AVX2}},
 		},
-		wide: []integerProduct{{1, wide1AVX2}, {3, wide3AVX2}, {6, wide6AVX2}},
+		wide:  []integerProduct{{1, wide1AVX2}, {3, wide3AVX2}, {6, wide6AVX2}},
+		codes: &codeKernels{transposeCodesAVX2, expandAVX2, []codeProduct{{1, codes1AVX2}, {2, codes2AVX2}, {4, codes4AVX2}}, codesBothAVX2},
 	}
-	if !cpu.X86.HasAVX512F || !cpu.X86.HasAVX512DQ || !cpu.X86.HasAVX512VL || !cpu.X86.HasAVX512BW {
+	if !slices.Contains(isa.Available(), isa.AVX512) {
 		return []*Set{avx2}
 	}
 	avx512 := &Set{
-		Name: "avx512", Lanes: 32, block: 112, transpose8: transpose8AVX2, vectors: true,
+		Name: isa.AVX512, Lanes: 32, block: 112, transpose8: transpose8AVX2, vectors: true,
 		products: []product{{1, product1AVX512}, {2, product2AVX512}, {4, product4AVX512}, {8, product8AVX512}, {14, product14AVX512}},
 		narrow: map[int][]integerProduct{
 			2: {{1, narrow1x2AVX512}, {3, narrow3x2AVX512}, {6, narrow6x2AVX512}},
 			4: {{1, narrow1x4AVX512}, {3, narrow3x4AVX512}, {6, narrow6x4AVX512}},
 			8: {{1, narrow1x8AVX512}, {3, narrow3x8AVX512}, {6, narrow6x8AVX512}},
 		},
-		wide: []integerProduct{{1, wide1AVX512}, {4, wide4AVX512}, {14, wide14AVX512}},
+		wide:  []integerProduct{{1, wide1AVX512}, {4, wide4AVX512}, {14, wide14AVX512}},
+		codes: &codeKernels{transposeCodesAVX2, expandAVX512, []codeProduct{{1, codes1AVX512}, {2, codes2AVX512}, {4, codes4AVX512}, {8, codes8AVX512}}, nil},
 	}
-	if !cpu.X86.HasAVX512VNNI {
+	if !slices.Contains(isa.Available(), isa.AVX512VNNI) {
 		return []*Set{avx512, avx2}
 	}
 	vnni := *avx512
-	vnni.Name = "avx512-vnni"
+	vnni.Name = isa.AVX512VNNI
 	vnni.narrow = map[int][]integerProduct{
 		2: {{1, narrow1x2VNNI}, {3, narrow3x2VNNI}, {6, narrow6x2VNNI}},
 		4: {{1, narrow1x4VNNI}, {3, narrow3x4VNNI}, {6, narrow6x4VNNI}},
@@ -69,21 +76,57 @@ func eights(n int) int {
 	return n / 8
 }
 
-// exps replaces the first numbers of x by their exponentials and returns how
-// many.
-func exps(x []float32) int {
-	n := eights(len(x))
+// first returns the address of the first number, nil where there is none.
+func first[T any](x []T) *T {
+	if len(x) == 0 {
+		return nil
+	}
+	return &x[0]
+}
+
+// gates is Gate for the first numbers; it returns how many.
+func gates(g, up []float32, scale float32) int {
+	n := eights(len(g))
 	if n > 0 {
-		expAVX2(&x[0], &x[0], n)
+		gateAVX2(&g[0], first(up), scale, n)
 	}
 	return 8 * n
 }
 
-// tanhs is exps for Tanh.
-func tanhs(x []float32) int {
+// gelus is GELUs for the first numbers; it returns how many.
+func gelus(g, up []float32) int {
+	n := eights(len(g))
+	if n > 0 {
+		geluAVX2(&g[0], first(up), n)
+	}
+	return 8 * n
+}
+
+// softcaps is Softcap for the first numbers; it returns how many.
+func softcaps(x []float32, scale, limit float32) int {
 	n := eights(len(x))
 	if n > 0 {
-		tanhAVX2(&x[0], &x[0], n)
+		softcapAVX2(&x[0], scale, limit, n)
+	}
+	return 8 * n
+}
+
+// scaledTop multiplies the first numbers of x by scale. It returns how many, and
+// the largest of them and top.
+func scaledTop(x []float32, scale, top float32) (int, float32) {
+	n := eights(len(x))
+	if n > 0 {
+		top = scaledTopAVX2(&x[0], scale, top, n)
+	}
+	return 8 * n, top
+}
+
+// expsBelow replaces the first numbers of x by Exp of what they are above top,
+// adds every fourth to a sum, and returns how many.
+func expsBelow(sums *[4]float64, x []float32, top float32) int {
+	n := eights(len(x))
+	if n > 0 {
+		expsBelowAVX2(sums, &x[0], top, n)
 	}
 	return 8 * n
 }
@@ -117,29 +160,49 @@ func largest(x []float32) (done int, bits uint32) {
 	return 8 * n, bits
 }
 
-// addScaled is AddScaled for the first numbers; it returns how many.
-func addScaled(dst, x []float32, scale float32) int {
-	n := eights(min(len(x), len(dst)))
+// extremes is largest with the largest number itself, −∞ if there is none.
+func extremes(x []float32) (done int, top float32, bits uint32) {
+	n := eights(len(x))
+	if n == 0 {
+		return 0, float32(math.Inf(-1)), 0
+	}
+	top, bits = extremesAVX2(&x[0], n)
+	return 8 * n, top, bits
+}
+
+// sumSquares adds the terms of SumSquares of the first numbers to sums and
+// returns how many.
+func sumSquares(sums *[8]float64, x []float32) int {
+	n := eights(len(x))
 	if n > 0 {
-		addScaledAVX2(&dst[0], &x[0], scale, n)
+		sumSquaresAVX2(sums, &x[0], n)
 	}
 	return 8 * n
 }
 
 // addSquares is AddSquares for the first numbers; it returns how many.
 func addSquares(sums []float64, x []float32) int {
-	n := eights(min(len(x), len(sums)))
+	n := eights(len(x))
 	if n > 0 {
 		addSquaresAVX2(&sums[0], &x[0], n)
 	}
 	return 8 * n
 }
 
-// addProducts is AddProducts for the first numbers; it returns how many.
-func addProducts(sums, x []float64, a float64) int {
-	n := eights(min(len(x), len(sums)))
+// addScaled is AddScaled for the first numbers; it returns how many.
+func addScaled(dst, x []float32, scale float32) int {
+	n := eights(len(x))
 	if n > 0 {
-		addProductsAVX2(&sums[0], &x[0], a, n)
+		addScaledAVX2(&dst[0], &x[0], scale, n)
+	}
+	return 8 * n
+}
+
+// addScaled64 is AddScaled64 for the first numbers; it returns how many.
+func addScaled64(dst, x []float64, scale float64) int {
+	n := eights(len(x))
+	if n > 0 {
+		addScaled64AVX2(&dst[0], &x[0], scale, n)
 	}
 	return 8 * n
 }
@@ -150,6 +213,15 @@ func inners(sums *[8]float64, x, y []float32) int {
 	n := eights(min(len(x), len(y)))
 	if n > 0 {
 		innerAVX2(sums, &x[0], &y[0], n)
+	}
+	return 8 * n
+}
+
+// scaled is Scaled for the first numbers; it returns how many.
+func scaled(dst, x, w []float32, scale float32) int {
+	n := eights(len(x))
+	if n > 0 {
+		scaledAVX2(&dst[0], &x[0], first(w), scale, n)
 	}
 	return 8 * n
 }

@@ -10,9 +10,10 @@
 package kernel
 
 import (
-	"os"
 	"slices"
 	"sync/atomic"
+
+	"github.com/winnow-moe/winnow/isa"
 )
 
 //go:generate go -C _asm run . -kernels iq4 -out ../iq4_amd64.s -stubs ../iq4_amd64.go -pkg kernel
@@ -22,6 +23,7 @@ import (
 //go:generate go -C _asm run . -kernels losses -out ../losses_amd64.s -stubs ../losses_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels plain -out ../plain_amd64.s -stubs ../plain_amd64.go -pkg kernel
 //go:generate go -C _asm run . -kernels threebit -out ../threebit_amd64.s -stubs ../threebit_amd64.go -pkg kernel
+//go:generate go -C _asm run . -kernels unpack -out ../unpack_amd64.s -stubs ../unpack_amd64.go -pkg kernel
 
 // Groups is the number of groups in Lanes.
 const Groups = 32
@@ -60,6 +62,12 @@ type Scratch = [176][16]float32
 
 // Encoder encodes blocks that lie side by side.
 type Encoder = func(dst *byte, src *float32, blocks int)
+
+// Unpacker takes pieces of rows apart, of up to 256 elements each, that lie
+// stride bytes apart: blocks blocks of 32 elements, or one of 256. Codes are
+// integers with sign. A row has 256 codes and 16 scales and minimums; numbers
+// that belong to two groups are there twice.
+type Unpacker = func(codes *byte, scales, mins *float32, src *byte, stride, rows, blocks int)
 
 // Set is the kernels of one instruction set. All arrays are read and written in
 // full as stated; pointers to single numbers are those of slices long enough.
@@ -161,6 +169,11 @@ type Set struct {
 	// FromF16 and FromBF16 are dtype.Decode for blocks of 32 numbers, FromQ8_0
 	// is quant.decodeQ8_0.
 	FromF16, FromBF16, FromQ8_0 func(dst *float32, src *byte, blocks int)
+	// Unpack are the Unpackers, which leave mins alone where a type has none.
+	Unpack Unpackers
+	// Expand sets element i of groups times 16 to scales[i/16]·codes[i] −
+	// mins[i/16], both operations rounded.
+	Expand func(dst *float32, codes *byte, scales, mins *float32, groups int)
 	// Finite16 and Finite32 return how many stretches of 128 bytes there are
 	// before one that holds a number, of 2 or 4 bytes, with all bits of exponent
 	// set. Finite16 wants them twice, side by side.
@@ -179,22 +192,19 @@ type Set struct {
 	SquaredErrors func(sums *[8]float64, x, y, w *float32, length int)
 }
 
-var active atomic.Pointer[Set]
-
-// The environment variable WINNOW_ISA names the instruction set to use:
-// avx512, avx2 or portable. A set that the machine lacks is no choice.
-func init() {
-	name, set := os.LookupEnv("WINNOW_ISA")
-	if !set || !Use(name) {
-		active.Store(best())
-	}
+// Unpackers has an Unpacker for each type that its field is named for. The
+// results give what the type's portable decoder gives, though not the same of
+// several NaN.
+type Unpackers struct {
+	Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4 Unpacker
 }
 
-func best() *Set {
-	if s := Sets(); len(s) > 0 {
-		return s[0]
-	}
-	return nil
+var active atomic.Pointer[Set]
+
+func init() {
+	Use(isa.Best(func(name string) bool {
+		return slices.ContainsFunc(sets, func(s *Set) bool { return s.Name == name })
+	}))
 }
 
 // Active returns the kernels to use, nil if there are none: the portable code
@@ -204,10 +214,10 @@ func Active() *Set { return active.Load() }
 // Sets returns the kernels this machine can run, the best first.
 func Sets() []*Set { return sets }
 
-// Use makes the named set active, or none for "portable", and reports whether
+// Use makes the named set active, or none for isa.Portable, and reports whether
 // the machine has it. It serves comparisons and measurements.
 func Use(name string) bool {
-	if name == "portable" {
+	if name == isa.Portable {
 		active.Store(nil)
 		return true
 	}

@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/cpu"
+	"github.com/winnow-moe/winnow/isa"
 )
 
 // TestSwitch runs this test binary under each value of the switch.
@@ -31,11 +31,6 @@ func TestSwitch(t *testing.T) {
 		if out, err := run.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", name(s), err, out)
 		}
-	}
-	run := exec.Command(exe, "-test.run=^TestSwitch$")
-	run.Env = append(os.Environ(), "WINNOW_ISA=none such", "WINNOW_ISA_WANT="+name(best()))
-	if out, err := run.CombinedOutput(); err != nil {
-		t.Errorf("unknown name: %v\n%s", err, out)
 	}
 }
 
@@ -62,7 +57,7 @@ func TestUse(t *testing.T) {
 
 // TestSets says which kernels the tests cover here.
 func TestSets(t *testing.T) {
-	t.Logf("kernels: %d, AVX2 %v, AVX-512 %v", len(Sets()), cpu.X86.HasAVX2, cpu.X86.HasAVX512)
+	t.Logf("kernels: %d, instruction sets: %v", len(Sets()), isa.Available())
 	for _, s := range Sets() {
 		t.Log(s.Name)
 	}

@@ -2,18 +2,29 @@
 
 package kernel
 
-import "golang.org/x/sys/cpu"
+import (
+	"slices"
+
+	"github.com/winnow-moe/winnow/isa"
+)
 
 var sets = available()
 
+// unpackers is the same for all sets.
+var unpackers = Unpackers{
+	Q4_0: unpackQ4_0AVX2, Q4_1: unpackQ4_1AVX2, Q5_0: unpackQ5_0AVX2, Q5_1: unpackQ5_1AVX2, Q8_0: unpackQ8_0AVX2,
+	Q2_K: unpackQ2_KAVX2, Q3_K: unpackQ3_KAVX2, Q4_K: unpackQ4_KAVX2, Q5_K: unpackQ5_KAVX2, Q6_K: unpackQ6_KAVX2,
+	IQ4_NL: unpackIQ4_NLAVX2, IQ4_XS: unpackIQ4_XSAVX2, MXFP4: unpackMXFP4AVX2,
+}
+
 func available() []*Set {
 	var s []*Set
-	if !cpu.X86.HasAVX2 || !cpu.X86.HasF16C {
+	if !slices.Contains(isa.Available(), isa.AVX2) {
 		return nil
 	}
-	if cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512VL {
+	if slices.Contains(isa.Available(), isa.AVX512) {
 		s = append(s, &Set{
-			Name: "avx512",
+			Name: isa.AVX512,
 			// Shuffling across wider vectors gains nothing.
 			Transpose: transposeAVX2, SumSquares: sumSquaresAVX2,
 			PlainWeights: plainWeightsAVX512, SquareWeights: squareWeightsAVX512, Importance: importanceAVX512,
@@ -33,11 +44,12 @@ func available() []*Set {
 			TQ1_0: encodeTQ1_0AVX512, TQ2_0: encodeTQ2_0AVX512, Q1_0: encodeQ1_0AVX2, Q2_0: encodeQ2_0AVX512,
 			MXFP4: encodeMXFP4AVX512, NVFP4: encodeNVFP4AVX512, F16: encodeF16AVX512, BF16: encodeBF16AVX512,
 			FromF16: decodeF16AVX512, FromBF16: decodeBF16AVX512, FromQ8_0: decodeQ8_0AVX512,
+			Unpack: unpackers, Expand: expandAVX512,
 			Finite16: finite16AVX512, Finite32: finite32AVX512, FiniteScales: finiteScales,
 		})
 	}
 	return append(s, &Set{
-		Name:      "avx2",
+		Name:      isa.AVX2,
 		Transpose: transposeAVX2, SumSquares: sumSquaresAVX2,
 		PlainWeights: plainWeightsAVX2, SquareWeights: squareWeightsAVX2, Importance: importanceAVX2,
 		FitAffine: fitAffineAVX2, FitAffineAbsolute: fitAffineAbsoluteAVX2,
@@ -56,6 +68,7 @@ func available() []*Set {
 		TQ1_0: encodeTQ1_0AVX2, TQ2_0: encodeTQ2_0AVX2, Q1_0: encodeQ1_0AVX2, Q2_0: encodeQ2_0AVX2,
 		MXFP4: encodeMXFP4AVX2, NVFP4: encodeNVFP4AVX2, F16: encodeF16AVX2, BF16: encodeBF16AVX2,
 		FromF16: decodeF16AVX2, FromBF16: decodeBF16AVX2, FromQ8_0: decodeQ8_0AVX2,
+		Unpack: unpackers, Expand: expandAVX2,
 		Finite16: finite16AVX2, Finite32: finite32AVX2, FiniteScales: finiteScales,
 	})
 }

@@ -38,28 +38,6 @@ func quad(bits uint64) Mem {
 // side is how many vectors of four are worked on side by side.
 const side = 2
 
-// eachEight runs body for vectors of four float64 made of eight float32 from
-// src and writes what it leaves in them to dst.
-func eachEight(body func(x []reg.VecVirtual)) {
-	dst, src, n := parameter("dst"), parameter("src"), parameter("eights")
-	repeat("eight", n, func() {
-		x := make([]reg.VecVirtual, side)
-		for v := range x {
-			x[v] = YMM()
-			VCVTPS2PD(at(src, 16*v), x[v])
-		}
-		body(x)
-		for v := range x {
-			VCVTPD2PSY(x[v], x[v].AsX())
-			VMOVUPS(x[v].AsX(), at(dst, 16*v))
-		}
-		ADDQ(U8(32), src)
-		ADDQ(U8(32), dst)
-	})
-	VZEROUPPER()
-	RET()
-}
-
 // exp64 replaces x by its exponential, as exp.go has it.
 func exp64(x []reg.VecVirtual) {
 	n, s := make([]reg.VecVirtual, side), make([]reg.VecVirtual, side)
@@ -114,45 +92,41 @@ func copies(x []reg.VecVirtual) []reg.VecVirtual {
 	return c
 }
 
-func exponential() {
-	text("expAVX2", "func(dst, src *float32, eights int)", "is Exp for eights times eight numbers.")
-	eachEight(func(x []reg.VecVirtual) {
-		was := copies(x)
-		exp64(x)
-		for v := range x {
-			replace(x[v], was[v], beyond, number(89), number(math.Inf(1)))
-			zero := YMM()
-			VXORPD(zero, zero, zero)
-			replace(x[v], was[v], below, number(-104), zero)
-			replace(x[v], was[v], unsorted, was[v], was[v])
-		}
-	})
+// bounded is exp64 for all numbers, as Exp.
+func bounded(x []reg.VecVirtual) {
+	was := copies(x)
+	exp64(x)
+	for v := range x {
+		replace(x[v], was[v], beyond, number(89), number(math.Inf(1)))
+		zero := YMM()
+		VXORPD(zero, zero, zero)
+		replace(x[v], was[v], below, number(-104), zero)
+		replace(x[v], was[v], unsorted, was[v], was[v])
+	}
 }
 
-func hyperbolic() {
-	text("tanhAVX2", "func(dst, src *float32, eights int)", "is Tanh for eights times eight numbers, none of them NaN.")
-	eachEight(func(x []reg.VecVirtual) {
-		was := copies(x)
-		for v := range x {
-			VADDPD(x[v], x[v], x[v])
-		}
-		exp64(x)
-		for v := range x {
-			above := YMM()
-			VADDPD(number(1), x[v], above)
-			VSUBPD(number(1), x[v], x[v])
-			VDIVPD(above, x[v], x[v])
-			replace(x[v], was[v], beyond, number(20), number(1))
-			replace(x[v], was[v], below, number(-20), number(-1))
-			small, size := YMM(), YMM()
-			VMULPD(was[v], was[v], small)
-			VMULPD(was[v], small, small)
-			VDIVPD(number(3), small, small)
-			VSUBPD(small, was[v], small)
-			VANDPD(quad(1<<63-1), was[v], size)
-			replace(x[v], size, below, number(1e-3), small)
-		}
-	})
+// tanh replaces x by its hyperbolic tangent, as Tanh.
+func tanh(x []reg.VecVirtual) {
+	was := copies(x)
+	for v := range x {
+		VADDPD(x[v], x[v], x[v])
+	}
+	exp64(x)
+	for v := range x {
+		above := YMM()
+		VADDPD(number(1), x[v], above)
+		VSUBPD(number(1), x[v], x[v])
+		VDIVPD(above, x[v], x[v])
+		replace(x[v], was[v], beyond, number(20), number(1))
+		replace(x[v], was[v], below, number(-20), number(-1))
+		small, size := YMM(), YMM()
+		VMULPD(was[v], was[v], small)
+		VMULPD(was[v], small, small)
+		VDIVPD(number(3), small, small)
+		VSUBPD(small, was[v], small)
+		VANDPD(quad(1<<63-1), was[v], size)
+		replace(x[v], size, below, number(1e-3), small)
+	}
 }
 
 // sumExp adds exponentials, and what crossExp has besides.
@@ -215,25 +189,15 @@ func largest() {
 	src, n := parameter("x"), parameter("eights")
 	top, signless := YMM(), YMM()
 	VXORPS(top, top, top)
-	VMOVUPS(quad(0x7fffffff7fffffff), signless)
+	VMOVUPS(single(signs-1), signless)
 	repeat("eight", n, func() {
 		v := YMM()
 		VANDPS(at(src, 0), signless, v)
 		VPMAXUD(v, top, top)
 		ADDQ(U8(32), src)
 	})
-	x := XMM()
-	VEXTRACTF128(U8(1), top, x)
-	VPMAXUD(top.AsX(), x, x)
-	for _, swap := range []uint8{0x4e, 0xb1} {
-		t := XMM()
-		VPSHUFD(U8(swap), x, t)
-		VPMAXUD(t, x, x)
-	}
-	r := GP32()
-	VMOVD(x, r)
+	largestWord(top, 0)
 	VZEROUPPER()
-	Store(r, ReturnIndex(0))
 	RET()
 }
 

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"flag"
 	"strconv"
 
 	. "github.com/mmcloughlin/avo/build"
@@ -12,7 +13,14 @@ import (
 )
 
 func main() {
+	codes := flag.Bool("codes", false, "write the kernels for rows of codes")
+	flag.Parse()
 	ConstraintExpr("!noasm")
+	if *codes {
+		rowsOfCodes()
+		Generate()
+		return
+	}
 	for _, s := range []isa{
 		{name: "AVX2", lanes: 8, rows: []int{1, 2, 4, 6}, narrowRows: []int{1, 3}, wideRows: []int{1, 3, 6}},
 		{name: "AVX512", lanes: 16, rows: []int{1, 2, 4, 8, 14}, narrowRows: []int{1, 3, 6}, wideRows: []int{1, 4, 14}},
@@ -33,15 +41,21 @@ func main() {
 	roundBytes(false)
 	roundBytes(true)
 	transpose()
-	exponential()
-	hyperbolic()
+	gate()
+	gelu()
+	softcap()
+	scaledTop()
+	expsBelow()
 	sumExp(false)
 	sumExp(true)
 	largest()
-	addScaled()
+	extremes()
+	sumSquares()
 	addSquares()
-	addProducts()
+	addScaled()
 	inner()
+	addScaled64()
+	scaled()
 	Generate()
 }
 

@@ -19,6 +19,7 @@ var files = map[string]func(){
 	"losses":   losses,
 	"plain":    plain,
 	"threebit": threeBits,
+	"unpack":   unpack,
 }
 
 func main() {
