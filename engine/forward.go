@@ -104,6 +104,7 @@ type pass struct {
 	perLayer     perLayerPart       // embeddings of the block at hand and some after it
 	buffers      buffers
 	watch        *expertWatch // of the experts at hand, when there is an observer
+	squares      []float64    // for the observer
 	done, blocks int          // progress over all batches
 	after        func(*State) error
 }
@@ -168,7 +169,10 @@ func (p *pass) run(ctx context.Context, through int) error {
 		}
 	}
 	// x = norm(x)
-	return p.normalize(ctx, p.m.outNorm, p.x)
+	if err := p.normalize(ctx, p.m.outNorm, p.x); err != nil {
+		return err
+	}
+	return p.observeOutput(ctx)
 }
 
 // block runs one transformer block and lets its weights go.

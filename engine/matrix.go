@@ -31,6 +31,7 @@ type worker struct {
 	tiles   [2][]float32
 	packed  [2]kernel.Weights
 	out     []float32 // products before they are combined
+	plain   []float32 // a copy of them
 	factors []float32
 }
 

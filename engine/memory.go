@@ -57,6 +57,7 @@ const (
 	atHidden
 	atLogits
 	atPerLayer
+	atWatched
 	places
 )
 
@@ -158,7 +159,10 @@ func (n *needs) mla(l *layer) {
 		n.ints = max(n.ints, 4*n.rows(par.IndexerTopK+6))
 	}
 	sequences := int64(n.tokens/n.longest + 1)
-	n.observed = max(n.observed, 8*n.rows(r)+8*sequences*int64(par.Heads*(nope+r)))
+	if n.m.opt.Observer != nil {
+		n.at(atWatched, n.rows(r))
+	}
+	n.observed = max(n.observed, 4*n.rows(r)+8*sequences*int64(par.Heads*(nope+r)))
 }
 
 func (n *needs) delta(l *layer) {
@@ -185,7 +189,13 @@ func (n *needs) feedForward(l *layer) {
 	if l.sharedUp != nil {
 		shared = l.sharedUp.rows
 	}
-	all, widest := n.rows(par.ExpertsUsed*par.ExpertFF+shared), n.rows(max(par.ExpertFF, shared))
+	perToken, once := par.ExpertsUsed, 1
+	if n.m.opt.Observer != nil {
+		more, again := n.watched(par)
+		perToken, once = perToken+more+again, once+min(again, 1)
+		n.at(atWatched, n.rows(perToken*n.m.embd.cols))
+	}
+	all, widest := n.rows(perToken*par.ExpertFF+shared), n.rows(max(once*par.ExpertFF, shared))
 	n.at(atHidden, min(all, max(int64(n.budget), widest)))
 	n.at(atLogits, n.rows(par.Experts))
 	if n.m.arch.Family.Block.RouteResidual {
@@ -197,12 +207,32 @@ func (n *needs) feedForward(l *layer) {
 	n.observe(l)
 }
 
-// observe counts what watching experts takes.
+// watched is how many more experts run for a token when they are watched, and how
+// many of those that it chose run again.
+func (n *needs) watched(par *arch.Params) (more, again int) {
+	if n.m.opt.LeaveOneOut {
+		more = 1
+	}
+	if n.m.arch.Family.Block.WeightInput {
+		again = par.ExpertsUsed
+	}
+	return more, again
+}
+
+// observe counts what watching experts takes beside their outputs.
 func (n *needs) observe(l *layer) {
 	par, embed := l.par, n.m.embd.cols
+	more, again := n.watched(par)
 	sequences := int64(n.tokens/n.longest + 1)
-	bytes := 4*n.rows(4*embed+par.Experts+par.ExpertFF) + 24*n.rows(par.ExpertsUsed)
-	bytes += 8 * sequences * int64(2*par.Experts*par.Experts+16*par.Experts+max(par.FF, par.ExpertFF, embed))
+	// Logits, shares and products of the router; four numbers of each chosen
+	// expert, three of a token, and the places of outputs.
+	bytes := n.rows(16*par.Experts+32*par.ExpertsUsed+24) + 8*n.rows(par.ExpertsUsed+more+again)
+	if more > 0 { // gates without each expert; lists of tokens
+		bytes += n.rows(4*par.ExpertsUsed*(par.ExpertsUsed+1) + 32)
+	}
+	squares := sequences * int64(max(par.Experts*(embed+par.ExpertFF), par.FF))
+	bytes += 8 * min(squares, max(observedSums, sequences*int64(max(embed, par.FF))))
+	bytes += 8 * sequences * int64(2*par.Experts*par.Experts+17*par.Experts)
 	n.observed = max(n.observed, bytes)
 }
 
@@ -231,13 +261,17 @@ func (m *Model) workerBytes(longest int) int64 {
 			out = max(out, chunk*min(rows, max(kernel.Active().Lanes, most/cols)))
 		}
 	}
+	outs := 1
+	if m.opt.Observer != nil {
+		outs++ // a copy of products
+	}
 	par := m.Params()
 	tile = max(tile, par.KVLora*par.KeyLenMLA)
 	if par.IndexerTopK > 0 {
 		tile = max(tile, queryBlock*longest)
 	}
 	// A worker that was put aside may be there beside each that runs.
-	return 2 * 4 * int64(m.opt.Threads) * int64(5*tile+out)
+	return 2 * 4 * int64(m.opt.Threads) * int64(5*tile+outs*out)
 }
 
 // OutputBytes is the encoded size of the output weight, which Logits reads.

@@ -46,6 +46,13 @@ type Options struct {
 	Events     Events
 	// Observer, when not nil, is told what goes through the model.
 	Observer Observer
+	// LeaveOneOut has the observer told what the output of routed experts would
+	// lack without each of those that a token chose. For that one more expert is
+	// run for every token.
+	LeaveOneOut bool
+	// ObserveOutput has the observer told of the input of the output weight too,
+	// unless it is the embedding.
+	ObserveOutput bool
 }
 
 // Events report progress. Nil fields are skipped. They are called from the
@@ -306,14 +313,23 @@ func (m *Model) bind() error {
 	return nil
 }
 
-// inPass reports whether the pass uses a tensor: those of multi-token prediction
-// and the keys and values of blocks that share another's are not.
-func (m *Model) inPass(n arch.Name) bool {
+// inPass reports whether the pass uses a tensor.
+func (m *Model) inPass(n arch.Name) bool { return m.Idle(n) == "" }
+
+// Idle says why the pass does not use a tensor of a block, and nothing if it
+// does: it does not use multi-token prediction, and the keys and values of blocks
+// that share another's.
+func (m *Model) Idle(n arch.Name) string {
+	if n.Layer >= len(m.layers) {
+		return "multi-token prediction"
+	}
 	switch n.Role {
 	case arch.AttnK, arch.AttnV, arch.AttnKNorm:
-		return n.Layer < len(m.layers) && m.arch.Params.SharesKV(n.Layer) == n.Layer
+		if m.arch.Params.SharesKV(n.Layer) != n.Layer {
+			return "keys and values of an earlier block are used"
+		}
 	}
-	return n.Layer < len(m.layers)
+	return ""
 }
 
 func (m *Model) bindOne(want *arch.Tensor, i int) (*tensor, error) {

@@ -20,6 +20,10 @@ type network struct {
 	weightInput bool
 	// which of how many experts it is; none: a network of its own
 	expert, experts int
+	// extra of the tokens, the last, did not choose the expert and are run for an
+	// observer only; plain tokens, the first, are for it also run without their
+	// factors, in hidden rows behind those of the tokens
+	extra, plain int
 }
 
 // rows is a range of a weight's rows, from first on, with their biases, if any.
@@ -118,20 +122,34 @@ func (p *pass) besideDense(ctx context.Context, l *layer) error {
 	return run(nets, l.postFFN2)
 }
 
-// networks adds the outputs of nets to out, in their order for every element, in groups whose hidden activations fit the budget: at least one.
+// networks adds the outputs of nets to out, in their order for every element.
 func (p *pass) networks(ctx context.Context, nets []network) error {
+	nets, err := p.watched(ctx, nets)
+	if err != nil {
+		return err
+	}
+	return p.groups(ctx, nets, p.down)
+}
+
+// groups runs the first half of networks, and with what it gives the second, for
+// as many at a time as have hidden activations that fit the budget: at least one.
+func (p *pass) groups(ctx context.Context, nets []network, second func(ctx context.Context, nets []network, hidden []kernel.Matrix) error) error {
 	for len(nets) > 0 {
 		n, floats := 0, 0
 		for n < len(nets) && (n == 0 || floats+nets[n].floats(p.in.Rows) <= p.m.budget) {
 			floats += nets[n].floats(p.in.Rows)
 			n++
 		}
-		if err := p.group(ctx, nets[:n], floats); err != nil {
+		hidden, err := p.hidden(ctx, nets[:n], floats)
+		if err != nil {
+			return err
+		}
+		if err := second(ctx, nets[:n], hidden); err != nil {
 			return err
 		}
 		nets = nets[n:]
 	}
-	return p.reportExperts(ctx)
+	return nil
 }
 
 // floats returns the size of the hidden activations in a batch of all tokens.
@@ -139,7 +157,7 @@ func (n *network) floats(all int) int {
 	if n.tokens != nil {
 		all = len(n.tokens)
 	}
-	return all * n.width
+	return (all + n.plain) * n.width
 }
 
 // of views the rows of a batch that the network runs on.
@@ -150,9 +168,8 @@ func (n *network) of(x kernel.Matrix) kernel.Matrix {
 	return x.Gather(n.tokens)
 }
 
-// group runs networks together: out += scale · down(act(gate(in), up(in))).
-func (p *pass) group(ctx context.Context, nets []network, floats int) error {
-	// hidden[i] is [tokens of network i, width]
+// hidden returns act(gate(in), up(in)) of networks, each [tokens, width].
+func (p *pass) hidden(ctx context.Context, nets []network, floats int) ([]kernel.Matrix, error) {
 	buf := grow(&p.buffers.hidden.data, floats)
 	hidden := make([]kernel.Matrix, len(nets))
 	left := p.m.operands()
@@ -173,22 +190,19 @@ func (p *pass) group(ctx context.Context, nets []network, floats int) error {
 		}
 	}
 	if err := left.make(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	err := p.m.parallel(ctx, len(tasks), func(ctx context.Context, w *worker, i int) error {
 		net := tasks[i].net
 		return p.m.gateUp(ctx, w, &nets[net], tasks[i].tile, ups[net], gates[net], hidden[net])
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if p.m.opt.Observer != nil {
-		return p.observedDown(ctx, nets, hidden)
-	}
-	return p.down(ctx, nets, hidden)
+	return hidden, p.observeNetworks(ctx, nets, hidden)
 }
 
-// down adds scale · down(hidden) to out.
+// down adds the outputs of networks: out += scale · down(hidden).
 func (p *pass) down(ctx context.Context, nets []network, hidden []kernel.Matrix) error {
 	left, sides := p.m.operands(), make([]*making, len(nets))
 	defer left.release()
@@ -248,8 +262,9 @@ func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, forUp
 	}
 	hidden = hidden.Columns(t.first, t.n)
 	x := forUp.operand.of(n.tokens)
-	for i := 0; i < hidden.Rows; i += chunk {
-		rows := min(chunk, hidden.Rows-i)
+	total := hidden.Rows - n.plain
+	for i := 0; i < total; i += chunk {
+		rows := min(chunk, total-i)
 		h, out := hidden.Slice(i, rows), kernel.NewMatrix(grow(&w.out, rows*t.n), rows, t.n)
 		outputs := []kernel.Output{{Dst: out, Weights: up}}
 		switch {
@@ -260,21 +275,50 @@ func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, forUp
 			forGate.operand.of(n.tokens).slice(i, rows).multiply(kernel.Output{Dst: h, Weights: gate})
 		}
 		x.slice(i, rows).multiply(outputs...)
+		if i < n.plain {
+			first := min(rows, n.plain-i)
+			plain := copyOf(&w.plain, out.Slice(0, first))
+			h, to := h.Slice(0, first), hidden.Slice(total+i, first)
+			for j := range first {
+				copy(to.Row(j), h.Row(j))
+			}
+			if err := m.combine(n, to, plain, t.first, nil); err != nil {
+				return err
+			}
+		}
 		var scale []float32
 		if n.weightInput {
 			scale = n.scale[i:]
 		}
-		if err := n.up.complete(out, t.first, scale); err != nil {
+		if err := m.combine(n, h, out, t.first, scale); err != nil {
 			return err
 		}
-		if gate != nil {
-			if err := n.gate.complete(h, t.first, scale); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// copyOf copies m to a buffer.
+func copyOf(buf *[]float32, m kernel.Matrix) kernel.Matrix {
+	c := kernel.NewMatrix(grow(buf, m.Rows*m.Cols), m.Rows, m.Cols)
+	for i := range m.Rows {
+		copy(c.Row(i), m.Row(i))
+	}
+	return c
+}
+
+// combine completes products with gate and up, columns from first on, and
+// replaces gate by hidden activations.
+func (m *Model) combine(n *network, gate, up kernel.Matrix, first int, scale []float32) error {
+	if err := n.up.complete(up, first, scale); err != nil {
+		return err
+	}
+	if n.gate.w != nil {
+		if err := n.gate.complete(gate, first, scale); err != nil {
+			return err
 		}
-		for j := range rows {
-			activate(m.arch.Family.Block.Act, h.Row(j), out.Row(j))
-		}
+	}
+	for j := range up.Rows {
+		activate(m.arch.Family.Block.Act, gate.Row(j), up.Row(j))
 	}
 	return nil
 }
@@ -342,10 +386,10 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 	if err := p.addBias(ctx, logits, l.router.b, 0); err != nil {
 		return nil, err
 	}
-	p.watchExperts(l, logits)
 	used := par.ExpertsUsed
 	chosen := make([]int32, p.x.Rows*used)
 	weight := make([]float32, p.x.Rows*used)
+	p.watchExperts(l, logits, chosen, weight)
 	err = p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {
 		r := newRouter(par, bias)
 		r.sum = p.m.arch.Family.Block.ExpertSum
@@ -355,6 +399,7 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 		}
 		for i := first; i < first+n; i++ {
 			choose(logits.Row(i), chosen[i*used:][:used], weight[i*used:][:used])
+			p.watch.leaveOut(r, logits.Row(i), i)
 		}
 		return nil
 	})
@@ -369,9 +414,7 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 		for i, e := range chosen {
 			weight[i] *= scale[e]
 		}
-	}
-	if p.watch != nil {
-		p.watch.chosen, p.watch.gate = chosen, weight
+		p.watch.scaleGates(scale)
 	}
 	return p.byExpert(ctx, l, chosen, weight)
 }
@@ -406,6 +449,7 @@ func (p *pass) byExpert(ctx context.Context, l *layer, chosen []int32, weight []
 		all[e].tokens = append(all[e].tokens, int32(i/par.ExpertsUsed))
 		all[e].scale = append(all[e].scale, weight[i])
 	}
+	p.watch.addNext(all)
 	gate, up, down := stack{l.expGate, par.ExpertFF, 0}, stack{l.expUp, par.ExpertFF, 0}, stack{l.expDown, p.x.Cols, 0}
 	if l.expGateUp != nil { // of every expert the gate comes first
 		gate = stack{affine{w: l.expGateUp}, 2 * par.ExpertFF, 0}
@@ -486,6 +530,11 @@ func (r *router) choose(scores []float32, chosen []int32, weight []float32) {
 		r.limit()
 	}
 	top(chosen, r.choice)
+	r.weigh(scores, chosen, weight)
+}
+
+// weigh computes the weights of chosen experts from the scores of all.
+func (r *router) weigh(scores []float32, chosen []int32, weight []float32) {
 	for i, e := range chosen {
 		weight[i] = scores[e]
 	}

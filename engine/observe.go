@@ -2,7 +2,7 @@ package engine
 
 import (
 	"context"
-	"math"
+	"slices"
 	"sort"
 	"strings"
 
@@ -15,20 +15,25 @@ import (
 // but the sequence; calls come from the goroutine that called Forward, in the
 // same order whatever the number of threads. An error ends the pass.
 type Observer interface {
-	// Input is told Σ x² of every input column of a block's weight, or of one of
-	// its matrices if it stacks those of several experts, over rows tokens. A
-	// weight is told of once per sequence, and a stacked one once for each expert
-	// that has tokens. Of the weights that decompress keys and values of latent
-	// attention, x is what llama.cpp multiplies them with (src/models/deepseek2.cpp):
-	// the queries and the attended latents, head after head.
-	Input(weight string, matrix, matrices int, rows int64, squares []float64) error
+	// Input is told Σ x² of every input column of weights that have the same
+	// input, or of one of their matrices if they stack those of several experts,
+	// over rows tokens. A weight is told of once per sequence, always with the
+	// same others, and a stacked one once for each expert that has tokens. Of the
+	// weights that decompress keys and values of latent attention, x is what
+	// llama.cpp multiplies them with (src/models/deepseek2.cpp): the queries and
+	// the attended latents, head after head. squares is valid during the call.
+	Input(weights []string, matrix, matrices int, rows int64, squares []float64) error
 	// Experts is told the statistics of a block's routed experts.
 	Experts(block int, sums *calib.ExpertSums) error
 }
 
-// observed reports whether an observer wants to know of a weight.
-func (m *Model) observed(w *tensor) bool {
-	return m.opt.Observer != nil && w != nil && strings.HasPrefix(w.info.Name, "blk.")
+// observed adds a weight's name to a list, once, if an observer wants to know of
+// it: if it is a block's.
+func (m *Model) observed(names []string, w *tensor) []string {
+	if m.opt.Observer == nil || w == nil || !strings.HasPrefix(w.info.Name, "blk.") || slices.Contains(names, w.info.Name) {
+		return names
+	}
+	return append(names, w.info.Name)
 }
 
 // multiply computes products of the pass, observed.
@@ -43,20 +48,25 @@ func (p *pass) multiply(ctx context.Context, products ...product) error {
 // weight that is used in parts the first stands for all: they have the same
 // input. Products with latents are left to watchLatents.
 func (p *pass) observeProducts(ctx context.Context, products ...product) error {
-	var weights []*tensor
+	var list []observation
+	var names []string
 	for i := range products {
 		j := &products[i]
-		if j.first == 0 && !j.transposed && p.m.observed(j.w) {
-			weights = append(weights, j.w)
+		if j.first == 0 && !j.transposed {
+			names = p.m.observed(names, j.w)
 		}
-		last := i+1 == len(products) || !sameMatrix(j.x, products[i+1].x)
-		if len(weights) == 0 || !last {
-			continue
+		if i+1 == len(products) || !sameMatrix(j.x, products[i+1].x) {
+			list = append(list, observation{weights: names, matrices: 1, x: j.x, parts: p.seqs})
+			names = nil
 		}
-		if err := p.observe(ctx, observation{weights: weights, matrices: 1, x: j.x}); err != nil {
-			return err
-		}
-		weights = nil
+	}
+	return p.observe(ctx, list...)
+}
+
+// observeOutput tells of the input of the output weight, if it is asked for.
+func (p *pass) observeOutput(ctx context.Context) error {
+	if w := p.m.output.w; p.m.opt.Observer != nil && p.m.opt.ObserveOutput && w != p.m.embd {
+		return p.observe(ctx, observation{weights: []string{w.info.Name}, matrices: 1, x: p.x, parts: p.seqs})
 	}
 	return nil
 }
@@ -66,41 +76,80 @@ func sameMatrix(a, b kernel.Matrix) bool {
 	return a.Rows == b.Rows && a.Cols == b.Cols && a.Rows > 0 && &a.Data[0] == &b.Data[0]
 }
 
-// observation is the input of weights: row i of x, times scale[i] if there is
-// one, is that of token tokens[i], or of token i.
+// observation is the input of weights: of every sequence some rows of x, row i
+// times scale[i] if there is one.
 type observation struct {
-	weights          []*tensor
+	weights          []string
 	matrix, matrices int
 	x                kernel.Matrix
-	tokens           []int32
+	parts            []span
 	scale            []float32
 }
 
-// observe tells the observer.
-func (p *pass) observe(ctx context.Context, o observation) error {
-	parts := p.bySequence(o.tokens)
-	sums, err := p.squares(ctx, parts, o.x, o.scale)
-	if err != nil {
-		return err
-	}
-	for i, s := range parts {
-		for _, w := range o.weights {
-			if s.n == 0 {
-				continue
-			}
-			if err := p.m.opt.Observer.Input(w.info.Name, o.matrix, o.matrices, int64(s.n), sums[i]); err != nil {
-				return err
-			}
+// observedSums is how many sums of squares are held at a time, 16 MiB.
+const observedSums = 2 << 20
+
+// observe tells the observer of inputs.
+func (p *pass) observe(ctx context.Context, list ...observation) error {
+	for len(list) > 0 {
+		n, size := 0, 0
+		for n < len(list) && (n == 0 || size+list[n].size() <= observedSums) {
+			size += list[n].size()
+			n++
 		}
+		if err := p.observeTogether(ctx, list[:n], size); err != nil {
+			return err
+		}
+		list = list[n:]
 	}
 	return nil
 }
 
-// bySequence cuts ascending tokens, or all, into those of every sequence.
-func (p *pass) bySequence(tokens []int32) []span {
-	if tokens == nil {
-		return p.seqs
+// size returns how many sums there are.
+func (o *observation) size() int {
+	if len(o.weights) == 0 {
+		return 0
 	}
+	return len(o.parts) * o.x.Cols
+}
+
+func (p *pass) observeTogether(ctx context.Context, list []observation, size int) error {
+	sums := grow(&p.squares, size)
+	clear(sums)
+	var squares []squared
+	each := func(visit func(o *observation, s span, sums []float64) error) error {
+		rest := sums
+		for i := range list {
+			for _, s := range list[i].parts {
+				if s.n == 0 || len(list[i].weights) == 0 {
+					continue
+				}
+				if err := visit(&list[i], s, rest[:list[i].x.Cols]); err != nil {
+					return err
+				}
+				rest = rest[list[i].x.Cols:]
+			}
+		}
+		return nil
+	}
+	each(func(o *observation, s span, sums []float64) error {
+		in := squared{x: o.x.Slice(s.first, s.n), sums: sums}
+		if o.scale != nil {
+			in.scale = o.scale[s.first:]
+		}
+		squares = append(squares, in)
+		return nil
+	})
+	if err := p.addSquares(ctx, squares); err != nil {
+		return err
+	}
+	return each(func(o *observation, s span, sums []float64) error {
+		return p.m.opt.Observer.Input(o.weights, o.matrix, o.matrices, int64(s.n), sums)
+	})
+}
+
+// bySequence cuts ascending tokens into those of every sequence.
+func (p *pass) bySequence(tokens []int32) []span {
 	parts := make([]span, len(p.seqs))
 	at := 0
 	for i, s := range p.seqs {
@@ -111,23 +160,68 @@ func (p *pass) bySequence(tokens []int32) []span {
 	return parts
 }
 
-// squares sums the squares of every column over ranges of rows.
-func (p *pass) squares(ctx context.Context, parts []span, x kernel.Matrix, scale []float32) ([][]float64, error) {
-	sums := make([][]float64, len(parts))
-	return sums, p.m.parallel(ctx, len(parts), func(_ context.Context, w *worker, i int) error {
-		sums[i] = make([]float64, x.Cols)
-		for row := parts[i].first; row < parts[i].first+parts[i].n; row++ {
-			values := x.Row(row)
-			if scale != nil {
+// squared is rows, row i times scale[i] if there is one, and the sums that the
+// squares of their columns are added to.
+type squared struct {
+	x     kernel.Matrix
+	scale []float32
+	sums  []float64
+}
+
+// squaredColumns is how many columns are summed at a time, so that their sums
+// stay in the first-level cache.
+const squaredColumns = 512
+
+// addSquares adds squares up, row after row.
+func (p *pass) addSquares(ctx context.Context, list []squared) error {
+	type task struct{ of, first int }
+	var tasks []task
+	for i := range list {
+		for first := 0; first < len(list[i].sums); first += squaredColumns {
+			tasks = append(tasks, task{i, first})
+		}
+	}
+	return p.m.parallel(ctx, len(tasks), func(_ context.Context, w *worker, i int) error {
+		s, first := &list[tasks[i].of], tasks[i].first
+		sums := s.sums[first:min(first+squaredColumns, len(s.sums))]
+		for row := range s.x.Rows {
+			values := s.x.Row(row)[first:][:len(sums)]
+			if s.scale != nil {
 				scaled := grow(&w.out, len(values))
 				copy(scaled, values)
-				scaleBy(scaled, scale[row])
+				scaleBy(scaled, s.scale[row])
 				values = scaled
 			}
-			kernel.AddSquares(sums[i], values)
+			kernel.AddSquares(sums, values)
 		}
 		return nil
 	})
+}
+
+// observeNetworks tells of the inputs of networks' weights, if there is an
+// observer.
+func (p *pass) observeNetworks(ctx context.Context, nets []network, hidden []kernel.Matrix) error {
+	if p.m.opt.Observer == nil {
+		return nil
+	}
+	var list []observation
+	for i := range nets {
+		n := &nets[i]
+		o := observation{matrix: n.expert, matrices: max(1, n.experts), x: p.in, parts: p.seqs}
+		rows := hidden[i].Rows
+		if n.tokens != nil {
+			rows = len(n.tokens) - n.extra
+			o.x, o.parts = p.in.Gather(n.tokens[:rows]), p.bySequence(n.tokens[:rows])
+		}
+		in := o
+		in.weights = p.m.observed(p.m.observed(nil, n.gate.w), n.up.w)
+		if n.weightInput {
+			in.scale = n.scale
+		}
+		o.weights, o.x = p.m.observed(nil, n.down.w), hidden[i].Slice(0, rows)
+		list = append(list, in, o)
+	}
+	return p.observe(ctx, list...)
 }
 
 // latentWatch collects the inputs of the weights that decompress latents.
@@ -170,17 +264,14 @@ func (w *latentWatch) heads(ctx context.Context, a *heads, h int) error {
 		if err := p.attend(ctx, one); err != nil {
 			return err
 		}
-		for _, in := range []struct {
-			to [][]float64
-			x  kernel.Matrix
-		}{{w.keys, one.q.Columns(0, nope)}, {w.values, attended}} {
-			sums, err := p.squares(ctx, p.seqs, in.x, nil)
-			if err != nil {
-				return err
-			}
-			for s := range sums {
-				copy(in.to[s][(h+i)*in.x.Cols:], sums[s])
-			}
+		var list []squared
+		for s, part := range p.seqs {
+			list = append(list,
+				squared{one.q.Columns(0, nope).Slice(part.first, part.n), nil, w.keys[s][(h+i)*nope:][:nope]},
+				squared{attended.Slice(part.first, part.n), nil, w.values[s][(h+i)*r:][:r]})
+		}
+		if err := p.addSquares(ctx, list); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -192,291 +283,12 @@ func (w *latentWatch) report(l *layer) error {
 		return nil
 	}
 	for i, s := range w.p.seqs {
-		if err := w.p.m.opt.Observer.Input(l.kB.info.Name, 0, 1, int64(s.n), w.keys[i]); err != nil {
+		if err := w.p.m.opt.Observer.Input([]string{l.kB.info.Name}, 0, 1, int64(s.n), w.keys[i]); err != nil {
 			return err
 		}
-		if err := w.p.m.opt.Observer.Input(l.vB.info.Name, 0, 1, int64(s.n), w.values[i]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// observedDown is the second half of group with an observer: the same sums in
-// the same order, network by network, so that each output is whole for a moment.
-func (p *pass) observedDown(ctx context.Context, nets []network, hidden []kernel.Matrix) error {
-	for i := range nets {
-		n := &nets[i]
-		if err := p.observeNetwork(ctx, n, hidden[i]); err != nil {
-			return err
-		}
-		out := p.buffers.watched.matrix(hidden[i].Rows, p.out.Cols)
-		if err := p.m.multiply(ctx, product{w: n.down.w, first: n.down.first, rows: out.Cols, x: hidden[i], dst: out}); err != nil {
-			return err
-		}
-		scale := n.scale
-		if n.weightInput {
-			scale = nil
-		}
-		dst := n.of(p.out)
-		err := p.m.chunks(ctx, out.Rows, func(_ *worker, first, rows int) error {
-			for j := first; j < first+rows; j++ {
-				if scale == nil {
-					addTo(dst.Row(j), out.Row(j))
-				} else {
-					kernel.AddScaled(dst.Row(j), out.Row(j), scale[j])
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		if n.down.bias != nil {
-			addBias(dst, n.down.bias, scale)
-			addBias(out, n.down.bias, nil)
-		}
-		if n.experts > 0 {
-			if err := p.watchOutput(ctx, n, out); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// observeNetwork tells of the inputs of a network's weights.
-func (p *pass) observeNetwork(ctx context.Context, n *network, hidden kernel.Matrix) error {
-	o := observation{matrix: n.expert, matrices: max(1, n.experts), x: n.of(p.in), tokens: n.tokens}
-	for _, w := range []*tensor{n.gate.w, n.up.w} {
-		if p.m.observed(w) && (len(o.weights) == 0 || o.weights[0] != w) {
-			o.weights = append(o.weights, w)
-		}
-	}
-	if n.weightInput {
-		o.scale = n.scale
-	}
-	if err := p.observe(ctx, o); err != nil {
-		return err
-	}
-	o.x, o.scale, o.weights = hidden, nil, []*tensor{n.down.w}
-	return p.observe(ctx, o)
-}
-
-// expertWatch collects what the routed experts of a block do to a batch.
-type expertWatch struct {
-	block     int
-	logits    kernel.Matrix // [tokens, experts]
-	chosen    []int32       // [tokens, used]
-	gate      []float32     // [tokens, used], as are the next
-	norm      []float64     // of the output without gate
-	weighted  []float64     // of what is added
-	peak      []float64     // the largest element of the output without gate
-	residual  kernel.Matrix // [tokens, embed], before the block adds to it
-	output    kernel.Matrix // [tokens, embed]: what the routed experts add
-	logShares bool          // the router's scores are those of HF's code, which has log p
-}
-
-// watchExperts begins to watch a block's experts, if there is an observer.
-func (p *pass) watchExperts(l *layer, logits kernel.Matrix) {
-	if p.m.opt.Observer == nil {
-		return
-	}
-	clone := func(m kernel.Matrix) kernel.Matrix {
-		return kernel.NewMatrix(append([]float32(nil), m.Data[:m.Rows*m.Cols]...), m.Rows, m.Cols)
-	}
-	n := p.x.Rows * l.par.ExpertsUsed
-	p.watch = &expertWatch{
-		block: l.number, logits: clone(logits), residual: clone(p.x),
-		output: kernel.NewMatrix(make([]float32, p.x.Rows*p.x.Cols), p.x.Rows, p.x.Cols),
-		norm:   make([]float64, n), weighted: make([]float64, n), peak: make([]float64, n),
-		logShares: p.m.arch.Family.Block.RouteResidual,
-	}
-}
-
-// watchOutput notes an expert's outputs for its tokens: without gate, or with it
-// where gates apply to inputs.
-func (p *pass) watchOutput(ctx context.Context, n *network, out kernel.Matrix) error {
-	plain := out
-	if n.weightInput {
-		var err error
-		if plain, err = p.unweighted(ctx, n); err != nil {
-			return err
-		}
-	}
-	w, used := p.watch, len(p.watch.chosen)/p.x.Rows
-	return p.m.chunks(ctx, out.Rows, func(_ *worker, first, rows int) error {
-		for i := first; i < first+rows; i++ {
-			t := int(n.tokens[i])
-			slot := t * used
-			for int(w.chosen[slot]) != n.expert {
-				slot++
-			}
-			w.norm[slot], w.peak[slot] = normPeak(plain.Row(i))
-			if n.weightInput {
-				w.weighted[slot], _ = normPeak(out.Row(i))
-				addTo(w.output.Row(t), out.Row(i))
-			} else {
-				w.weighted[slot] = math.Abs(float64(n.scale[i])) * w.norm[slot]
-				kernel.AddScaled(w.output.Row(t), out.Row(i), n.scale[i])
-			}
-		}
-		return nil
-	})
-}
-
-// unweighted runs an expert whose gates apply to its input without them.
-func (p *pass) unweighted(ctx context.Context, n *network) (kernel.Matrix, error) {
-	free := *n
-	free.weightInput = false
-	rows := len(n.tokens)
-	hidden := kernel.NewMatrix(make([]float32, rows*n.width), rows, n.width)
-	tiles := p.m.tiles(n.up.w, n.width, 1)
-	left := p.m.operands()
-	defer left.release()
-	up, gate := left.of(p.in, n.up.w), left.of(p.in, n.gate.w)
-	if err := left.make(ctx); err != nil {
-		return hidden, err
-	}
-	err := p.m.parallel(ctx, len(tiles), func(ctx context.Context, w *worker, i int) error {
-		return p.m.gateUp(ctx, w, &free, tiles[i], up, gate, hidden)
-	})
-	if err != nil {
-		return hidden, err
-	}
-	out := kernel.NewMatrix(make([]float32, rows*p.out.Cols), rows, p.out.Cols)
-	if err := p.m.multiply(ctx, product{w: n.down.w, first: n.down.first, rows: out.Cols, x: hidden, dst: out}); err != nil {
-		return out, err
-	}
-	if n.down.bias != nil {
-		addBias(out, n.down.bias, nil)
-	}
-	return out, nil
-}
-
-// normPeak returns the length of x and its largest element by magnitude.
-func normPeak(x []float32) (norm, peak float64) {
-	return math.Sqrt(kernel.SumSquares(x)), float64(kernel.Peak(x))
-}
-
-// reportExperts tells the observer of the experts that are watched, if any.
-func (p *pass) reportExperts(ctx context.Context) error {
-	w := p.watch
-	if w == nil {
-		return nil
-	}
-	p.watch = nil
-	sums := make([]*calib.ExpertSums, len(p.seqs))
-	err := p.m.parallel(ctx, len(p.seqs), func(_ context.Context, _ *worker, i int) error {
-		sums[i] = calib.NewExpertSums(w.logits.Cols)
-		for t := p.seqs[i].first; t < p.seqs[i].first+p.seqs[i].n; t++ {
-			w.add(sums[i], t)
-		}
-		w.addRouter(sums[i], p.seqs[i])
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, s := range sums {
-		if err := p.m.opt.Observer.Experts(w.block, s); err != nil {
+		if err := w.p.m.opt.Observer.Input([]string{l.vB.info.Name}, 0, 1, int64(s.n), w.values[i]); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// add adds a token.
-func (w *expertWatch) add(s *calib.ExpertSums, t int) {
-	used := len(w.chosen) / w.logits.Rows
-	chosen := w.chosen[t*used:][:used]
-	length, residual, turn := movement(w.residual.Row(t), w.output.Row(t))
-	s[calib.Tokens][0]++
-	s[calib.OutputNorm][0] += length
-	s[calib.OutputSquares][0] += float64(length * length)
-	s[calib.ResidualNorm][0] += residual
-	for i, e := range chosen {
-		slot := t*used + i
-		norm, weighted := w.norm[slot], w.weighted[slot]
-		s[calib.Selected][e]++
-		s[calib.Gate][e] += float64(w.gate[slot])
-		s[calib.Norm][e] += norm
-		s[calib.NormSquares][e] += float64(norm * norm)
-		s[calib.Weighted][e] += weighted
-		s[calib.WeightedSquare][e] += float64(weighted * weighted)
-		s[calib.Easy][e] += float64(turn * weighted)
-		s[calib.MaxAbs][e] = max(s[calib.MaxAbs][e], w.peak[slot])
-		s[calib.MaxWeighted][e] = max(s[calib.MaxWeighted][e], weighted)
-		for _, o := range chosen {
-			s[calib.Together][int(e)*w.logits.Cols+int(o)]++
-		}
-	}
-}
-
-// together is the number of tokens whose products of router scores are added
-// to a row of their sums while that is in the first-level cache.
-const together = 32
-
-// addRouter adds what the router says about all experts to tokens of a sequence.
-func (w *expertWatch) addRouter(s *calib.ExpertSums, seq span) {
-	n := w.logits.Cols
-	scores, gram := make([]float64, together*n), s[calib.RouterGram]
-	for first := seq.first; first < seq.first+seq.n; first += together {
-		tokens := min(together, seq.first+seq.n-first)
-		for t := range tokens {
-			w.routerScores(scores[t*n:][:n], s[calib.Mass], w.logits.Row(first+t))
-		}
-		// Products are the same both ways: those below the diagonal are copied.
-		for i := range n {
-			for t := range tokens {
-				l := scores[t*n:][:n]
-				kernel.AddScaled64(gram[i*n+i:(i+1)*n], l[i:], l[i])
-			}
-		}
-	}
-	for i := range n {
-		for j := range i {
-			gram[i*n+j] = gram[j*n+i]
-		}
-	}
-}
-
-// routerScores writes the router's scores of a token to l, and adds the experts'
-// shares in a softmax over all to mass.
-func (w *expertWatch) routerScores(l, mass []float64, logits []float32) {
-	sum, top := 0.0, math.Inf(-1)
-	for _, v := range logits {
-		top = max(top, float64(v))
-	}
-	for i, v := range logits {
-		l[i] = math.Exp(float64(v) - top)
-		sum += l[i]
-	}
-	lse := top + math.Log(sum)
-	for i, v := range logits {
-		mass[i] += l[i] / sum
-		l[i] = float64(v)
-		if w.logShares {
-			l[i] -= lse
-		}
-	}
-}
-
-// movement returns the lengths of y and h and how far y turns h: 1 − cos(h, h+y),
-// at least 0.
-func movement(h, y []float32) (length, residual, turn float64) {
-	var hh, yy, ss, hs float64
-	for i, v := range h {
-		a, b := float64(v), float64(y[i])
-		c := a + b
-		hh += float64(a * a)
-		yy += float64(b * b)
-		ss += float64(c * c)
-		hs += float64(a * c)
-	}
-	turn = 1
-	if d := math.Sqrt(hh) * math.Sqrt(ss); d > 0 {
-		turn = max(0, 1-hs/d)
-	}
-	return math.Sqrt(yy), math.Sqrt(hh), turn
 }

@@ -16,8 +16,10 @@ import (
 // recorder keeps what an observer is told, in the order of each weight and block.
 type recorder map[string][]string
 
-func (r recorder) Input(weight string, matrix, matrices int, rows int64, squares []float64) error {
-	r[weight] = append(r[weight], fmt.Sprintf("%d/%d %d rows %x", matrix, matrices, rows, digest(squares)))
+func (r recorder) Input(weights []string, matrix, matrices int, rows int64, squares []float64) error {
+	for _, name := range weights {
+		r[name] = append(r[name], fmt.Sprintf("%d/%d %d rows %x of %v", matrix, matrices, rows, digest(squares), weights))
+	}
 	return nil
 }
 
@@ -59,7 +61,7 @@ func TestObserver(t *testing.T) {
 			var first recorder
 			for i, opt := range []Options{{Threads: 1}, {Threads: 3, BatchTokens: 50}, {Threads: 2}} {
 				got := recorder{}
-				opt.Observer = got
+				opt.Observer, opt.LeaveOneOut, opt.ObserveOutput = got, true, true
 				m := a.load(t, opt)
 				if i == 2 {
 					m.budget = 1
@@ -74,6 +76,7 @@ func TestObserver(t *testing.T) {
 				if i == 0 {
 					first = got.sorted()
 					checkObserved(t, m, first)
+					checkOutput(t, m, h, first)
 				} else if fmt.Sprint(got.sorted()) != fmt.Sprint(first) {
 					t.Errorf("options %d: other reports", i)
 				}
@@ -101,6 +104,52 @@ func checkObserved(t *testing.T, m *Model, got recorder) {
 	for l := range m.layers {
 		if n := len(got[fmt.Sprint("experts ", l)]); m.layers[l].router.w != nil && n != 3 {
 			t.Errorf("block %d: %d reports of experts", l, n)
+		}
+	}
+}
+
+// checkOutput compares what is told of the output weight with the hidden states
+// that it is multiplied with.
+func checkOutput(t *testing.T, m *Model, h *Hidden, got recorder) {
+	t.Helper()
+	if m.output.w == m.embd {
+		return
+	}
+	name := m.output.w.info.Name
+	want := recorder{}
+	for _, s := range h.seqs {
+		squares := make([]float64, h.rows.Cols)
+		for i := range s.n {
+			for j, v := range h.rows.Row(s.first + i) {
+				squares[j] += float64(float64(v) * float64(v))
+			}
+		}
+		if err := want.Input([]string{name}, 0, 1, int64(s.n), squares); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(got[name], want.sorted()[name]) {
+		t.Errorf("%s: other reports than its input", name)
+	}
+}
+
+// TestObserverInt8: an observer changes no bit of products of integers either.
+func TestObserverInt8(t *testing.T) {
+	for _, family := range fixtures.Families(t) {
+		a := alter(t, family)
+		opt := Options{Compute: ComputeInt8}
+		seqs := someSeqs(a.load(t, opt).Vocab(), 40, 3)
+		plain, err := a.load(t, opt).Forward(t.Context(), seqs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opt.Observer, opt.LeaveOneOut = recorder{}, true
+		h, err := a.load(t, opt).Forward(t.Context(), seqs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(h.rows.Data, plain.rows.Data) {
+			t.Errorf("%s: the observer changes the hidden states", family)
 		}
 	}
 }

@@ -76,7 +76,7 @@ type Sums interface {
 // Section is a tensor of a checkpoint of type F64.
 type Section struct {
 	Info gguf.TensorInfo
-	Data func() []float64
+	Data func() ([]float64, error)
 }
 
 // position is how far a measurement is.
@@ -159,12 +159,12 @@ func (c *Checkpoint) describe(at position, states []*engine.State, results [][]f
 	var list []content
 	if at.scored > 0 {
 		shape := []int64{int64(at.scored), int64(len(results))}
-		list = append(list, content{info: gguf.TensorInfo{Name: checkpointResults, Type: gguf.F64, Shape: shape}, doubles: func() []float64 {
+		list = append(list, content{info: gguf.TensorInfo{Name: checkpointResults, Type: gguf.F64, Shape: shape}, doubles: func() ([]float64, error) {
 			var all []float64
 			for _, r := range results {
 				all = append(all, r[:at.scored]...)
 			}
-			return all
+			return all, nil
 		}})
 	}
 	for i, s := range states {
@@ -194,7 +194,7 @@ func partInfo(model int, p engine.Part) gguf.TensorInfo {
 type content struct {
 	info    gguf.TensorInfo
 	floats  []float32
-	doubles func() []float64
+	doubles func() ([]float64, error)
 }
 
 // write writes tensor i and returns its checksum.
@@ -216,7 +216,10 @@ func (c *content) write(w *gguf.Writer, i int) (sum uint32, err error) {
 	if c.doubles == nil {
 		return sum, nil
 	}
-	values := c.doubles()
+	values, err := c.doubles()
+	if err != nil {
+		return 0, err
+	}
 	for off := 0; off < len(values); off += copyBytes / 8 {
 		raw = raw[:0]
 		for _, f := range values[off:min(off+copyBytes/8, len(values))] {

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/winnow-moe/winnow/engine"
+	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/tokenizer"
@@ -20,6 +25,7 @@ type calibrateFlags struct {
 	from        int
 	out, format string
 	minTokens   int64
+	loo, output bool
 	force       bool
 }
 
@@ -31,7 +37,8 @@ func newCalibrateCommand(a *app) *cobra.Command {
 		Long: `Run texts through a model and write what its weights see: an importance matrix
 as llama-imatrix makes it, which quantize and llama-quantize take (--imatrix),
 and in the same file how often, how strongly and together with which others
-each expert is used, for every NAME of texts.
+each expert is used, and what would be missing without it, for every NAME of
+texts.
 
 A text is tokenized once and cut into windows of --ctx tokens without overlap;
 if the vocabulary adds a BOS token it replaces the first of every window; all
@@ -59,6 +66,8 @@ Sums are exact: runs over parts of the texts, merged, give the file of one run.
 	c.Flags().IntVar(&flags.from, "from-chunk", 0, "`N` windows of each text to leave out first")
 	c.Flags().Int64Var(&flags.minTokens, "min-expert-tokens", 1, "warn of experts that saw fewer than `N` tokens")
 	flags.computeFlag(c)
+	c.Flags().BoolVar(&flags.loo, "loo", true, "measure what a block lacks without each expert (leave one out), which takes one more expert per token")
+	c.Flags().BoolVar(&flags.output, "process-output", false, "output.weight too, if the model has one")
 	flags.addRun(c)
 	checkpointFlags(c, &flags.ck)
 	c.AddCommand(newMergeCommand(a))
@@ -103,7 +112,7 @@ type observer struct{ *calib.Domain }
 
 func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags) error {
 	watch := &observer{}
-	m, err := a.openObserved(path, &flags.scoreFlags, watch)
+	m, err := a.openEngine(path, &flags.scoreFlags, engine.Options{Observer: watch, LeaveOneOut: flags.loo, ObserveOutput: flags.output})
 	if err != nil {
 		return err
 	}
@@ -111,6 +120,9 @@ func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags)
 	texts, err := m.windows(flags)
 	if err != nil {
 		return err
+	}
+	if flags.output && !slices.ContainsFunc(m.model.Tensors(), func(t gguf.TensorInfo) bool { return t.Name == "output.weight" }) {
+		a.warn([]string{"the model has no output.weight, its embedding takes that part: --process-output adds nothing"})
 	}
 	stats := &calib.Statistics{ChunkSize: flags.ctx}
 	for _, t := range texts {
@@ -122,7 +134,7 @@ func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags)
 	if err := writeStatistics(stats, flags.out, flags.format, nil); err != nil {
 		return err
 	}
-	if err := a.reportCalibration(stats, m.model, flags.minTokens); err != nil {
+	if err := a.reportCalibration(stats, m, flags.minTokens); err != nil {
 		return err
 	}
 	return flags.finished()
@@ -143,7 +155,9 @@ func (a *app) observe(ctx context.Context, m *scored, texts []calibrationText, s
 	if err := f.apply(m); err != nil {
 		return err
 	}
-	keep, err := flags.keep(ctx, "calibrate", all, []*scored{m})
+	keep, err := flags.keep(ctx, "calibrate", all, []*scored{m},
+		verify.Fact{Name: "--loo", Value: strconv.FormatBool(m.options.LeaveOneOut)},
+		verify.Fact{Name: "--process-output", Value: strconv.FormatBool(m.options.ObserveOutput)})
 	if err != nil {
 		return err
 	}
@@ -239,7 +253,8 @@ statistics in the file stay sums, so it can be weighed again.`,
 			if err := checkOutput(out, pos, force); err != nil {
 				return err
 			}
-			s, err := mergeStatistics(pos)
+			s, closeAll, err := mergeStatistics(pos)
+			defer closeAll()
 			if err != nil {
 				return err
 			}
@@ -273,16 +288,23 @@ func parseWeights(list []string) (calib.Weights, error) {
 	return w, nil
 }
 
-func mergeStatistics(paths []string) (*calib.Statistics, error) {
+// mergeStatistics adds files up, which stay open until close is called.
+func mergeStatistics(paths []string) (sum *calib.Statistics, closeAll func(), err error) {
 	var all []*calib.Statistics
+	closeAll = func() {
+		for _, s := range all {
+			s.Close()
+		}
+	}
 	for _, p := range paths {
 		s, err := calib.ReadStatistics(p)
 		if err != nil {
-			return nil, err
+			return nil, closeAll, err
 		}
 		all = append(all, s)
 	}
-	return calib.MergeStatistics(all...)
+	sum, err = calib.MergeStatistics(all...)
+	return sum, closeAll, err
 }
 
 // calibrationReport is the result of calibrate in the form --json prints.
@@ -293,22 +315,22 @@ type calibrationReport struct {
 
 // reportCalibration prints what statistics cover, and warns of gaps. Without
 // a model the weights it has are not known.
-func (a *app) reportCalibration(s *calib.Statistics, m gguf.Model, minTokens int64) error {
+func (a *app) reportCalibration(s *calib.Statistics, m *scored, minTokens int64) error {
 	c, err := s.Coverage(minTokens)
 	if err != nil {
 		return err
 	}
 	r := calibrationReport{c, []string{}}
+	var gaps []string
 	if m != nil {
-		r.Uncovered = append(r.Uncovered, uncovered(s, m)...)
+		r.Uncovered = append(r.Uncovered, uncovered(s, m.model)...)
+		gaps = explainGaps(r.Uncovered, m.engine.Idle)
 	}
 	if a.json {
 		return a.printJSON(r)
 	}
 	a.printCoverage(c)
-	if n := len(r.Uncovered); n > 0 {
-		a.warn([]string{fmt.Sprintf("%d %s of blocks took no part: %s", n, plural(n, "weight", "weights"), strings.Join(r.Uncovered, ", "))})
-	}
+	a.warn(gaps)
 	a.warn(fewTokens(c, minTokens))
 	return nil
 }
@@ -322,6 +344,27 @@ func uncovered(s *calib.Statistics, m gguf.Model) (names []string) {
 		}
 	}
 	return names
+}
+
+// explainGaps says block by block which weights were not measured and why.
+func explainGaps(names []string, idle func(arch.Name) string) (warnings []string) {
+	type gap struct {
+		block  int
+		reason string
+	}
+	weights := map[gap][]string{}
+	for _, name := range names {
+		n := arch.ParseName(name)
+		g := gap{n.Layer, cmp.Or(idle(n), "no token went through")}
+		weights[g] = append(weights[g], strings.TrimSuffix(strings.TrimPrefix(name, fmt.Sprintf("blk.%d.", n.Layer)), ".weight"))
+	}
+	gaps := slices.SortedFunc(maps.Keys(weights), func(a, b gap) int {
+		return cmp.Or(cmp.Compare(a.block, b.block), cmp.Compare(a.reason, b.reason))
+	})
+	for _, g := range gaps {
+		warnings = append(warnings, fmt.Sprintf("block %d, not measured (%s): %s", g.block, g.reason, strings.Join(weights[g], ", ")))
+	}
+	return warnings
 }
 
 // fewTokens warns of experts with few tokens, block by block.
@@ -342,11 +385,15 @@ func fewTokens(c *calib.Coverage, minTokens int64) (warnings []string) {
 
 // printCoverage shows domains and the use of experts.
 func (a *app) printCoverage(c *calib.Coverage) {
-	rows := [][]string{{"text", "windows", "tokens"}}
+	rows := [][]string{{"text", "windows", "tokens", "files"}}
 	for _, d := range c.Domains {
-		rows = append(rows, []string{printable(d.Name), strconv.FormatInt(d.Chunks, 10), strconv.FormatInt(d.Tokens, 10)})
+		rows = append(rows, []string{printable(d.Name), strconv.FormatInt(d.Chunks, 10), strconv.FormatInt(d.Tokens, 10), ""})
 	}
-	a.printf("%s%d weights measured, windows of %d tokens\n", table("lrr", rows), c.Weights, c.ChunkSize)
+	room := lineWidth - widest(table("lrrl", rows))
+	for i, d := range c.Domains {
+		rows[i+1][3] = cut(printable(strings.Join(d.Datasets, ", ")), max(room, 16))
+	}
+	a.printf("%s%d weights measured, windows of %d tokens\n", table("lrrl", rows), c.Weights, c.ChunkSize)
 	if len(c.Blocks) == 0 {
 		return
 	}
@@ -360,6 +407,9 @@ func (a *app) printCoverage(c *calib.Coverage) {
 			fmt.Sprintf("%d to %d", l.Least, l.Most), fmt.Sprintf("%.2f of %.2f", l.Entropy, l.MaxEntropy), strings.Join(top, " ")})
 	}
 	a.printf("\n%s", table("rrrrrl", rows))
+	if !c.LeaveOneOut {
+		a.printf("not measured: what blocks lack without each expert (--loo)\n")
+	}
 	for _, l := range c.Blocks {
 		if len(l.Unused) > 0 {
 			a.printf("%s\n", wrap(fmt.Sprintf("block %d, never used: %s", l.Block, strings.Trim(fmt.Sprint(l.Unused), "[]")), "  "))

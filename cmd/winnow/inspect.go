@@ -173,6 +173,7 @@ func inspectGGUF(path string) (*inspection, error) {
 		if err != nil {
 			return nil, err
 		}
+		defer s.Close()
 		if doc.Calibration, err = s.Coverage(1); err != nil {
 			return nil, err
 		}
@@ -275,10 +276,13 @@ func (a *app) printHead(d *inspection) {
 	if d.Name != "" {
 		a.printf(", %q", d.Name)
 	}
-	a.printf("\n%d %s, %s, %d %s, %s parameters", len(d.Files), plural(len(d.Files), "file", "files"), sizeText(d.Bytes),
-		len(d.Tensors), plural(len(d.Tensors), "tensor", "tensors"), countText(d.Parameters))
-	if d.Parameters > 0 {
-		a.printf(", %.4f bits per weight", d.BitsPerWeight)
+	a.printf("\n%d %s, %s, %d %s", len(d.Files), plural(len(d.Files), "file", "files"), sizeText(d.Bytes),
+		len(d.Tensors), plural(len(d.Tensors), "tensor", "tensors"))
+	if d.Calibration == nil {
+		a.printf(", %s parameters", countText(d.Parameters))
+		if d.Parameters > 0 {
+			a.printf(", %.4f bits per weight", d.BitsPerWeight)
+		}
 	}
 	a.printf("\n")
 	var rows [][]string

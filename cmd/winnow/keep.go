@@ -26,11 +26,12 @@ func (f *scoreFlags) checkCheckpoint(inputs []string, outputs ...string) error {
 
 // keep returns where a measurement of a text is kept, nil if nowhere. Nothing
 // but what changes its numbers is among the facts.
-func (f *scoreFlags) keep(ctx context.Context, what string, text *verify.Text, models []*scored) (*verify.Checkpoint, error) {
+func (f *scoreFlags) keep(ctx context.Context, what string, text *verify.Text, models []*scored, more ...verify.Fact) (*verify.Checkpoint, error) {
 	if f.checkpoint == "" {
 		return nil, nil
 	}
 	facts := []verify.Fact{{Name: "command", Value: what}, {Name: "version of this program", Value: version + revision()}, {Name: "text, or way to cut it", Value: text.Digest()}, {Name: "--compute", Value: f.compute.String()}}
+	facts = append(facts, more...)
 	for i, m := range models {
 		digest, err := modelDigest(ctx, m.model)
 		if err != nil {

@@ -207,13 +207,13 @@ type scored struct {
 }
 
 func (a *app) openScored(path string, flags *scoreFlags) (*scored, error) {
-	return a.openObserved(path, flags, nil)
+	return a.openEngine(path, flags, engine.Options{})
 }
 
-// openObserved opens a model whose passes an observer follows, if there is one.
+// openEngine opens a model with options of its own beside those of the flags.
 // Where memory is bounded a file is read and not mapped, since pages of a map
 // count as the program's.
-func (a *app) openObserved(path string, flags *scoreFlags, observer engine.Observer) (*scored, error) {
+func (a *app) openEngine(path string, flags *scoreFlags, opt engine.Options) (*scored, error) {
 	open := gguf.Open
 	if flags.maxMemory > 0 {
 		open = gguf.OpenUnmapped
@@ -224,10 +224,9 @@ func (a *app) openObserved(path string, flags *scoreFlags, observer engine.Obser
 	}
 	a.warn(warnings)
 	s := &scored{path: path, model: m, warnings: warnings, compute: flags.compute, onBlock: func(int, int, int) {}}
-	s.options = engine.Options{
-		Threads: a.threads, BatchTokens: flags.batch, Observer: observer, Compute: engine.Compute(flags.compute),
-		Events: engine.Events{Layer: func(done, total, tokens int) { s.onBlock(done, total, tokens) }},
-	}
+	opt.Threads, opt.BatchTokens, opt.Compute = a.threads, flags.batch, engine.Compute(flags.compute)
+	opt.Events.Layer = func(done, total, tokens int) { s.onBlock(done, total, tokens) }
+	s.options = opt
 	if err := s.load(); err != nil {
 		m.Close()
 		return nil, err

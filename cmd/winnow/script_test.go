@@ -40,7 +40,7 @@ func (r runner) Run() int {
 // families are the fixtures that scripts find in their folder, beside tiny-r1
 // its golden results, checkpoints in packed forms, the corpus of bad input, the inputs of llama-quantize's
 // golden runs (e2e) and the text eval.txt.
-var families = []string{"deepseek_v3", "deepseek_v3_fp8", "deepseek_v2_lite", "mixtral", "gpt_oss", "gemma4_moe"}
+var families = []string{"deepseek_v3", "deepseek_v3_fp8", "deepseek_v2_lite", "mixtral", "gpt_oss", "gemma4_moe", "gemma4_e", "glm4_moe"}
 
 func TestScripts(t *testing.T) {
 	links := map[string]string{

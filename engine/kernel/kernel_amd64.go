@@ -292,6 +292,11 @@ func addSquaresAVX2(sums *float64, x *float32, eights int)
 //go:noescape
 func addScaledAVX2(dst *float32, x *float32, scale float32, eights int)
 
+// innerAVX2 is Inner for eights times eight numbers, without the addition of sums.
+//
+//go:noescape
+func innerAVX2(sums *[8]float64, x *float32, y *float32, eights int)
+
 // addScaled64AVX2 is AddScaled64 for eights times eight numbers.
 //
 //go:noescape

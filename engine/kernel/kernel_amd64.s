@@ -12132,6 +12132,32 @@ eight:
 	VZEROUPPER
 	RET
 
+// func innerAVX2(sums *[8]float64, x *float32, y *float32, eights int)
+// Requires: AVX, FMA3
+TEXT ·innerAVX2(SB), NOSPLIT, $0-32
+	MOVQ    sums+0(FP), AX
+	MOVQ    x+8(FP), CX
+	MOVQ    y+16(FP), DX
+	MOVQ    eights+24(FP), BX
+	VMOVUPD (AX), Y0
+	VMOVUPD 32(AX), Y1
+
+eight:
+	VCVTPS2PD   (CX), Y2
+	VCVTPS2PD   (DX), Y3
+	VFMADD231PD Y2, Y3, Y0
+	VCVTPS2PD   16(CX), Y2
+	VCVTPS2PD   16(DX), Y3
+	VFMADD231PD Y2, Y3, Y1
+	ADDQ        $0x20, CX
+	ADDQ        $0x20, DX
+	DECQ        BX
+	JNZ         eight
+	VMOVUPD     Y0, (AX)
+	VMOVUPD     Y1, 32(AX)
+	VZEROUPPER
+	RET
+
 // func addScaled64AVX2(dst *float64, x *float64, scale float64, eights int)
 // Requires: AVX
 TEXT ·addScaled64AVX2(SB), NOSPLIT, $0-32

@@ -207,6 +207,16 @@ func addScaled64(dst, x []float64, scale float64) int {
 	return 8 * n
 }
 
+// inners adds the products of Inner of the first numbers to sums and returns
+// how many.
+func inners(sums *[8]float64, x, y []float32) int {
+	n := eights(min(len(x), len(y)))
+	if n > 0 {
+		innerAVX2(sums, &x[0], &y[0], n)
+	}
+	return 8 * n
+}
+
 // scaled is Scaled for the first numbers; it returns how many.
 func scaled(dst, x, w []float32, scale float32) int {
 	n := eights(len(x))

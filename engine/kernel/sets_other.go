@@ -38,3 +38,5 @@ func addScaled64([]float64, []float64, float64) int { return 0 }
 func scaled(_, _, _ []float32, _ float32) int { return 0 }
 
 func roundCodes([]uint32, []uint32, []float32, float32) bool { return false }
+
+func inners(*[8]float64, []float32, []float32) int { return 0 }

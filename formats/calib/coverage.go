@@ -2,6 +2,7 @@ package calib
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"slices"
 )
@@ -15,7 +16,9 @@ type Coverage struct {
 	ChunkSize int             `json:"chunk_size"`
 	Domains   []DomainSummary `json:"domains"`
 	Weights   int             `json:"weights"`
-	Blocks    []BlockSummary  `json:"blocks"`
+	// LeaveOneOut says that it was measured what blocks lack without each expert.
+	LeaveOneOut bool           `json:"leave_one_out"`
+	Blocks      []BlockSummary `json:"blocks"`
 }
 
 // DomainSummary is the extent of a kind of text.
@@ -66,14 +69,23 @@ func (s *Statistics) Coverage(minTokens int64) (*Coverage, error) {
 		c.Domains = append(c.Domains, DomainSummary{d.Name, append([]string{}, d.Datasets...), d.Chunks, d.Chunks * int64(s.ChunkSize)})
 	}
 	for _, layer := range all.Layers() {
-		c.Blocks = append(c.Blocks, all.experts[layer].summary(layer, minTokens))
+		b, err := all.experts[layer].summary(layer, minTokens)
+		if err != nil {
+			return nil, fmt.Errorf("block %d: %w", layer, err)
+		}
+		c.Blocks = append(c.Blocks, b)
+		c.LeaveOneOut = all.experts[layer].sums[LeaveOut].n > 0
 	}
 	return c, nil
 }
 
-func (t *ExpertTotals) summary(block int, minTokens int64) BlockSummary {
+func (t *ExpertTotals) summary(block int, minTokens int64) (BlockSummary, error) {
 	b := BlockSummary{Block: block, Experts: t.Experts, Unused: []int{}, Few: []ExpertUse{}, MaxEntropy: math.Log2(float64(t.Experts))}
-	counts, total := t.Values(Selected), 0.0
+	counts, err := t.Values(Selected)
+	if err != nil {
+		return b, err
+	}
+	total := 0.0
 	for _, n := range counts {
 		total += n
 	}
@@ -94,5 +106,5 @@ func (t *ExpertTotals) summary(block int, minTokens int64) BlockSummary {
 	if len(uses) > 0 {
 		b.Most, b.Least = uses[0].Tokens, uses[len(uses)-1].Tokens
 	}
-	return b
+	return b, nil
 }

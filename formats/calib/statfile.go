@@ -3,8 +3,8 @@ package calib
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -21,6 +21,8 @@ import (
 //	winnow.calibration.chunks           ARRAY of UINT32   windows of each
 //	winnow.calibration.datasets         ARRAY of STRING   the texts
 //	winnow.calibration.dataset_domains  ARRAY of UINT32   the domain of each text
+//	winnow.calibration.shared           ARRAY of STRING   "D.V" of a weight V in domain D that has the input ...
+//	winnow.calibration.shared_with      ARRAY of STRING   ... of another, W
 //
 // and behind its tensors, for domain number D, F64 tensors:
 //
@@ -28,7 +30,7 @@ import (
 //	winnow.D.W.rows         [matrices]
 //	winnow.D.blk.L.<stat>   [numbers, 2], maxima [numbers]
 //
-// The first row of two has the sums, the second what rounding them to float64
+// A weight that shares the input of another has no tensors of its own. The first row of two has the sums, the second what rounding them to float64
 // left: both together are the exact sums.
 const (
 	prefixStatistics  = "winnow."
@@ -37,6 +39,8 @@ const (
 	keyDomainChunks   = "winnow.calibration.chunks"
 	keyTexts          = "winnow.calibration.datasets"
 	keyTextDomains    = "winnow.calibration.dataset_domains"
+	keyShared         = "winnow.calibration.shared"
+	keySharedWith     = "winnow.calibration.shared_with"
 	suffixSquares     = ".sum2"
 	suffixRows        = ".rows"
 	statisticsVersion = 1
@@ -45,7 +49,7 @@ const (
 // part is one tensor of a file of statistics.
 type part struct {
 	info gguf.TensorInfo
-	data func() []float64
+	data func() ([]float64, error)
 }
 
 // WriteGGUF writes statistics with the importance matrix of the given weights.
@@ -74,7 +78,11 @@ func (s *Statistics) WriteGGUF(path string, weights Weights) error {
 		return err
 	}
 	for i, p := range parts {
-		if err := w.WriteAt(2*len(m.Entries)+i, 0, encodeF64(p.data())); err != nil {
+		data, err := p.data()
+		if err != nil {
+			return fmt.Errorf("writing %s: tensor %q: %w", path, p.info.Name, err)
+		}
+		if err := w.WriteAt(2*len(m.Entries)+i, 0, encodeF64(data)); err != nil {
 			return err
 		}
 	}
@@ -82,10 +90,15 @@ func (s *Statistics) WriteGGUF(path string, weights Weights) error {
 }
 
 func (s *Statistics) addKeys(meta *gguf.Metadata) {
-	var names, texts []string
+	var names, texts, shared, with []string
 	var chunks []uint32
 	var of []uint32
 	for i, d := range s.Domains {
+		for _, t := range d.totals() {
+			for _, name := range t.weights[1:] {
+				shared, with = append(shared, strconv.Itoa(i)+"."+name), append(with, t.weights[0])
+			}
+		}
 		names, chunks = append(names, d.Name), append(chunks, uint32(d.Chunks))
 		for _, text := range d.Datasets {
 			texts, of = append(texts, text), append(of, uint32(i))
@@ -96,28 +109,30 @@ func (s *Statistics) addKeys(meta *gguf.Metadata) {
 	meta.Set(keyDomainChunks, chunks)
 	meta.Set(keyTexts, texts)
 	meta.Set(keyTextDomains, of)
+	meta.Set(keyShared, shared)
+	meta.Set(keySharedWith, with)
 }
 
 // parts lists the tensors beside those of the importance matrix.
 func (s *Statistics) parts() (parts []part) {
-	add := func(name string, data func() []float64, shape ...int64) {
+	add := func(name string, data func() ([]float64, error), shape ...int64) {
 		parts = append(parts, part{gguf.TensorInfo{Name: name, Type: gguf.F64, Shape: shape}, data})
 	}
 	for i, d := range s.Domains {
 		prefix := prefixStatistics + strconv.Itoa(i) + "."
-		for _, name := range slices.Sorted(maps.Keys(d.inputs)) {
-			t := d.inputs[name]
-			add(prefix+name+suffixSquares, func() []float64 { return splitAll(t.sums) }, int64(len(t.sums)), 2)
-			add(prefix+name+suffixRows, func() []float64 { return floats(t.rows) }, int64(len(t.rows)))
+		for _, t := range d.totals() {
+			name := prefix + t.weights[0]
+			add(name+suffixSquares, t.sums.split, int64(t.sums.n), 2)
+			add(name+suffixRows, func() ([]float64, error) { return floats(t.rows), nil }, int64(len(t.rows)))
 		}
 		for _, layer := range d.Layers() {
 			t := d.experts[layer]
 			for j := range stats {
 				name := fmt.Sprintf("%sblk.%d.%s", prefix, layer, Stat(j))
 				if stats[j].max {
-					add(name, func() []float64 { return t.max[j] }, int64(len(t.max[j])))
-				} else {
-					add(name, func() []float64 { return splitAll(t.sums[j]) }, int64(len(t.sums[j])), 2)
+					add(name, func() ([]float64, error) { return t.max[j], nil }, int64(len(t.max[j])))
+				} else if t.sums[j].n > 0 {
+					add(name, t.sums[j].split, int64(t.sums[j].n), 2)
 				}
 			}
 		}
@@ -125,13 +140,14 @@ func (s *Statistics) parts() (parts []part) {
 	return parts
 }
 
-// splitAll returns all values and then what they lack.
-func splitAll(sums []exact) []float64 {
+// split returns all values and then what they lack.
+func (s *series) split() ([]float64, error) {
+	sums, err := s.load()
 	out := make([]float64, 2*len(sums))
-	for i, s := range sums {
-		out[i], out[len(sums)+i] = s.split()
+	for i, v := range sums {
+		out[i], out[len(sums)+i] = v.split()
 	}
-	return out
+	return out, err
 }
 
 func floats(n []int64) []float64 {
@@ -153,17 +169,18 @@ func encodeF64(f []float64) []byte {
 // HasStatistics reports whether a GGUF file with this metadata holds statistics.
 func HasStatistics(meta *gguf.Metadata) bool { _, ok := meta.Get(keyVersion); return ok }
 
-// ReadStatistics reads a file of statistics.
+// ReadStatistics opens a file of statistics and checks all of it. The file stays
+// open until Close.
 func ReadStatistics(path string) (*Statistics, error) {
 	f, err := gguf.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	s, err := parseStatistics(f)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
 	}
+	s.file = f
 	return s, nil
 }
 
@@ -194,7 +211,39 @@ func parseStatistics(f gguf.Model) (*Statistics, error) {
 			return nil, fmt.Errorf("tensor %q: %w", f.Tensors()[i].Name, err)
 		}
 	}
+	if err := s.readShared(meta); err != nil {
+		return nil, err
+	}
 	return s, s.check()
+}
+
+// readShared gives weights the inputs that they share.
+func (s *Statistics) readShared(meta *gguf.Metadata) error {
+	shared, _ := meta.Strings(keyShared)
+	with, _ := meta.Strings(keySharedWith)
+	if len(shared) != len(with) {
+		return invalid("metadata keys %s and %s have %d and %d elements", keyShared, keySharedWith, len(shared), len(with))
+	}
+	for i, name := range shared {
+		number, weight, _ := strings.Cut(name, ".")
+		n, err := strconv.Atoi(number)
+		if err != nil || n < 0 || n >= len(s.Domains) {
+			return invalid("metadata key %s: there is no domain of %q", keyShared, name)
+		}
+		d := s.Domains[n]
+		t := d.inputs[with[i]]
+		if t == nil || d.inputs[weight] != nil || checkName(weight) != nil {
+			return invalid("metadata key %s: %q cannot have the input of %q", keyShared, name, with[i])
+		}
+		t.weights = append(t.weights, weight)
+		d.inputs[weight] = t
+	}
+	for _, d := range s.Domains {
+		for _, t := range d.inputs {
+			slices.Sort(t.weights)
+		}
+	}
+	return nil
 }
 
 func (s *Statistics) readDomains(meta *gguf.Metadata) error {
@@ -235,7 +284,11 @@ func (s *Statistics) check() error {
 	for _, d := range s.Domains {
 		for layer, t := range d.experts {
 			for i := range stats {
-				if n := len(t.sums[i]) + len(t.max[i]); n != Stat(i).size(t.Experts) {
+				n := t.sums[i].n + len(t.max[i])
+				if n == 0 && stats[i].optional {
+					continue
+				}
+				if n != Stat(i).size(t.Experts) {
 					return invalid("domain %q, block %d: %s has %d numbers, want %d for %d experts", d.Name, layer, Stat(i), n, Stat(i).size(t.Experts), t.Experts)
 				}
 			}
@@ -280,15 +333,15 @@ func (r *partReader) expert(d *Domain, i, layer, stat int) (err error) {
 		t.max[stat], err = r.values(i)
 		return err
 	}
-	t.sums[stat], err = r.sums(i)
+	t.sums[stat], err = r.series(i)
 	if Stat(stat) == Selected {
-		t.Experts = len(t.sums[stat])
+		t.Experts = t.sums[stat].n
 	}
 	return err
 }
 
 func (r *partReader) input(d *Domain, i int, weight string) error {
-	sums, err := r.sums(i)
+	sums, err := r.series(i)
 	if err != nil {
 		return err
 	}
@@ -301,18 +354,24 @@ func (r *partReader) input(d *Domain, i int, weight string) error {
 	if err != nil {
 		return err
 	}
-	t := &inputTotals{sums: sums}
+	t := &inputTotals{weights: []string{weight}, sums: sums}
 	for _, v := range rows {
 		if !(v >= 0 && v <= maxCount && v == math.Floor(v)) {
 			return invalid("%q has %v, want a whole number of at most %d", name, v, int64(maxCount))
 		}
 		t.rows = append(t.rows, int64(v))
 	}
-	if len(rows) == 0 || len(sums) == 0 || len(sums)%len(rows) != 0 {
-		return invalid("%d sums cannot be divided among %d matrices", len(sums), len(rows))
+	if len(rows) == 0 || sums.n == 0 || sums.n%len(rows) != 0 {
+		return invalid("%d sums cannot be divided among %d matrices", sums.n, len(rows))
 	}
 	d.inputs[weight] = t
 	return nil
+}
+
+// series checks exact sums, which are read again when they are asked for.
+func (r *partReader) series(i int) (series, error) {
+	sums, err := r.sums(i)
+	return series{n: len(sums), others: []func() ([]exact, error){func() ([]exact, error) { return r.sums(i) }}}, err
 }
 
 // sums reads exact sums.
@@ -345,7 +404,8 @@ func (r *partReader) values(i int) ([]float64, error) {
 	if info.Elements() > maxValues {
 		return nil, invalid("%d values are too many (limit %d)", info.Elements(), maxValues)
 	}
-	raw, err := r.f.Rows(context.Background(), i, 0, info.Rows(), make([]byte, info.Size()))
+	defer r.f.Release(i)
+	raw, err := r.f.Rows(context.Background(), i, 0, info.Rows(), nil)
 	if err != nil {
 		return nil, err
 	}

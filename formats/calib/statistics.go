@@ -1,7 +1,9 @@
 package calib
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 )
@@ -15,6 +17,19 @@ type Statistics struct {
 	ChunkSize int
 	// Domains are the kinds of text, in the order in which they came.
 	Domains []*Domain
+
+	file io.Closer
+}
+
+// Close closes the file that statistics were read from. Their sums, and those of
+// statistics that they are part of, cannot be used afterwards.
+func (s *Statistics) Close() error {
+	if s.file == nil {
+		return nil
+	}
+	err := s.file.Close()
+	s.file = nil
+	return err
 }
 
 // Domain is what was measured on the texts of one kind.
@@ -26,10 +41,11 @@ type Domain struct {
 	experts  map[int]*ExpertTotals
 }
 
-// inputTotals are Σ x² of the inputs of a weight.
+// inputTotals are Σ x² of the inputs of weights that have the same input.
 type inputTotals struct {
-	rows []int64 // of every matrix
-	sums []exact // matrix after matrix
+	weights []string // sorted
+	rows    []int64  // of every matrix
+	sums    series   // matrix after matrix
 }
 
 // Domain returns the domain of a name, a new one if need be.
@@ -52,32 +68,49 @@ func (d *Domain) AddDataset(name string) {
 }
 
 // Input adds squares, Σ x² of every input column over some rows that went
-// through one of a weight's matrices. The numbers of a window are added in one
-// call for each matrix.
-func (d *Domain) Input(weight string, matrix, matrices int, rows int64, squares []float64) error {
-	t := d.inputs[weight]
+// through one of a weight's matrices, for weights that have the same input. The
+// numbers of a window are added in one call for each matrix.
+func (d *Domain) Input(weights []string, matrix, matrices int, rows int64, squares []float64) error {
+	t := d.inputs[weights[0]]
 	if t == nil {
-		t = &inputTotals{make([]int64, matrices), make([]exact, matrices*len(squares))}
-		d.inputs[weight] = t
+		t = &inputTotals{weights: slices.Sorted(slices.Values(weights)), rows: make([]int64, matrices), sums: series{n: matrices * len(squares)}}
+		d.addInput(t)
 	}
-	if len(t.rows) != matrices || len(t.sums) != matrices*len(squares) {
-		return fmt.Errorf("tensor %q: %d matrices of %d columns, before that %d with %d values", weight, matrices, len(squares), len(t.rows), len(t.sums))
+	if len(t.rows) != matrices || t.sums.n != matrices*len(squares) || len(weights) != len(t.weights) {
+		return fmt.Errorf("tensor %q: %d weights with %d matrices of %d columns, before that %d with %d and %d values",
+			weights[0], len(weights), matrices, len(squares), len(t.weights), len(t.rows), t.sums.n)
 	}
 	t.rows[matrix] += rows
-	sums := t.sums[matrix*len(squares):]
-	for i, v := range squares {
-		if err := sums[i].add(v); err != nil {
-			return fmt.Errorf("tensor %q, matrix %d, column %d: %w", weight, matrix, i, err)
-		}
+	if err := t.sums.addAt(matrix*len(squares), squares); err != nil {
+		return fmt.Errorf("tensor %q, matrix %d: %w", weights[0], matrix, err)
 	}
 	return nil
+}
+
+// addInput makes totals those of their weights.
+func (d *Domain) addInput(t *inputTotals) {
+	for _, name := range t.weights {
+		d.inputs[name] = t
+	}
+}
+
+// totals returns the totals of all inputs, each once, by the first of their
+// weights.
+func (d *Domain) totals() []*inputTotals {
+	var list []*inputTotals
+	for _, name := range slices.Sorted(maps.Keys(d.inputs)) {
+		if t := d.inputs[name]; t.weights[0] == name {
+			list = append(list, t)
+		}
+	}
+	return list
 }
 
 // Experts adds the statistics of a block over a window.
 func (d *Domain) Experts(layer int, sums *ExpertSums) error {
 	t := d.experts[layer]
 	if t == nil {
-		t = newExpertTotals(len(sums[Selected]))
+		t = newExpertTotals(sums)
 		d.experts[layer] = t
 	}
 	if err := t.add(sums); err != nil {
@@ -95,49 +128,80 @@ func (d *Domain) Layer(n int) *ExpertTotals { return d.experts[n] }
 // Covers reports whether a weight's inputs were measured.
 func (d *Domain) Covers(weight string) bool { return d.inputs[weight] != nil }
 
-// merge adds another domain.
+// merge adds another domain, whose sums are read when they are asked for.
 func (d *Domain) merge(o *Domain) error {
 	for _, name := range o.Datasets {
 		d.AddDataset(name)
 	}
 	d.Chunks += o.Chunks
-	for name, from := range o.inputs {
-		to := d.inputs[name]
-		if to == nil {
-			to = &inputTotals{make([]int64, len(from.rows)), make([]exact, len(from.sums))}
-			d.inputs[name] = to
-		}
-		if err := to.merge(from); err != nil {
-			return fmt.Errorf("tensor %q: %w", name, err)
-		}
+	if err := d.mergeInputs(o); err != nil {
+		return err
 	}
 	for layer, from := range o.experts {
-		if d.experts[layer] == nil {
-			d.experts[layer] = newExpertTotals(from.Experts)
+		to := d.experts[layer]
+		if to == nil {
+			d.experts[layer] = from.view()
+			continue
 		}
-		if err := d.experts[layer].merge(from); err != nil {
+		sum, err := to.plus(from)
+		if err != nil {
 			return fmt.Errorf("block %d: %w", layer, err)
 		}
+		d.experts[layer] = sum
 	}
 	return nil
 }
 
-func (t *inputTotals) merge(o *inputTotals) error {
-	if len(t.rows) != len(o.rows) || len(t.sums) != len(o.sums) {
-		return invalid("%d matrices with %d values, and %d with %d in the statistics before", len(o.rows), len(o.sums), len(t.rows), len(t.sums))
+// mergeInputs adds up totals. Weights share a sum if they share both summands.
+func (d *Domain) mergeInputs(o *Domain) error {
+	type pair struct{ to, from *inputTotals }
+	sums := map[pair]*inputTotals{}
+	for _, name := range slices.Sorted(maps.Keys(o.inputs)) {
+		p := pair{d.inputs[name], o.inputs[name]}
+		sum := sums[p]
+		if sum == nil {
+			var err error
+			if sum, err = p.from.plus(p.to); err != nil {
+				return fmt.Errorf("tensor %q: %w", name, err)
+			}
+			sums[p] = sum
+		}
+		sum.weights = append(sum.weights, name)
+		d.inputs[name] = sum
 	}
-	for i, n := range o.rows {
-		t.rows[i] += n
-	}
-	for i, v := range o.sums {
-		if err := t.sums[i].merge(v); err != nil {
-			return err
+	// Of weights that o does not have, some may have shared with others that it has.
+	rest := map[*inputTotals]*inputTotals{}
+	for _, name := range slices.Sorted(maps.Keys(d.inputs)) {
+		if t := d.inputs[name]; o.inputs[name] == nil {
+			if rest[t] == nil {
+				rest[t] = &inputTotals{rows: t.rows, sums: t.sums}
+			}
+			rest[t].weights = append(rest[t].weights, name)
+			d.inputs[name] = rest[t]
 		}
 	}
 	return nil
 }
 
-// MergeStatistics adds statistics up, domain by domain.
+// plus returns the sum of both, or of one, of no weights yet.
+func (t *inputTotals) plus(o *inputTotals) (*inputTotals, error) {
+	if o == nil {
+		return &inputTotals{rows: slices.Clone(t.rows), sums: t.sums.view()}, nil
+	}
+	if len(t.rows) != len(o.rows) {
+		return nil, invalid("%d matrices with %d values, and %d with %d in the statistics before", len(t.rows), t.sums.n, len(o.rows), o.sums.n)
+	}
+	sum := &inputTotals{rows: slices.Clone(t.rows)}
+	for i, n := range o.rows {
+		sum.rows[i] += n
+	}
+	var err error
+	sum.sums, err = t.sums.plus(&o.sums)
+	return sum, err
+}
+
+// MergeStatistics adds statistics up, domain by domain. The result reads the sums
+// of the others when they are asked for.
 func MergeStatistics(list ...*Statistics) (*Statistics, error) {
 	out := &Statistics{ChunkSize: list[0].ChunkSize}
 	for _, s := range list {
@@ -218,58 +282,82 @@ func (s *Statistics) factors(weights Weights) ([]float64, error) {
 	return factors, nil
 }
 
-// entry adds up a weight's sums over domains.
+// entry adds up a weight's sums over domains when they are asked for.
 func (s *Statistics) entry(name string, factors []float64) (Entry, error) {
 	if factors != nil {
 		return s.weighted(name, factors), nil
 	}
 	var total *inputTotals
 	for _, d := range s.Domains {
-		t := d.inputs[name]
-		if t == nil {
-			continue
-		}
-		if total == nil {
-			total = &inputTotals{make([]int64, len(t.rows)), make([]exact, len(t.sums))}
-		}
-		if err := total.merge(t); err != nil {
-			return Entry{}, err
+		if t := d.inputs[name]; t != nil {
+			var err error
+			if total, err = t.plus(total); err != nil {
+				return Entry{}, err
+			}
 		}
 	}
-	sums := make([]float32, len(total.sums))
-	for i, v := range total.sums {
-		sums[i] = float32(v.value())
-	}
-	return NewEntry(name, sums, total.rows), nil
+	return Entry{Name: name, Counts: total.rows, size: total.sums.n, load: func(dst []float32) error {
+		sums, err := total.sums.load()
+		for i, v := range sums {
+			dst[i] = float32(v.value())
+		}
+		return errors.Join(err, checkSums(dst, 0))
+	}}, nil
 }
 
+// weighted is entry with a factor for every domain.
 func (s *Statistics) weighted(name string, factors []float64) Entry {
-	var rows, sums []float64
+	var rows []float64
+	size := 0
 	for i, d := range s.Domains {
 		t := d.inputs[name]
 		if t == nil {
 			continue
 		}
 		if rows == nil {
-			rows, sums = make([]float64, len(t.rows)), make([]float64, len(t.sums))
+			rows, size = make([]float64, len(t.rows)), t.sums.n
 		}
 		for j, n := range t.rows {
-			rows[j] += factors[i] * float64(n)
-		}
-		for j, v := range t.sums {
-			sums[j] += factors[i] * v.value()
+			rows[j] += float64(factors[i] * float64(n))
 		}
 	}
-	counts, out := make([]int64, len(rows)), make([]float32, len(sums))
-	columns := len(sums) / len(rows)
+	counts := make([]int64, len(rows))
 	for i, n := range rows {
-		if n == 0 {
+		if n > 0 {
+			counts[i] = max(1, int64(n+0.5))
+		}
+	}
+	return Entry{Name: name, Counts: counts, size: size, load: func(dst []float32) error {
+		sums, err := s.weightedSums(name, factors, size)
+		if err != nil {
+			return err
+		}
+		columns := size / len(rows)
+		for i, n := range rows {
+			for j := i * columns; j < (i+1)*columns; j++ {
+				if dst[j] = 0; n > 0 {
+					dst[j] = float32(sums[j] / n * float64(counts[i]))
+				}
+			}
+		}
+		return checkSums(dst, 0)
+	}}
+}
+
+func (s *Statistics) weightedSums(name string, factors []float64, size int) ([]float64, error) {
+	sums := make([]float64, size)
+	for i, d := range s.Domains {
+		t := d.inputs[name]
+		if t == nil {
 			continue
 		}
-		counts[i] = max(1, int64(n+0.5))
-		for j := range columns {
-			out[i*columns+j] = float32(sums[i*columns+j] / n * float64(counts[i]))
+		values, err := t.sums.values()
+		if err != nil {
+			return nil, err
+		}
+		for j, v := range values {
+			sums[j] += float64(factors[i] * v)
 		}
 	}
-	return NewEntry(name, out, counts)
+	return sums, nil
 }

@@ -2,13 +2,18 @@ package calib
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"math/big"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
+
+	"github.com/winnow-moe/winnow/formats/gguf"
 )
 
 // TestExact adds numbers of many magnitudes in several orders: the sum is that
@@ -72,21 +77,50 @@ func someStatistics(t *testing.T) *Statistics {
 		d := s.Domain(name)
 		d.AddDataset(name + ".txt")
 		d.Chunks = int64(1 + 3*i)
-		sums := NewExpertSums(2)
+		sums := NewExpertSums(2, true)
 		for j := range sums {
 			for k := range sums[j] {
 				sums[j][k] = float64(1+j+10*k) / 3
 			}
 		}
 		err := errors.Join(
-			d.Input("blk.0.ffn_up_exps.weight", 1, 2, 4, []float64{1.5, float64(1+i) / 7}),
-			d.Input("blk.0.attn_q.weight", 0, 1, 10*d.Chunks, []float64{float64(1+i) * 100}),
+			d.Input([]string{"blk.0.ffn_up_exps.weight", "blk.0.ffn_gate_exps.weight"}, 1, 2, 4, []float64{1.5, float64(1+i) / 7}),
+			d.Input([]string{"blk.0.attn_q.weight"}, 0, 1, 10*d.Chunks, []float64{float64(1+i) * 100}),
 			d.Experts(3, sums))
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	return s
+}
+
+// dump is all that statistics hold.
+func dump(t *testing.T, s *Statistics) string {
+	t.Helper()
+	var b strings.Builder
+	sums := func(s *series) {
+		v, err := s.load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(&b, v)
+	}
+	fmt.Fprintln(&b, s.ChunkSize)
+	for _, d := range s.Domains {
+		fmt.Fprintln(&b, d.Name, d.Datasets, d.Chunks)
+		for _, in := range d.totals() {
+			fmt.Fprintln(&b, in.weights, in.rows)
+			sums(&in.sums)
+		}
+		for _, n := range d.Layers() {
+			l := d.Layer(n)
+			fmt.Fprintln(&b, n, l.Experts, l.max)
+			for i := range l.sums {
+				sums(&l.sums[i])
+			}
+		}
+	}
+	return b.String()
 }
 
 func TestStatisticsFile(t *testing.T) {
@@ -99,8 +133,9 @@ func TestStatisticsFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !reflect.DeepEqual(got, s) {
-		t.Errorf("%+v, want %+v", got, s)
+	defer got.Close()
+	if a, b := dump(t, got), dump(t, s); a != b {
+		t.Errorf("%s, want %s", a, b)
 	}
 	m, err := Read(path, Options{})
 	if err != nil || len(m.Warnings) > 0 || m.Chunks != 5 || m.ChunkSize != 10 || !reflect.DeepEqual(m.Datasets, []string{"code.txt", "chat.txt"}) {
@@ -147,22 +182,107 @@ func TestDomainWeights(t *testing.T) {
 	}
 }
 
+// statistic returns one of a block.
+func statistic(t *testing.T, d *Domain, layer int, s Stat) []float64 {
+	t.Helper()
+	v, err := d.Layer(layer).Values(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
 func TestMergeStatistics(t *testing.T) {
 	a, b := someStatistics(t), someStatistics(t)
 	sum, err := MergeStatistics(a, b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := sum.Domains[0]; len(sum.Domains) != 2 || d.Chunks != 2 || len(d.Datasets) != 1 || d.Layer(3).Values(Gate)[1] != 2*a.Domains[0].Layer(3).Values(Gate)[1] ||
-		d.Layer(3).Values(MaxAbs)[1] != a.Domains[0].Layer(3).Values(MaxAbs)[1] {
+	d := sum.Domains[0]
+	if len(sum.Domains) != 2 || d.Chunks != 2 || len(d.Datasets) != 1 {
 		t.Errorf("%+v", d)
+	}
+	for stat, factor := range map[Stat]float64{Gate: 2, LeaveOut: 2, MaxAbs: 1} {
+		got, was := statistic(t, d, 3, stat), statistic(t, a.Domains[0], 3, stat)
+		if len(got) != 2 || got[1] != factor*was[1] {
+			t.Errorf("%s: %v, before %v", stat, got, was)
+		}
 	}
 	b.ChunkSize = 11
 	if _, err := MergeStatistics(a, b); !errors.Is(err, ErrInvalid) {
 		t.Errorf("other windows: %v", err)
 	}
 	c, err := a.Coverage(3)
-	if err != nil || len(c.Blocks) != 1 || c.Blocks[0].Experts != 2 || c.Weights != 2 || c.Domains[1].Tokens != 40 {
+	if err != nil || len(c.Blocks) != 1 || c.Blocks[0].Experts != 2 || c.Weights != 3 || c.Domains[1].Tokens != 40 {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// TestMergeDifferent: a statistic that some runs did not measure is not known of
+// their sum; weights that shared an input in one of them do not in the sum.
+func TestMergeDifferent(t *testing.T) {
+	a, b := someStatistics(t), &Statistics{ChunkSize: 10}
+	d := b.Domain("code")
+	err := errors.Join(
+		d.Input([]string{"blk.0.ffn_up_exps.weight"}, 0, 2, 1, []float64{1, 2}),
+		d.Experts(3, NewExpertSums(2, false)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := MergeStatistics(a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := statistic(t, sum.Domains[0], 3, LeaveOut); len(v) != 0 {
+		t.Errorf("leave_out: %v", v)
+	}
+	m, err := sum.Matrix(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]int64{"blk.0.ffn_up_exps.weight": {1, 8}, "blk.0.ffn_gate_exps.weight": {0, 8}} {
+		if e, ok := m.Find(name); !ok || !slices.Equal(e.Counts, want) {
+			t.Errorf("%s: %+v, want %v rows", name, e, want)
+		}
+	}
+	if n := len(sum.Domains[0].totals()); n != 3 {
+		t.Errorf("%d inputs, want those of three weights", n)
+	}
+}
+
+// otherKeys is a file with other metadata.
+type otherKeys struct {
+	gguf.Model
+	meta *gguf.Metadata
+}
+
+func (o otherKeys) Metadata() *gguf.Metadata { return o.meta }
+
+// TestSharedInputs refuses weights that cannot share what the file says.
+func TestSharedInputs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "stats.gguf")
+	if err := someStatistics(t).WriteGGUF(path, nil); err != nil {
+		t.Fatal(err)
+	}
+	f, err := gguf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const gate, up = "blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight"
+	for _, bad := range [][2][]string{
+		{{"0." + up, "1." + up}, {gate}},
+		{{"2." + up}, {gate}},
+		{{"x"}, {gate}},
+		{{"0." + up}, {"blk.9.ffn_gate_exps.weight"}},
+		{{"0." + gate}, {gate}},
+		{{"0."}, {gate}},
+	} {
+		meta := f.Metadata().Clone()
+		meta.Set(keyShared, bad[0])
+		meta.Set(keySharedWith, bad[1])
+		if _, err := parseStatistics(otherKeys{f, meta}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%v: %v", bad, err)
+		}
 	}
 }

@@ -53,6 +53,7 @@ func main() {
 	sumSquares()
 	addSquares()
 	addScaled()
+	inner()
 	addScaled64()
 	scaled()
 	Generate()
