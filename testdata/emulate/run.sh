@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run tests on an emulated processor with AVX-512 and VNNI, for machines without.
 #
-#   run.sh [PACKAGE PATTERN]...     default: the tests of the kernels, below
+#   run.sh [PACKAGE PATTERN]...     default: the shorter tests of the kernels, below
 #
 # Bochs runs a Debian kernel whose only process is guest/main.go, which runs the test programs and
 # turns the machine off. Needs the Debian packages bochs bochs-term bochsbios vgabios isolinux
@@ -44,9 +44,9 @@ case $HELP in *"Emulator 2.7"*)
 esac
 
 if [ $# = 0 ]; then
-  set -- quant/kernel . engine/kernel 'TestMatMul$|SumExp|AddScaled|Finite|Softmax|TestVectors' \
-    quant 'Kernels|IQ4|TestPlainEncoders|TestFloatBoundaries|TestDecoders|Unclamped|StartThreeBit|AllFinite|Fuzz|TestEncodeGoldens' \
-    engine 'TestFamilies'
+  set -- quant/kernel . engine/kernel 'TestMatMul$|TestCodes|TestIntegerProducts|TestRounded|SumExp|AddScaled|Finite|Softmax|TestVectors' \
+    quant 'KernelsBlocks|KernelsDoTheWork|GridKernels|IQ4|TestPlainEncoders|TestFloatBoundaries|TestDecoders|Unclamped|StartThreeBit|AllFinite|Fuzz|TestEncodeGoldens' \
+    engine 'TestFamilies|TestInt8$|TestCodes'
 fi
 
 cd "$(dirname "$0")/../.."
