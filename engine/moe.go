@@ -261,7 +261,7 @@ func (m *Model) gateUp(ctx context.Context, w *worker, n *network, t tile, forUp
 		}
 	}
 	hidden = hidden.Columns(t.first, t.n)
-	x := forUp.operand.of(n.tokens)
+	x := forUp.of(n.tokens)
 	total := hidden.Rows - n.plain
 	for i := 0; i < total; i += chunk {
 		rows := min(chunk, total-i)

@@ -181,12 +181,12 @@ func (o *operands) make(ctx context.Context) error {
 	}
 	return o.m.parallel(ctx, len(tasks), func(_ context.Context, w *worker, i int) error {
 		t := &tasks[i]
-		rows := t.making.x.Slice(t.first, t.n)
+		rows := t.x.Slice(t.first, t.n)
 		if t.rounded != nil {
 			t.rounded.Round(t.first, rows)
 			return nil
 		}
-		return w.roundFloats(t.making.t.form, t.operand.x.Slice(t.first, t.n), rows)
+		return w.roundFloats(t.t.form, t.operand.x.Slice(t.first, t.n), rows)
 	})
 }
 
