@@ -119,7 +119,7 @@ func TestReleasedModels(t *testing.T) {
 			p, err := ck.Plan(request(t, t.TempDir(), "Q4_K_M"))
 			must(t, err)
 			took, grown := time.Since(start), heap()-before
-			if took > 5*time.Second { // below one second on an idle machine
+			if took > 30*time.Second { // below one second on an idle machine
 				t.Errorf("opening and planning takes %v", took)
 			}
 			if grown > 150<<20 {
