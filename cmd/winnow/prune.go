@@ -329,23 +329,6 @@ func groupHint(err error, p *arch.Params, flatten bool) error {
 	return &convert.HintError{Err: err, Hint: hint}
 }
 
-// readKeepList reads a keep-list for a model.
-func readKeepList(path string, p *arch.Params) (*experts.KeepList, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	k, err := experts.ReadKeepList(f)
-	if err == nil {
-		err = k.Check(p)
-	}
-	if err != nil {
-		return nil, &inputError{fmt.Errorf("keep-list %q: %w", path, err)}
-	}
-	return k, nil
-}
-
 // saveKeepList writes a keep-list whole or not at all.
 func saveKeepList(k *experts.KeepList, path string) error {
 	var b bytes.Buffer
