@@ -10,7 +10,8 @@ import (
 // Mask says which experts the routers of a model may choose.
 type Mask struct {
 	// Keep has, by number of a block, the numbers of the experts that may be
-	// chosen, ascending. In blocks that it does not name all may.
+	// chosen, ascending. In blocks that it does not name all may; those of
+	// multi-token prediction, which are not run, do not matter.
 	Keep map[int][]int
 	// Flatten has routers choose among all experts, whatever groups they are in.
 	Flatten bool
@@ -28,7 +29,8 @@ type Mask struct {
 // the logits of all experts as they were before.
 func (m *Model) Masked(mask Mask) (*Model, error) {
 	for l := range mask.Keep {
-		if l < 0 || l >= len(m.layers) || m.layers[l].router.w == nil {
+		idle := l >= len(m.layers) && l < m.Params().Layers
+		if !idle && (l < 0 || l >= len(m.layers) || m.layers[l].router.w == nil) {
 			return nil, fmt.Errorf("block %d has no routed experts", l)
 		}
 	}
