@@ -78,13 +78,21 @@ func (m *Masks) Best(ctx context.Context, masks ...engine.Mask) (best int, all [
 	if len(masks) == 0 {
 		return 0, nil, errors.New("there are no choices of experts to compare")
 	}
-	all, err = m.Compare(ctx, masks...)
+	if all, err = m.Compare(ctx, masks...); err != nil {
+		return 0, nil, err
+	}
+	return Closest(all), all, nil
+}
+
+// Closest returns which of some comparisons with one base has the smallest mean
+// divergence, the first of equals.
+func Closest(all []*Comparison) (best int) {
 	for i, c := range all {
 		if c.KLD.Mean.Value < all[best].KLD.Mean.Value {
 			best = i
 		}
 	}
-	return best, all, err
+	return best
 }
 
 // Tried is a number of experts per block and what it costs.
