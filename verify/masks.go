@@ -95,6 +95,24 @@ func Closest(all []*Comparison) (best int) {
 	return best
 }
 
+// Lead says by how much the divergence of the closest of several comparisons on one
+// text is smaller than the next one's, with the error that the mean of the
+// windows' differences has. next is the number of that one; there must be two.
+func Lead(all []*Comparison) (next int, by Estimate) {
+	best := Closest(all)
+	next = (best + 1) % len(all)
+	for i, c := range all {
+		if i != best && c.KLD.Mean.Value < all[next].KLD.Mean.Value {
+			next = i
+		}
+	}
+	diff := make([]float64, len(all[best].WindowKLD))
+	for w := range diff {
+		diff[w] = all[next].WindowKLD[w] - all[best].WindowKLD[w]
+	}
+	return next, Estimate{all[next].KLD.Mean.Value - all[best].KLD.Mean.Value, mean(diff).Error}
+}
+
 // Tried is a number of experts per block and what it costs.
 type Tried struct {
 	Keep int `json:"keep"`

@@ -73,12 +73,15 @@ func (s *scored) keep(k *keptExperts) error {
 
 // choicesResult are several choices of experts beside the same base.
 type choicesResult struct {
-	Model    string         `json:"model"`
-	Base     string         `json:"base"`
-	Compute  string         `json:"compute"`
-	Warnings []string       `json:"warnings,omitempty"`
-	Best     string         `json:"best"` // has the smallest mean divergence
-	Choices  []choiceResult `json:"choices"`
+	Model    string   `json:"model"`
+	Base     string   `json:"base"`
+	Compute  string   `json:"compute"`
+	Warnings []string `json:"warnings,omitempty"`
+	// Best has the smallest mean divergence, by Lead to Next.
+	Best    string          `json:"best"`
+	Next    string          `json:"next"`
+	Lead    verify.Estimate `json:"lead"`
+	Choices []choiceResult  `json:"choices"`
 }
 
 type choiceResult struct {
@@ -123,7 +126,8 @@ func (a *app) compareKept(ctx context.Context, j *perplexityJob, m *scored, text
 	for i, c := range list {
 		r.Choices = append(r.Choices, choiceResult{j.kept[i].path, j.kept[i].list.Keep(), c})
 	}
-	r.Best = j.kept[verify.Closest(list)].path
+	next, by := verify.Lead(list)
+	r.Best, r.Next, r.Lead = j.kept[verify.Closest(list)].path, j.kept[next].path, by
 	return func() error { return a.printChoices(m, r) }, nil
 }
 
@@ -144,7 +148,8 @@ func (a *app) printChoices(m *scored, r *choicesResult) error {
 	}
 	a.printf("%s\n", table("lrlrrrr", rows))
 	base := r.Choices[0].Base
-	a.printf("smallest KLD: %s\nPPL of the base: %.4f ± %.4f\n\n", printable(r.Best), base.Value, base.Error)
+	a.printf("smallest KLD: %s, by %.6f ± %.6f to %s\n", printable(r.Best), r.Lead.Value, r.Lead.Error, printable(r.Next))
+	a.printf("PPL of the base: %.4f ± %.4f\n\n", base.Value, base.Error)
 	a.printf("%s\n", wrap(r.Choices[0].Definition+m.compute.remark(), ""))
 	return nil
 }
