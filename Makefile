@@ -7,7 +7,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@latest
 
 # ./... leaves out testdata; the packages there are named.
-PACKAGES = ./... ./testdata ./testdata/fixtures ./testdata/emulate/guest
+PACKAGES = ./... ./testdata ./testdata/fixtures ./testdata/emulate/guest ./testdata/pruned
 
 .DEFAULT_GOAL := help
 

@@ -2,14 +2,18 @@ package convert
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 
+	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/safetensors"
@@ -38,6 +42,9 @@ type Checkpoint struct {
 	// and the repository that config.json names.
 	card       modelCard
 	repository string
+	// expertsBefore are the experts per block before winnow took some out; 0:
+	// that has not been done.
+	expertsBefore int
 }
 
 // CheckpointOptions say how to read a checkpoint.
@@ -140,6 +147,13 @@ func (c *Checkpoint) readIdentity() error {
 		c.Warnings = append(c.Warnings, warning)
 	}
 	c.repository, _ = config["_name_or_path"].(string)
+	if n, ok := config[configExpertsBefore].(json.Number); ok {
+		before, err := n.Int64()
+		if err != nil || before < int64(c.Model.Params.Experts) || before > math.MaxInt32 {
+			return formatError("config.json: %s is %s, wanted at least the number of experts", configExpertsBefore, n)
+		}
+		c.expertsBefore = int(before)
+	}
 	c.id = c.identity(c.tensors)
 	return nil
 }
@@ -284,6 +298,8 @@ type Request struct {
 	PruneLayers []int
 	// KeepSplit divides outputs into files as the GGUF input is.
 	KeepSplit bool
+	// Experts, when not nil, says which experts stay.
+	Experts *experts.KeepList
 	// Preview makes a plan to look at, which is never run: what would be
 	// refused for lack of importance or of AllowRequantize becomes a note.
 	Preview bool
@@ -304,6 +320,13 @@ type OutputRequest struct {
 // Plan decides the conversion. It reads no weights.
 func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Dropped: c.dropped, inv: c.inv, Notes: slices.Clone(c.Warnings), importance: req.Importance, preview: req.Preview}
+	var sel *selection
+	if req.Experts != nil {
+		var err error
+		if sel, err = newSelection(c.Model, req.Experts); err != nil {
+			return nil, err
+		}
+	}
 	kept, err := p.addCheckpoint(c.tensors, &req)
 	if err != nil {
 		return nil, err
@@ -315,17 +338,24 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 		infos[i] = gguf.TensorInfo{Name: p.Tensors[i].Name, Type: gguf.F32, Shape: p.Tensors[i].Shape}
 	}
 	facts := quant.ModelFacts{
-		Arch: p.Arch, Layers: c.Model.Params.Layers, Experts: c.Model.Params.Experts,
+		Arch: p.Arch, Layers: c.Model.Params.Layers, Experts: cmp.Or(c.expertsBefore, c.Model.Params.Experts),
 		GQA: c.Model.Params.QueriesPerKey(0),
 	}
-	for _, o := range req.Outputs {
-		choices, err := assign(o.Recipe, facts, infos, req.recipeOptions())
-		if err != nil {
+	choices, fileTypes := make([][]quant.Choice, len(req.Outputs)), make([]uint32, len(req.Outputs))
+	for i, o := range req.Outputs {
+		if choices[i], err = assign(o.Recipe, facts, infos, req.recipeOptions()); err != nil {
 			return nil, err
 		}
-		md := c.metadata(p.chooseStored(o.Recipe, choices, kept))
+		fileTypes[i] = p.chooseStored(o.Recipe, choices[i], kept)
+	}
+	if err := p.prune(sel, choices, &req); err != nil {
+		return nil, err
+	}
+	for i, o := range req.Outputs {
+		md := c.metadata(fileTypes[i])
+		sel.metadata(md, p.Tensors)
 		req.finish(md)
-		if err := p.addOutput(o, md, choices, req.Layout); err != nil {
+		if err := p.addOutput(o, md, choices[i], req.Layout); err != nil {
 			return nil, err
 		}
 	}

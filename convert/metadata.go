@@ -35,6 +35,9 @@ var sampling = []struct {
 // converter writes them.
 func (c *Checkpoint) metadata(fileType uint32) *gguf.Metadata {
 	md := c.general(c.Model, "model", c.id, fileType)
+	if c.expertsBefore > 0 {
+		md.SetAfter(c.Model.Family.Arch+"."+arch.KeyExpertCount, arch.KeyExpertsBefore, uint32(c.expertsBefore))
+	}
 	c.Vocab.WriteTo(md)
 	return md
 }

@@ -47,6 +47,9 @@ type Tensor struct {
 	// pieces give; nil means that they stay. Op is applied to every element.
 	Order []int32
 	Op    arch.Op
+	// wide is the length of the rows that the pieces give where the tensor has
+	// only some of their elements, else 0.
+	wide int64
 	// stored is the GGUF type whose blocks hold the input's numbers as they are,
 	// nil where there is none. factor is a tensor that such blocks need beside them.
 	stored *gguf.Type
@@ -122,7 +125,8 @@ func (p *Plan) infos(o int) []gguf.TensorInfo {
 }
 
 // SourceBytes returns the bytes of input that a run reads: every stored byte
-// of the tensors used, scales included, once.
+// of the tensors used, scales included, once. Of tensors of which only some
+// experts are read all bytes count.
 func (p *Plan) SourceBytes() int64 {
 	used := make([]bool, len(p.inv.Tensors))
 	for i := range p.Tensors {

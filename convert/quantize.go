@@ -67,29 +67,63 @@ func (s *GGUFSource) Plan(req Request) (*Plan, error) {
 	if err != nil {
 		return nil, formatError("%q: %v", s.path, err)
 	}
+	sel, err := s.selection(keys, &req)
+	if err != nil {
+		return nil, err
+	}
 	p := &Plan{Source: s.path, Arch: facts.Arch, inv: s.inv, importance: req.Importance, preview: req.Preview}
 	infos, blocks := p.addTensors(s, &req)
-	for _, o := range req.Outputs {
-		choices, err := o.Recipe.Assign(facts, infos, req.recipeOptions())
-		if err != nil {
+	choices := make([][]quant.Choice, len(req.Outputs))
+	for i, o := range req.Outputs {
+		if choices[i], err = o.Recipe.Assign(facts, infos, req.recipeOptions()); err != nil {
 			return nil, err
 		}
 		if !req.AllowRequantize {
-			if err := p.checkRequantize(infos, choices); err != nil {
+			if err := p.checkRequantize(infos, choices[i]); err != nil {
 				return nil, err
 			}
 		}
-		md := s.metadata(o.Recipe)
+	}
+	if err := p.prune(sel, choices, &req); err != nil {
+		return nil, err
+	}
+	for i, o := range req.Outputs {
+		md := s.metadata(o.Recipe, sel != nil)
+		sel.metadata(md, p.Tensors)
 		req.finish(md)
 		if len(req.PruneLayers) > 0 {
 			setLast(md, facts.Arch+"."+arch.KeyBlockCount, uint32(blocks))
 		}
-		if err := p.addOutput(o, md, choices, req.Layout); err != nil {
+		if err := p.addOutput(o, md, choices[i], req.Layout); err != nil {
 			return nil, err
 		}
 	}
 	p.noteSearch(req.Quant.Search)
 	return p, p.noteOverrides(req.Quant.TensorTypes)
+}
+
+// Model returns the model that the file's keys describe.
+func (s *GGUFSource) Model() (*arch.Model, error) {
+	m, err := arch.FromMetadata(s.file.Metadata())
+	if err != nil {
+		return nil, formatError("%q: %v", s.path, err)
+	}
+	return m, nil
+}
+
+// selection returns the request's choice of experts, nil where there is none.
+func (s *GGUFSource) selection(keys *gguf.Metadata, req *Request) (*selection, error) {
+	if req.Experts == nil {
+		return nil, nil
+	}
+	if len(req.PruneLayers) > 0 {
+		return nil, hinted("prune experts first, then blocks", refused("blocks and experts are pruned at the same time"))
+	}
+	m, err := arch.FromMetadata(keys)
+	if err != nil {
+		return nil, formatError("%q: %v", s.path, err)
+	}
+	return newSelection(m, req.Experts)
 }
 
 // addTensors fills the plan with the input's tensors in llama-quantize's order,
@@ -98,8 +132,10 @@ func (s *GGUFSource) Plan(req Request) (*Plan, error) {
 func (p *Plan) addTensors(s *GGUFSource, req *Request) (infos []gguf.TensorInfo, blocks int) {
 	list := s.file.Tensors()
 	order := quant.Order(list)
-	if req.KeepSplit {
+	if req.KeepSplit || req.prunesOnly() {
 		slices.Sort(order) // the file's own order, part after part
+	}
+	if req.KeepSplit {
 		req.Layout = gguf.LayoutOptions{}
 	}
 	numbers := map[int]int{} // old block number → new one
@@ -146,9 +182,12 @@ func (p *Plan) checkRequantize(infos []gguf.TensorInfo, choices []quant.Choice) 
 }
 
 // metadata keeps the input's keys in order; keys that are set move to the end,
-// as in llama-quantize.
-func (s *GGUFSource) metadata(r *quant.Recipe) *gguf.Metadata {
+// as in llama-quantize. A file that only loses experts keeps them all as they are.
+func (s *GGUFSource) metadata(r *quant.Recipe, prunes bool) *gguf.Metadata {
 	md := s.file.Metadata().Clone()
+	if prunes && r.KeepsTypes {
+		return md
+	}
 	fileType, _ := md.Get(gguf.KeyFileType)
 	if !r.KeepsTypes {
 		fileType = r.FileType

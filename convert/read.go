@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"math"
 
@@ -19,6 +20,7 @@ type reader struct {
 	block  []float32 // a source block before rearrangement
 	line   []float32 // a row before rearrangement
 	wide   []float32 // a row of a window before its edges are cut
+	uncut  []float32 // rows of which a tensor has some elements
 	scales []float32
 	aux    []byte // stored scales or zero points
 	codes  []byte // blocks of a GGUF type
@@ -134,17 +136,35 @@ func (rd *reader) columns(ctx context.Context, p *Piece, first, n int64, dst []f
 	return nil
 }
 
-// finish rearranges the elements of rows of a tensor and applies its operation.
-func (rd *reader) finish(t *Tensor, rows []float32) {
-	if n := len(t.Order); n > 0 {
-		rd.line = grow(rd.line, int64(n))
-		for row := rows; len(row) > 0; row = row[n:] {
+// output fills dst with rows of a tensor: rows [first, first+n) of what a piece
+// contributes, rearranged.
+func (rd *reader) output(ctx context.Context, t *Tensor, p *Piece, first, n int64, dst []float32) error {
+	rows := dst
+	if t.wide > 0 {
+		rd.uncut = grow(rd.uncut, n*t.wide)
+		rows = rd.uncut
+	}
+	if err := rd.rows(ctx, p, first, n, rows); err != nil {
+		return err
+	}
+	rd.finish(t, rows, dst)
+	return nil
+}
+
+// finish rearranges the elements of rows of a tensor to dst, which may be rows,
+// and applies the tensor's operation.
+func (rd *reader) finish(t *Tensor, rows, dst []float32) {
+	if n := int64(len(t.Order)); n > 0 {
+		wide := cmp.Or(t.wide, n)
+		rd.line = grow(rd.line, wide)
+		for row, out := rows, dst; len(row) > 0; row, out = row[wide:], out[n:] {
 			copy(rd.line, row)
 			for i, from := range t.Order {
-				row[i] = rd.line[from]
+				out[i] = rd.line[from]
 			}
 		}
 	}
+	rows = dst
 	rd.suspect = rd.suspect || t.Op != arch.OpNone
 	switch t.Op {
 	case arch.OpAddOne:

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
 
@@ -128,11 +129,50 @@ func TestReleasedModels(t *testing.T) {
 			s := p.Summary()
 			checkTotals(t, l, p, &s)
 			checkUnits(t, p)
+			if m := &ck.Model.Params; m.Experts > 0 && !m.NoQKNorm {
+				checkPrunedPlan(t, ck, &s, l.TotalSize)
+			}
 			o := &s.Outputs[0]
 			t.Logf("| %s | %d | %.1f GB | %d | %d | %.1f GB | %.4f | %.1f s |", name, l.Tensors, float64(l.TotalSize)/1e9,
 				len(o.Tensors), len(s.Dropped), float64(o.FileBytes)/1e9, o.BitsPerWeight, took.Seconds())
 		})
 	}
+}
+
+// checkPrunedPlan plans the model without some of its experts, as a file and as
+// a folder, and counts what is left.
+func checkPrunedPlan(t *testing.T, ck *Checkpoint, whole *Summary, before int64) {
+	t.Helper()
+	start := time.Now()
+	req := request(t, t.TempDir(), "Q4_K_M")
+	req.Experts = keepSome(&ck.Model.Params)
+	if ck.Model.Params.NextnLayers == 0 && ck.Model.AnnouncedMTP > 0 {
+		req.Experts.MTP = "drop"
+	}
+	p, err := ck.Plan(req)
+	must(t, err)
+	folder, err := ck.PlanFolder(req.Experts)
+	must(t, err)
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("planning without some experts takes %v", took)
+	}
+	checkUnits(t, p)
+	kept, all := int64(req.Experts.Keep()), int64(req.Experts.Experts)
+	want, s := int64(0), p.Summary()
+	for _, x := range whole.Outputs[0].Tensors {
+		n := (&gguf.TensorInfo{Shape: x.Shape}).Elements()
+		if ofExperts.MatchString(x.Name) {
+			n = n / all * kept
+		}
+		want += n
+	}
+	if s.Parameters != want {
+		t.Errorf("%d parameters without some experts, want %d", s.Parameters, want)
+	}
+	if size := folder.Size(); size >= before || size < whole.SourceBytes*(kept-1)/all {
+		t.Errorf("a folder of %d bytes with %d of %d experts, before %d", size, kept, all, before)
+	}
+	t.Logf("%d of %d experts: %d parameters, %.1f GB as a folder, %.1f s", kept, all, s.Parameters, float64(folder.Size())/1e9, time.Since(start).Seconds())
 }
 
 // checkUnits divides a plan into the units that a run reads.

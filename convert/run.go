@@ -327,10 +327,9 @@ func (w *worker) decode(ctx context.Context, s unit) error {
 	info := gguf.TensorInfo{Shape: t.Shape}
 	cols := info.RowLen()
 	w.values = grow(w.values, s.n*cols)
-	if err := w.rd.rows(ctx, s.piece, s.first, s.n, w.values); err != nil {
+	if err := w.rd.output(ctx, t, s.piece, s.first, s.n, w.values); err != nil {
 		return err
 	}
-	w.rd.finish(t, w.values)
 	return w.rd.finite(t.Name, s.out, cols, w.values)
 }
 

@@ -70,10 +70,9 @@ func (v *View) fill(ctx context.Context, rd *reader, t int, first, n int64, dst 
 	cols := v.infos[t].RowLen()
 	return v.spans(t, first, n, func(p *Piece, at, k, out int64) error {
 		rows := dst[out*cols : (out+k)*cols]
-		if err := rd.rows(ctx, p, at, k, rows); err != nil {
+		if err := rd.output(ctx, &v.plan.Tensors[t], p, at, k, rows); err != nil {
 			return err
 		}
-		rd.finish(&v.plan.Tensors[t], rows)
 		return rd.finite(v.infos[t].Name, first+out, cols, rows)
 	})
 }

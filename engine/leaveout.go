@@ -39,7 +39,7 @@ func (w *expertWatch) leaveOut(r *router, scores []float32, t int) {
 	}
 	chosen := w.chosen[t*w.used:][:w.used]
 	if w.mixer {
-		w.leaveOutMixed(chosen, scores, t)
+		w.leaveOutMixed(r, chosen, scores, t)
 		return
 	}
 	w.next[t] = r.next(chosen)
@@ -78,7 +78,7 @@ func possible(choice []float32) int32 {
 
 // leaveOutMixed is leaveOut for sparseMixer, which leaves the logits without
 // those of the experts that it chose.
-func (w *expertWatch) leaveOutMixed(chosen []int32, left []float32, t int) {
+func (w *expertWatch) leaveOutMixed(r *router, chosen []int32, left []float32, t int) {
 	w.next[t] = possible(left)
 	others, weight := make([]int32, w.used), make([]float32, w.used)
 	if w.next[t] < 0 {
@@ -86,6 +86,7 @@ func (w *expertWatch) leaveOutMixed(chosen []int32, left []float32, t int) {
 	}
 	for i, e := range chosen {
 		logits := slices.Clone(w.logits.Row(t))
+		r.bar(logits)
 		logits[e] = float32(math.Inf(-1))
 		sparseMixer(logits, others, weight[:len(others)])
 		for j, o := range others {

@@ -106,6 +106,7 @@ type layer struct {
 	gate, up, down          affine // dense network
 	router                  affine
 	routerChoice            *tensor // bias on the choice of experts
+	barred                  []int32 // experts that cannot be chosen; see Mask
 	routerScale, expScale   *tensor
 	expGate, expUp, expDown affine // stacked by expert
 	expGateUp               *tensor
@@ -189,7 +190,7 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 		opt.GroupBytes = DefaultGroupBytes
 	}
 	m := &Model{src: src, arch: am, opt: opt, budget: int(opt.GroupBytes / 4), layers: make([]layer, am.Params.Trunk())}
-	m.workers.New = func() any { return new(worker) }
+	m.makeWorkers()
 	if err := checkMechanisms(am); err != nil {
 		return nil, err
 	}
@@ -204,6 +205,8 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 	}
 	return m, nil
 }
+
+func (m *Model) makeWorkers() { m.workers.New = func() any { return new(worker) } }
 
 // Params returns the hyper-parameters. Callers must not change them.
 func (m *Model) Params() *arch.Params { return &m.arch.Params }

@@ -392,12 +392,13 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 	p.watchExperts(l, logits, chosen, weight)
 	err = p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {
 		r := newRouter(par, bias)
-		r.sum = p.m.arch.Family.Block.ExpertSum
+		r.sum, r.barred = p.m.arch.Family.Block.ExpertSum, l.barred
 		choose := r.choose
 		if p.m.arch.Family.Block.SparseMixer {
 			choose = sparseMixer
 		}
 		for i := first; i < first+n; i++ {
+			r.bar(logits.Row(i))
 			choose(logits.Row(i), chosen[i*used:][:used], weight[i*used:][:used])
 			p.watch.leaveOut(r, logits.Row(i), i)
 		}
@@ -503,6 +504,7 @@ type router struct {
 	choice []float32 // score of every expert for the choice
 	groups []float32 // score of every group
 	picked []int32   // chosen groups
+	barred []int32   // experts that are never chosen
 }
 
 func newRouter(par *arch.Params, bias []float32) *router {
@@ -526,6 +528,7 @@ func (r *router) choose(scores []float32, chosen []int32, weight []float32) {
 	if r.bias != nil {
 		addTo(r.choice, r.bias)
 	}
+	r.bar(r.choice)
 	if r.par.ExpertGroups > 1 {
 		r.limit()
 	}
@@ -601,7 +604,7 @@ func (r *router) limit() {
 	}
 	top(r.picked, r.groups)
 	for _, g := range r.picked {
-		r.groups[g] = float32(math.Inf(1)) // a mark: scores are finite
+		r.groups[g] = float32(math.Inf(1)) // a mark: no score is that
 	}
 	for g, s := range r.groups {
 		if !math.IsInf(float64(s), 1) {

@@ -64,7 +64,7 @@ func LookupRecipe(name string) (*Recipe, error) {
 type ModelFacts struct {
 	Arch    string // general.architecture
 	Layers  int    // blocks in the file, MTP blocks included
-	Experts int    // routed experts, 0 for a dense model
+	Experts int    // routed experts before any were taken out, 0 for a dense model
 	GQA     int    // query heads per key/value head in block 0; 0 without key/value heads
 }
 
@@ -84,6 +84,9 @@ func FactsFrom(m *gguf.Metadata) (ModelFacts, error) {
 		return ModelFacts{}, fmt.Errorf("metadata key %q is missing or not a number of blocks", name+"."+arch.KeyBlockCount)
 	}
 	f := ModelFacts{Arch: name, Layers: int(layers), Experts: int(number(arch.KeyExpertCount))}
+	if before, ok := m.Int(arch.KeyExpertsBefore); ok {
+		f.Experts = int(before)
+	}
 	heads, kv := number(arch.KeyHeadCount), number(arch.KeyHeadCountKV)
 	if _, ok := m.Get(name + "." + arch.KeyHeadCountKV); !ok {
 		kv = heads

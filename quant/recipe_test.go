@@ -581,3 +581,19 @@ func TestFactsFrom(t *testing.T) {
 		t.Errorf("as many key/value heads as heads by default: %+v", f)
 	}
 }
+
+// TestFactsOfPruned: recipes go on to decide by the number of experts that a
+// model had before some were taken out.
+func TestFactsOfPruned(t *testing.T) {
+	var m gguf.Metadata
+	m.Set(gguf.KeyArchitecture, "llama")
+	m.Set("llama.block_count", uint32(2))
+	m.Set("llama.expert_count", uint32(6))
+	for want, key := range map[int]string{6: "other", 8: arch.KeyExpertsBefore} {
+		md := m.Clone()
+		md.Set(key, uint32(8))
+		if f, err := FactsFrom(md); err != nil || f.Experts != want {
+			t.Errorf("with %s: %d experts (%v), want %d", key, f.Experts, err, want)
+		}
+	}
+}

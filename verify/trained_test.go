@@ -10,6 +10,7 @@ import (
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/dtype"
+	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/safetensors"
 	"github.com/winnow-moe/winnow/quant"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
@@ -27,6 +28,16 @@ func trainedModel(t *testing.T, name string) *engine.Model {
 // checkpointModel loads a checkpoint folder as it would be converted.
 func checkpointModel(t *testing.T, path, recipe string) *engine.Model {
 	t.Helper()
+	m, err := engine.Load(checkpointView(t, path, recipe), engine.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// checkpointView opens what a checkpoint folder would be converted to.
+func checkpointView(t *testing.T, path, recipe string) gguf.Model {
+	t.Helper()
 	ck, err := convert.OpenCheckpoint(path, convert.CheckpointOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -40,11 +51,7 @@ func checkpointModel(t *testing.T, path, recipe string) *engine.Model {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := engine.Load(convert.NewView(plan, 0, ck, nil), engine.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
+	return convert.NewView(plan, 0, ck, nil)
 }
 
 func trainedGolden(t *testing.T, name, file string) string {

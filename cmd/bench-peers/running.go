@@ -199,7 +199,7 @@ func (b *bench) time(u usage) time.Duration {
 	return u.wall
 }
 
-var pplPattern = regexp.MustCompile(`PPL = ([0-9.]+)`)
+var pplPattern = regexp.MustCompile(`PPL.*? = ([0-9.]+)`)
 
 // runningCells returns the line of a program.
 func (b *bench) runningCells(kind string, s *running, peers []*peer, i, threads int) []string {

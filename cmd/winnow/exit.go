@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -74,7 +75,7 @@ func exitStatus(err error) int {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.As(err, &usage), errors.Is(err, convert.ErrRefused):
+	case errors.As(err, &usage), errors.Is(err, convert.ErrRefused), errors.Is(err, experts.ErrRefused):
 		return exitUsage
 	case errors.As(err, &check):
 		return exitCheckFailed
@@ -85,7 +86,7 @@ func exitStatus(err error) int {
 		return exitInput
 	}
 	for _, kind := range []error{
-		convert.ErrInput, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, calib.ErrInvalid, recipefile.ErrInvalid, verify.ErrLogits, fs.ErrNotExist, syscall.ELOOP,
+		convert.ErrInput, experts.ErrInvalid, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, calib.ErrInvalid, recipefile.ErrInvalid, verify.ErrLogits, fs.ErrNotExist, syscall.ELOOP,
 	} {
 		if errors.Is(err, kind) {
 			return exitInput

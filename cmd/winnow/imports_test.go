@@ -27,7 +27,8 @@ var allowed = map[string][]string{
 	"quant/recipefile":    {"quant", "formats/arch", "formats/gguf"},
 	"engine/kernel":       {"formats/dtype", "quant/isa"},
 	"engine":              {"engine/kernel", "quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/tokenizer"},
-	"convert":             {"quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
+	"convert/experts":     {"formats/calib", "formats/arch", "formats/dtype", "formats/strictjson"},
+	"convert":             {"convert/experts", "quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
 	"verify":              {"engine", "quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 }
 

@@ -38,6 +38,9 @@ func (f *scoreFlags) keep(ctx context.Context, what string, text *verify.Text, m
 			return nil, fmt.Errorf("%s: %w", m.path, err)
 		}
 		facts = append(facts, verify.Fact{Name: modelRole(i, len(models)), Value: digest})
+		if m.kept != nil {
+			facts = append(facts, verify.Fact{Name: "--experts", Value: m.kept.digest()})
+		}
 	}
 	if f.baseFile != "" {
 		digest, err := fileDigest(f.baseFile)

@@ -66,6 +66,8 @@ type perplexityJob struct {
 	texts      []textFile
 	ids, field string
 	base, save string
+	experts    []string       // keep-lists
+	kept       []*keptExperts // what is in them
 	ctxGiven   bool
 	force      bool
 	saved      *verify.LogitsFile // base, if it is a file of logits
@@ -86,6 +88,10 @@ once and cut into windows of --ctx tokens without overlap; if the vocabulary
 adds a BOS token it replaces the first of every window; the second half of
 every window is scored. Unlike llama-perplexity without --no-escape,
 backslashes in a text are taken as they are.
+
+--experts scores MODEL as if it had only the experts that a keep-list of prune
+keeps. No file is written, and the numbers are those of the pruned one. Several
+are compared in one run, with --base or the model with all of its experts.
 
 With --stride the definition is that of transformers' documentation: a window
 of --ctx tokens begins every N tokens, no BOS token is put into it, and of each
@@ -115,7 +121,9 @@ file is removed when the run is done.`,
   winnow perplexity R1-Q4_K_M.gguf --text wiki.test.raw --base DeepSeek-R1
   winnow perplexity R1-Q4_K_M.gguf --text code=c.jsonl.zst --text prose=p.txt
   winnow perplexity DeepSeek-R1 --text wiki.test.raw --save-logits r1.kld
-  winnow perplexity R1-Q4_K_M.gguf --base r1.kld`,
+  winnow perplexity R1-Q4_K_M.gguf --base r1.kld
+  winnow perplexity DeepSeek-R1 --text wiki.test.raw --base DeepSeek-R1 \
+      --experts coder.json`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, pos []string) (err error) {
 			if j.texts, err = parseTexts(texts); err != nil {
@@ -132,6 +140,7 @@ file is removed when the run is done.`,
 	c.Flags().StringVar(&j.field, "field", "text", "the `NAME` of the field of .jsonl files")
 	c.Flags().StringVar(&j.ids, "ids", "", "a `FILE` of token ids instead: a JSON list of lists")
 	c.Flags().StringVar(&j.base, "base", "", "the model or file of logits to compare with: `BASE`")
+	c.Flags().StringArrayVar(&j.experts, "experts", nil, "a keep-list `FILE`: score with these experts only; may be repeated")
 	c.Flags().StringVar(&j.save, "save-logits", "", "write MODEL's predictions to a `FILE` for --base")
 	c.Flags().BoolVar(&j.force, "force", false, "replace an existing file of logits")
 	c.Flags().IntVarP(&j.flags.ctx, "ctx", "c", verify.DefaultCtx, "`N` tokens per window")
@@ -152,6 +161,8 @@ func (j *perplexityJob) check() error {
 		return usagef("perplexity needs a text: --text FILE")
 	case j.save != "" && (j.ids != "" || j.flags.stride != 0):
 		return usagef("--save-logits is for windows as llama-perplexity cuts them of a text, without --stride and --ids")
+	case len(j.experts) > 1 && (j.save != "" || j.saved != nil):
+		return usagef("several --experts are compared with a model: not with a file of logits, and without --save-logits")
 	case j.save != "" && j.flags.checkpoint != "":
 		return usagef("--save-logits and --checkpoint do not go together: predictions that were written are not kept")
 	}
@@ -168,7 +179,7 @@ func (j *perplexityJob) check() error {
 
 // inputs are the files that no output may replace.
 func (j *perplexityJob) inputs() []string {
-	in := []string{j.path}
+	in := append([]string{j.path}, j.experts...)
 	if j.base != "" {
 		in = append(in, j.base)
 	}
@@ -203,6 +214,7 @@ type scored struct {
 	engine   *engine.Model
 	warnings []string
 	compute  computeValue
+	kept     *keptExperts                  // nil: all
 	onBlock  func(done, total, tokens int) // see engine.Events
 }
 
@@ -223,10 +235,8 @@ func (a *app) openEngine(path string, flags *scoreFlags, opt engine.Options) (*s
 		return nil, err
 	}
 	a.warn(warnings)
-	s := &scored{path: path, model: m, warnings: warnings, compute: flags.compute, onBlock: func(int, int, int) {}}
-	opt.Threads, opt.BatchTokens, opt.Compute = a.threads, flags.batch, engine.Compute(flags.compute)
-	opt.Events.Layer = func(done, total, tokens int) { s.onBlock(done, total, tokens) }
-	s.options = opt
+	s := a.newScored(path, m, flags, opt)
+	s.warnings = warnings
 	if err := s.load(); err != nil {
 		m.Close()
 		return nil, err
@@ -234,9 +244,21 @@ func (a *app) openEngine(path string, flags *scoreFlags, opt engine.Options) (*s
 	return s, nil
 }
 
+// newScored prepares a model for load.
+func (a *app) newScored(path string, m gguf.Model, flags *scoreFlags, opt engine.Options) *scored {
+	s := &scored{path: path, model: m, compute: flags.compute, onBlock: func(int, int, int) {}}
+	opt.Threads, opt.BatchTokens, opt.Compute = a.threads, flags.batch, engine.Compute(flags.compute)
+	opt.Events.Layer = func(done, total, tokens int) { s.onBlock(done, total, tokens) }
+	s.options = opt
+	return s
+}
+
 // load makes the engine's model by the options at hand.
 func (s *scored) load() (err error) {
-	if s.engine, err = engine.Load(s.model, s.options); err != nil {
+	if s.engine, err = engine.Load(s.model, s.options); err == nil && s.kept != nil {
+		s.engine, err = s.engine.Masked(s.kept.mask())
+	}
+	if err != nil {
 		return &inputError{fmt.Errorf("%s: %w", s.path, err)}
 	}
 	return nil
@@ -271,6 +293,9 @@ func (a *app) perplexity(ctx context.Context, j *perplexityJob) error {
 		return err
 	}
 	defer m.model.Close()
+	if err := j.keep(m); err != nil {
+		return err
+	}
 	text, err := j.text(m)
 	if err != nil {
 		return err
@@ -302,6 +327,9 @@ func (a *app) perplexity(ctx context.Context, j *perplexityJob) error {
 // measure scores a model, beside a base if there is one, and returns what
 // shows the result. row, if not nil, gets the model's logits.
 func (a *app) measure(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error) (show func() error, err error) {
+	if len(j.kept) > 1 {
+		return a.compareKept(ctx, j, m, text)
+	}
 	if j.saved == nil && j.base != "" {
 		return a.compare(ctx, j, m, text, row)
 	}
@@ -391,20 +419,29 @@ func (j *perplexityJob) savedText(m *scored) (*verify.Text, error) {
 	return j.saved.Text(j.flags.chunks, bos, v.AddBOS()), nil
 }
 
-// compare scores a model beside a base model. Both must read the text alike.
+// openBase opens the base model. It must read the text as the model does.
+func (a *app) openBase(j *perplexityJob, m *scored, text *verify.Text) (b *scored, err error) {
+	if b, err = a.openScored(j.base, &j.flags); err != nil {
+		return nil, err
+	}
+	baseText, err := j.text(b)
+	if err == nil && !slices.EqualFunc(text.Windows, baseText.Windows, slices.Equal) {
+		err = &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
+	}
+	if err != nil {
+		b.model.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// compare scores a model beside a base model.
 func (a *app) compare(ctx context.Context, j *perplexityJob, m *scored, text *verify.Text, row func(int, []float32) error) (show func() error, err error) {
-	b, err := a.openScored(j.base, &j.flags)
+	b, err := a.openBase(j, m, text)
 	if err != nil {
 		return nil, err
 	}
 	defer b.model.Close()
-	baseText, err := j.text(b)
-	if err != nil {
-		return nil, err
-	}
-	if !slices.EqualFunc(text.Windows, baseText.Windows, slices.Equal) {
-		return nil, &inputError{fmt.Errorf("%s and %s make different tokens of the text: their predictions cannot be compared", m.path, b.path)}
-	}
 	j.raw, j.sequences = nil, nil
 	r, err := scoring(ctx, a, &j.flags, text, []*scored{b, m}, row, func(opt verify.Options) (*verify.Comparison, error) {
 		return verify.Compare(ctx, b.engine, m.engine, text, opt)
@@ -468,9 +505,10 @@ func (a *app) printPerplexity(m *scored, r *verify.Result) error {
 		return a.printJSON(struct {
 			Model    string   `json:"model"`
 			Compute  string   `json:"compute"`
+			Experts  string   `json:"experts,omitempty"`
 			Warnings []string `json:"warnings,omitempty"`
 			*verify.Result
-		}{m.path, m.compute.String(), m.warnings, r})
+		}{m.path, m.compute.String(), m.kept.name(), m.warnings, r})
 	}
 	a.printf("PPL = %.4f ± %.4f\n", r.PPL.Value, r.PPL.Error)
 	if len(r.Domains) > 0 {
@@ -480,7 +518,7 @@ func (a *app) printPerplexity(m *scored, r *verify.Result) error {
 		}
 		a.printf("\n%s\n", table("lrr", rows))
 	}
-	a.printf("%s\n", wrap(r.Definition+m.compute.remark(), ""))
+	a.printf("%s\n", wrap(r.Definition+m.kept.remark()+m.compute.remark(), ""))
 	return nil
 }
 
@@ -490,9 +528,10 @@ func (a *app) printComparison(m *scored, base string, warnings []string, c *veri
 			Model    string   `json:"model"`
 			Base     string   `json:"base"`
 			Compute  string   `json:"compute"`
+			Experts  string   `json:"experts,omitempty"`
 			Warnings []string `json:"warnings,omitempty"`
 			*verify.Comparison
-		}{m.path, base, m.compute.String(), slices.Concat(m.warnings, warnings), c})
+		}{m.path, base, m.compute.String(), m.kept.name(), slices.Concat(m.warnings, warnings), c})
 	}
 	rows := []struct {
 		name string
@@ -517,7 +556,7 @@ func (a *app) printComparison(m *scored, base string, warnings []string, c *veri
 	if len(c.Domains) > 0 {
 		a.printf("%s\n", domainTable(c.Domains))
 	}
-	a.printf("%s\n", wrap(c.Definition+m.compute.remark(), ""))
+	a.printf("%s\n", wrap(c.Definition+m.kept.remark()+m.compute.remark(), ""))
 	return nil
 }
 

@@ -59,7 +59,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			root.AddCommand(c)
 		}
 	}
-	add("make", "Make files:", newConvertCommand(a), newQuantizeCommand(a), newRecipeCommand(a), newDemoCommand(a))
+	add("make", "Make files:", newConvertCommand(a), newQuantizeCommand(a), newPruneCommand(a), newRecipeCommand(a), newDemoCommand(a))
 	add("look", "Look and measure:", newPerplexityCommand(a), newLogitsCommand(a), newInspectCommand(a), newCalibrateCommand(a), newImatrixCommand(a), newFamiliesCommand(a))
 	add("other", "Other:", newVersionCommand(a), newCompletionCommand(a))
 	root.SetHelpCommand(newHelpCommand(root))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 )
 
@@ -237,7 +238,7 @@ type Weights map[string]float64
 // texts; domains without weight are left out then. Counts are whole numbers, so
 // weighted ones are rounded and their sums with them.
 func (s *Statistics) Matrix(weights Weights) (*Matrix, error) {
-	factors, err := s.factors(weights)
+	factors, err := s.Factors(weights)
 	if err != nil {
 		return nil, err
 	}
@@ -260,20 +261,27 @@ func (s *Statistics) Matrix(weights Weights) (*Matrix, error) {
 	return m, m.check()
 }
 
-// factors returns what the sums of every domain are multiplied with; nil: 1.
-func (s *Statistics) factors(weights Weights) ([]float64, error) {
+// Factors returns what the sums of every domain are multiplied with, so that
+// domain d counts as weights[d]/Σ weights of all tokens that were measured; nil
+// without weights, where every token counts alike.
+func (s *Statistics) Factors(weights Weights) ([]float64, error) {
 	if weights == nil {
 		return nil, nil
 	}
-	chunks, sum, known := int64(0), 0.0, 0
+	chunks, sum := int64(0), 0.0
+	var names []string
 	for _, d := range s.Domains {
 		chunks += d.Chunks
-		if w, ok := weights[d.Name]; ok {
-			sum, known = sum+w, known+1
+		sum += weights[d.Name]
+		names = append(names, d.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(weights)) {
+		if !slices.Contains(names, name) {
+			return nil, invalid("weights name texts of the kind %q; those measured are %q", name, names)
 		}
 	}
-	if known != len(weights) || !(sum > 0) {
-		return nil, invalid("weights %v do not fit the domains", weights)
+	if !(sum > 0) || math.IsInf(sum, 0) {
+		return nil, invalid("the weights of the texts add up to %v, want a positive number", sum)
 	}
 	factors := make([]float64, len(s.Domains))
 	for i, d := range s.Domains {

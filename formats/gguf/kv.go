@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 )
 
 // ValueType is the type number of a metadata value (ggml docs/gguf.md).
@@ -130,6 +131,16 @@ func (m *Metadata) Set(key string, v any) {
 		m.keys = append(m.keys, key)
 	}
 	m.values[key] = v
+}
+
+// SetAfter stores a value like Set; a new key gets its place behind another one,
+// or at the end where that is missing.
+func (m *Metadata) SetAfter(before, key string, v any) {
+	_, had := m.Get(key)
+	m.Set(key, v)
+	if i := slices.Index(m.keys, before); i >= 0 && !had {
+		m.keys = slices.Insert(slices.Clone(m.keys[:len(m.keys)-1]), i+1, key)
+	}
 }
 
 // Delete removes a key, if present.

@@ -1,6 +1,7 @@
 package gguf
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -134,5 +135,22 @@ func TestCheckShape(t *testing.T) {
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: error %v, want %q", ti, err, c.want)
 		}
+	}
+}
+
+func TestSetAfter(t *testing.T) {
+	var m Metadata
+	for _, key := range []string{"a", "b", "c"} {
+		m.Set(key, "old")
+	}
+	other := m.Clone()
+	m.SetAfter("a", "x", "new")
+	m.SetAfter("nowhere", "y", "new")
+	m.SetAfter("a", "c", "new")
+	if got := fmt.Sprint(m.Keys(), other.Keys()); got != "[a x b c y] [a b c]" {
+		t.Errorf("keys %s", got)
+	}
+	if v, _ := m.String("c"); v != "new" {
+		t.Errorf("c is %q", v)
 	}
 }

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/convert/experts"
+	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant"
+)
+
+// prunable is a model whose experts can be chosen, with the plan of writing it
+// whole.
+type prunable struct {
+	path  string
+	model *arch.Model
+	plan  *convert.Plan
+	types []string // of the plan's outputs; none: sizes are those of the input
+	// recipes are those of outputs; what they are made from is one of the two
+	recipes []*quant.Recipe
+	folder  *convert.Checkpoint
+	file    *convert.GGUFSource
+	ck      convert.CheckpointOptions
+	close   func() error
+}
+
+// openPrunable opens a GGUF file or a checkpoint folder.
+func openPrunable(path string, flags *pruneFlags) (*prunable, error) {
+	m := &prunable{path: path, ck: convert.CheckpointOptions{Pre: flags.pre}}
+	recipes, err := flags.recipes()
+	if err != nil {
+		return nil, err
+	}
+	open := m.openGGUF
+	if isDir(path) {
+		open = m.openCheckpoint
+		m.ck.MTP = map[string]string{experts.DropMTP: "drop", experts.PruneMTP: "keep"}[flags.mtp]
+	}
+	for _, r := range recipes {
+		m.types = append(m.types, r.Name)
+	}
+	if err := open(recipes); err != nil {
+		return nil, err
+	}
+	if m.model.Params.Experts == 0 {
+		m.close()
+		return nil, &inputError{fmt.Errorf("%q has no routed experts (it is no mixture of experts)", path)}
+	}
+	return m, nil
+}
+
+// recipes are the types that sizes are asked for.
+func (f *pruneFlags) recipes() ([]*quant.Recipe, error) {
+	if f.types == "" {
+		return nil, nil
+	}
+	recipes, err := parseTypes(f.types)
+	if err == nil && f.size > 0 && len(recipes) > 1 {
+		err = usagef("--size is the size of one type, got --type %s", f.types)
+	}
+	return recipes, err
+}
+
+// previewRequest asks for a plan to look at.
+func previewRequest(recipes []*quant.Recipe) convert.Request {
+	req := convert.Request{Preview: true}
+	for _, r := range recipes {
+		req.Outputs = append(req.Outputs, convert.OutputRequest{Path: r.Name, Recipe: r})
+	}
+	return req
+}
+
+func (m *prunable) openGGUF(recipes []*quant.Recipe) error {
+	f, err := gguf.OpenUnmapped(m.path)
+	if err != nil {
+		return err
+	}
+	m.close = f.Close
+	if len(recipes) == 0 {
+		keep, err := quant.LookupRecipe("COPY")
+		if err != nil {
+			return err
+		}
+		recipes, m.types = []*quant.Recipe{keep}, []string{"as it is"}
+	}
+	m.recipes, m.file = recipes, convert.NewGGUFSource(m.path, f)
+	if m.model, err = arch.FromMetadata(f.Metadata()); err == nil {
+		m.plan, err = m.file.Plan(previewRequest(recipes))
+	}
+	if err != nil {
+		f.Close()
+		return planError(err)
+	}
+	return nil
+}
+
+func (m *prunable) openCheckpoint(recipes []*quant.Recipe) error {
+	for _, r := range recipes {
+		if r.KeepsTypes {
+			return usagef("%s keeps the types of a GGUF file; name a type to convert a checkpoint to", r.Name)
+		}
+	}
+	ck, err := convert.OpenCheckpoint(m.path, m.ck)
+	if err != nil {
+		return err
+	}
+	m.close, m.model, m.folder, m.recipes = ck.Close, ck.Model, ck, recipes
+	if m.plan, err = ck.Plan(previewRequest(recipes)); err != nil {
+		ck.Close()
+		return planError(err)
+	}
+	return nil
+}
+
+// bytes says how the bytes of an output divide, or those of the input if there
+// are no outputs.
+func (m *prunable) bytes(output int, mtp string) experts.Bytes {
+	blocks := m.model.Params.Layers
+	if mtp == experts.DropMTP {
+		blocks = m.model.Params.Trunk()
+	}
+	if len(m.types) == 0 {
+		return m.plan.SourceExpertBytes(m.model, blocks)
+	}
+	return m.plan.ExpertBytes(output, m.model, blocks)
+}
+
+// sizes compares the sizes of the whole and the pruned model.
+func (m *prunable) sizes(k *experts.KeepList) (list []pruneSize) {
+	for i := range max(1, len(m.types)) {
+		name := "as it is"
+		if len(m.types) > 0 {
+			name = m.types[i]
+		}
+		list = append(list, pruneSize{name, m.bytes(i, "").Total(k.Experts), m.bytes(i, k.MTP).Total(k.Keep())})
+	}
+	return list
+}
