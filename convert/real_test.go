@@ -153,7 +153,7 @@ func checkPrunedPlan(t *testing.T, ck *Checkpoint, whole *Summary, before int64)
 	must(t, err)
 	folder, err := ck.PlanFolder(req.Experts)
 	must(t, err)
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 30*time.Second { // below one second on an idle machine
 		t.Errorf("planning without some experts takes %v", took)
 	}
 	checkUnits(t, p)
