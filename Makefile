@@ -29,11 +29,11 @@ test:
 
 ## test-noasm: the tests without assembly
 test-noasm:
-	$(GO) test -tags noasm $(PACKAGES)
+	$(GO) test -timeout 20m -tags noasm $(PACKAGES)
 
 ## test-race: the shorter tests under the race detector (needs a C compiler)
 test-race:
-	CGO_ENABLED=1 $(GO) test -race -short $(PACKAGES)
+	CGO_ENABLED=1 $(GO) test -timeout 20m -race -short $(PACKAGES)
 
 ## test-v3: the tests of byte-exact code with fused multiply-add available
 test-v3:
