@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -118,6 +119,9 @@ func (b *bench) all() error {
 		defer os.RemoveAll(dir)
 		b.dir = dir
 	}
+	if err := b.absolute(); err != nil {
+		return err
+	}
 	fmt.Println(machine())
 	for _, k := range kinds {
 		if !slices.Contains(wanted, k) {
@@ -134,6 +138,19 @@ func (b *bench) all() error {
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", k, err)
+		}
+	}
+	return nil
+}
+
+// absolute makes paths hold in dir, where programs run: some leave logs.
+func (b *bench) absolute() (err error) {
+	for _, p := range []*string{&b.dir, &b.winnow, &b.oracle, &b.ik, &b.file, &b.lock} {
+		if *p == "" {
+			continue
+		}
+		if *p, err = filepath.Abs(*p); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -35,6 +35,7 @@ func (b *bench) run(program string, args []string) (usage, error) {
 		}
 	}
 	cmd := exec.Command(program, args...)
+	cmd.Dir = b.dir
 	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+filepath.Dir(program))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
