@@ -44,7 +44,7 @@ func TestProductsOfTypes(t *testing.T) {
 		if err := quant.DecodeRows(typ, decoded, encoded); err != nil {
 			t.Fatal(err)
 		}
-		m := &Model{src: &oneTensor{data: encoded, rows: rows}, opt: Options{Threads: 2}}
+		m := &Model{src: &someTensors{data: [][]byte{encoded}, rows: rows}, opt: Options{Threads: 2}}
 		m.workers.New = func() any { return new(worker) }
 		w := &tensor{info: &gguf.TensorInfo{Name: "w", Type: typ, Shape: []int64{int64(cols), rows}}, rows: rows, cols: cols}
 		for _, tokens := range []int{1, 2, 3, 4, 5, 7, 8, 31, 32, 33, 100} {

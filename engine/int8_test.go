@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/winnow-moe/winnow/engine/kernel"
@@ -18,16 +17,16 @@ import (
 	"github.com/winnow-moe/winnow/quant"
 )
 
-// oneTensor is a model as far as products need one.
-type oneTensor struct {
+// someTensors is a model as far as products need one.
+type someTensors struct {
 	gguf.Model
-	data []byte
-	rows int64
+	data [][]byte
+	rows int64 // of each
 }
 
-func (o *oneTensor) Rows(_ context.Context, _ int, first, n int64, _ []byte) ([]byte, error) {
-	size := int64(len(o.data)) / o.rows
-	return o.data[first*size : (first+n)*size], nil
+func (s *someTensors) Rows(_ context.Context, i int, first, n int64, _ []byte) ([]byte, error) {
+	size := int64(len(s.data[i])) / s.rows
+	return s.data[i][first*size : (first+n)*size], nil
 }
 
 // ggmlProducts are products that ggml computed (testdata/oracle/mulmat.cpp).
@@ -95,41 +94,60 @@ func TestInt8(t *testing.T) {
 	in := kernel.NewMatrix(x, ggmlTokens, ggmlCols)
 	for _, p := range products {
 		t.Run(p.kind.String(), func(t *testing.T) {
-			int8, exact := multiplyOne(t, ComputeInt8, p, in), multiplyOne(t, ComputeF32, p, in)
-			limit := 2e-6
-			if p.kind == gguf.Q4_1 || p.kind == gguf.Q5_1 {
-				limit = 2e-3
-			}
-			for i := range ggmlTokens {
-				size := 0.0
-				for j := range ggmlRows {
-					size += math.Abs(float64(exact[i*ggmlRows+j])) / ggmlRows
-				}
-				for j := range ggmlRows {
-					at := i*ggmlRows + j
-					if d := math.Abs(float64(int8[at]-p.want[at])) / size; d > limit {
-						t.Errorf("token %d, row %d: %g, ggml %g, exact %g", i, j, int8[at], p.want[at], exact[at])
-					}
-				}
-			}
+			p.compare(t, multiplyAll(t, ComputeInt8, in, p)[0], multiplyAll(t, ComputeF32, in, p)[0])
 		})
+	}
+	// Weights of several types in one call share activations only in the form
+	// that each wants.
+	exact := multiplyAll(t, ComputeF32, in, products...)
+	for i, got := range multiplyAll(t, ComputeInt8, in, products...) {
+		products[i].compare(t, got, exact[i])
 	}
 }
 
-// multiplyOne multiplies with all weights.
-func multiplyOne(t *testing.T, c Compute, p ggmlProduct, in kernel.Matrix) []float32 {
+// compare holds products to ggml's.
+func (p *ggmlProduct) compare(t *testing.T, got, exact []float32) {
 	t.Helper()
-	m := &Model{src: &oneTensor{data: p.weights, rows: ggmlRows}, opt: Options{Threads: 2, Compute: c}, workers: sync.Pool{New: func() any { return new(worker) }}}
-	w, err := newTensor(&gguf.TensorInfo{Name: "w", Type: p.kind, Shape: []int64{ggmlCols, ggmlRows}}, 0, []int64{ggmlCols, ggmlRows})
-	if err != nil {
+	limit := 2e-6
+	if p.kind == gguf.Q4_1 || p.kind == gguf.Q5_1 {
+		limit = 2e-3
+	}
+	for i := range ggmlTokens {
+		size := 0.0
+		for j := range ggmlRows {
+			size += math.Abs(float64(exact[i*ggmlRows+j])) / ggmlRows
+		}
+		for j := range ggmlRows {
+			at := i*ggmlRows + j
+			if d := math.Abs(float64(got[at]-p.want[at])) / size; !(d <= limit) {
+				t.Errorf("%s, token %d, row %d: %g, ggml %g, exact %g", p.kind, i, j, got[at], p.want[at], exact[at])
+			}
+		}
+	}
+}
+
+// multiplyAll multiplies with all weights of each, in one call.
+func multiplyAll(t *testing.T, c Compute, in kernel.Matrix, list ...ggmlProduct) [][]float32 {
+	t.Helper()
+	src := &someTensors{rows: ggmlRows}
+	m := &Model{src: src, opt: Options{Threads: 2, Compute: c}}
+	m.makeWorkers()
+	var products []product
+	var out [][]float32
+	for i, p := range list {
+		src.data = append(src.data, p.weights)
+		w, err := newTensor(&gguf.TensorInfo{Name: "w", Type: p.kind, Shape: []int64{ggmlCols, ggmlRows}}, i, []int64{ggmlCols, ggmlRows})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.bindForm(w)
+		dst := kernel.NewMatrix(make([]float32, in.Rows*ggmlRows), in.Rows, ggmlRows)
+		products, out = append(products, whole(w, in, dst)), append(out, dst.Data)
+	}
+	if err := m.multiply(t.Context(), products...); err != nil {
 		t.Fatal(err)
 	}
-	m.bindForm(w)
-	out := kernel.NewMatrix(make([]float32, in.Rows*ggmlRows), in.Rows, ggmlRows)
-	if err := m.multiply(t.Context(), whole(w, in, out)); err != nil {
-		t.Fatal(err)
-	}
-	return out.Data
+	return out
 }
 
 // TestInt8Invariance holds int8 mode to the same bits for any number of threads,

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/winnow-moe/winnow/engine/kernel"
-	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
 )
 
@@ -41,7 +40,8 @@ func ParseCompute(name string) (Compute, error) {
 // form is what a weight wants to be multiplied with.
 type form struct {
 	partner  quant.Partner
-	rounding kernel.Rounding // Block 0: numbers
+	rounding kernel.Rounding // Block 0: none
+	integers bool            // rounded activations stay integers
 }
 
 // bindForm chooses how a weight is multiplied.
@@ -50,17 +50,16 @@ func (m *Model) bindForm(t *tensor) {
 		return
 	}
 	codec, _ := quant.Lookup(t.info.Type)
-	t.form = form{partner: codec.Partner}
-	f := codec.Integers()
-	if block := partnerBlock(codec.Partner); block > 0 && t.cols%block == 0 {
-		t.form.rounding.Block = block
-	} else if block > 0 {
-		t.form.partner = quant.PartnerF32 // ggml multiplies no such rows
+	block := codec.Partner.Block()
+	if block > 0 && t.cols%block != 0 {
+		return // ggml multiplies no such rows
 	}
-	if f == nil || t.form.rounding.Block == 0 || t.factors != nil {
+	t.form = form{partner: codec.Partner, rounding: kernel.Rounding{Block: block}}
+	f := codec.Integers()
+	if f == nil || t.factors != nil {
 		return
 	}
-	t.form.rounding.Wide = f.Wide
+	t.form.rounding.Wide, t.form.integers = f.Wide, true
 	t.record = &kernel.Record{Block: f.Block, Wide: f.Wide, Codes: f.Codes(), Scales: f.Scales()}
 	if f.Offsets {
 		t.record.Offsets = f.Pairs()
@@ -68,17 +67,6 @@ func (m *Model) bindForm(t *tensor) {
 	if f.Mins {
 		t.record.Mins = f.Pairs()
 	}
-}
-
-// partnerBlock returns the block length of 8-bit forms, else 0.
-func partnerBlock(p quant.Partner) int {
-	switch p {
-	case quant.PartnerQ8_0:
-		return 32
-	case quant.PartnerQ8_K:
-		return 256
-	}
-	return 0
 }
 
 // operand is the left side of products: activations, rounded if the weights
@@ -170,7 +158,7 @@ func (o *operands) make(ctx context.Context) error {
 			buf = new(roundBuffer)
 		}
 		o.buffers = append(o.buffers, buf)
-		if a.t.record != nil {
+		if a.t.form.integers {
 			a.operand = operand{rounded: kernel.NewRounded(a.t.form.rounding, a.x.Rows, a.x.Cols, &buf.units)}
 		} else {
 			a.operand = operand{x: kernel.NewMatrix(grow(&buf.floats, a.x.Rows*a.x.Cols), a.x.Rows, a.x.Cols)}
@@ -190,9 +178,6 @@ func (o *operands) make(ctx context.Context) error {
 	})
 }
 
-// partnerTypes are the 16-bit types that activations are rounded to.
-var partnerTypes = map[quant.Partner]gguf.Type{quant.PartnerF16: gguf.F16, quant.PartnerBF16: gguf.BF16}
-
 // roundFloats writes x to dst, rounded as ggml does for weights that are
 // multiplied as numbers.
 func (w *worker) roundFloats(f form, dst, x kernel.Matrix) error {
@@ -202,13 +187,7 @@ func (w *worker) roundFloats(f form, dst, x kernel.Matrix) error {
 		rounded.Float(dst, 0)
 		return nil
 	}
-	t, ok := partnerTypes[f.partner]
-	if !ok {
-		for i := range x.Rows {
-			copy(dst.Row(i), x.Row(i))
-		}
-		return nil
-	}
+	t, _ := f.partner.Type()
 	for i := range x.Rows {
 		buf := grow(&w.raw, int(t.RowBytes(int64(x.Cols))))
 		if err := quant.EncodeRows(t, buf, x.Row(i), x.Cols, nil); err != nil {

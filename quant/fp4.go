@@ -90,7 +90,7 @@ func decodeMXFP4(dst []float32, src []byte) {
 // offsetFP4 makes the values of codes positive.
 const offsetFP4 = 12
 
-var integersMXFP4 = integerForm{Integers{Block: blockLen, Quads: 4, Offsets: true}, func(r *record, b []byte) {
+var integersMXFP4 = integerForm{Integers: Integers{Block: blockLen, Quads: 4, Offsets: true}, record: func(r *record, b []byte) {
 	r.single(halfE8M0(b[0]), offsetFP4)
 	var codes [blockLen]byte
 	for j, c := range b[1:] {

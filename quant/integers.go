@@ -25,6 +25,29 @@ const (
 	PartnerQ8_K
 )
 
+// Type is the unpacked type that activations are rounded to; ok is false where
+// that is blocks of 8 bits, or they stay as they are.
+func (p Partner) Type() (t gguf.Type, ok bool) {
+	switch p {
+	case PartnerF16:
+		return gguf.F16, true
+	case PartnerBF16:
+		return gguf.BF16, true
+	}
+	return 0, false
+}
+
+// Block is the length of a block of 8 bits, 0 where there is none.
+func (p Partner) Block() int {
+	switch p {
+	case PartnerQ8_0:
+		return blockLen
+	case PartnerQ8_K:
+		return superLen
+	}
+	return 0
+}
+
 // Integers describes how the rows of a type are made of integers: an element of
 // a block is
 //
@@ -35,7 +58,7 @@ const (
 // d·code with 16-bit codes.
 //
 // A block is a record of 32-bit units: the codes in ascending order, four (or
-// two wide ones) in a unit, the first in the lowest bits; for each group of
+// two wide eight) in a unit, the first in the lowest bits; for each group of
 // 4·Quads codes its scale, twice; for each pair of groups of 16 codes their
 // scale·offset, if there are Offsets; for each such pair their minimums, if
 // there are Mins; the bits of d, and of dmin if there are Mins.
@@ -78,19 +101,33 @@ func (f *Integers) Units() int {
 	return n
 }
 
-// integerForm makes records of blocks.
+// integerForm makes records of blocks: by a function for the type or, where
+// elements are multiples of a unit, by at most 2¹⁵ in size, by that unit.
 type integerForm struct {
 	Integers
 	// record fills r from an encoded block.
 	record func(r *record, block []byte)
+	unit   func(block []byte) float32
+}
+
+// multiples is the form of a type whose blocks have a unit.
+func multiples(block int, unit func(block []byte) float32) *integerForm {
+	return &integerForm{Integers: Integers{Block: block, Wide: true}, unit: unit}
 }
 
 // record is a block's record in its parts.
 type record struct {
 	codes, scales, offsets, mins []uint32
 	d, dmin                      float32
-	values                       [superLen]float32 // for wideForm
 }
+
+// integerScratch is memory of IntegerRows.
+type integerScratch struct {
+	record
+	values [16 * superLen]float32
+}
+
+var integerScratches = sync.Pool{New: func() any { return new(integerScratch) }}
 
 // IntegerRows makes records of whole blocks. dst has exactly the units that
 // they need. Types without a form of integers are an error.
@@ -103,15 +140,41 @@ func IntegerRows(t gguf.Type, dst []uint32, src []byte) error {
 	if len(src)%size != 0 || len(dst) != len(src)/size*units {
 		return fmt.Errorf("%d units for %d bytes of %s: blocks have %d units and %d bytes", len(dst), len(src), t, units, size)
 	}
-	r := records.Get().(*record)
-	defer records.Put(r)
+	s := integerScratches.Get().(*integerScratch)
+	defer integerScratches.Put(s)
+	if f.unit != nil {
+		return f.divide(s, t, dst, src)
+	}
 	for ; len(src) > 0; dst, src = dst[units:], src[size:] {
-		f.fill(r, dst[:units], src[:size])
+		f.fill(&s.record, dst[:units], src[:size])
 	}
 	return nil
 }
 
-var records = sync.Pool{New: func() any { return new(record) }}
+// divide makes records of multiples of a unit by dividing decoded elements, which
+// is exact, because their relative error is a few units of 2⁻²⁴.
+func (f *integerForm) divide(s *integerScratch, t gguf.Type, dst []uint32, src []byte) error {
+	size, units := t.BlockBytes(), f.Units()
+	for len(src) > 0 {
+		n := min(len(src)/size, len(s.values)/f.Block)
+		values := s.values[:n*f.Block]
+		if err := DecodeRows(t, values, src[:n*size]); err != nil {
+			return err
+		}
+		for ; len(values) > 0; values, dst, src = values[f.Block:], dst[units:], src[size:] {
+			d := f.unit(src)
+			dst[units-1] = math.Float32bits(d)
+			inverse := 1 / d
+			if d == 0 {
+				inverse = 0
+			}
+			for i := range dst[:units-1] {
+				dst[i] = pair(nearestInteger(values[2*i]*inverse), nearestInteger(values[2*i+1]*inverse))
+			}
+		}
+	}
+	return nil
+}
 
 // fill makes one record.
 func (f *integerForm) fill(r *record, dst []uint32, block []byte) {
@@ -148,9 +211,6 @@ func fillPairs(dst []uint32, v int32) {
 	}
 }
 
-// ones is a byte of one, eight times.
-const ones = 0x0101010101010101
-
 // word reads eight codes.
 func word(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 
@@ -158,27 +218,6 @@ func word(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 func putCodes(dst []uint32, v uint64) {
 	_ = dst[1]
 	dst[0], dst[1] = uint32(v), uint32(v>>32)
-}
-
-// wideForm is that of a type whose elements are multiples of a unit, by at most
-// 2¹⁵ in size: found by dividing decoded elements, which is exact, because their
-// relative error is a few units of 2⁻²⁴.
-func wideForm(block int, decode func(dst []float32, src []byte), unit func(block []byte) float32) *integerForm {
-	return &integerForm{
-		Integers: Integers{Block: block, Wide: true},
-		record: func(r *record, b []byte) {
-			values := r.values[:block]
-			decode(values, b)
-			if r.d = unit(b); r.d == 0 {
-				clear(r.codes)
-				return
-			}
-			inverse := 1 / r.d
-			for i := range r.codes {
-				r.codes[i] = pair(nearestInteger(values[2*i]*inverse), nearestInteger(values[2*i+1]*inverse))
-			}
-		},
-	}
 }
 
 // nearestInteger rounds a number below 2²² in size to an integer.

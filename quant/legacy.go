@@ -92,23 +92,23 @@ func decodeQ8_0(dst []float32, src []byte) {
 }
 
 var (
-	integersQ4_0 = integerForm{Integers{Block: blockLen, Quads: 8, Offsets: true}, func(r *record, b []byte) {
+	integersQ4_0 = integerForm{Integers: Integers{Block: blockLen, Quads: 8, Offsets: true}, record: func(r *record, b []byte) {
 		r.nibbles(b[2:], 0)
 		r.single(half(b), 8)
 	}}
-	integersQ4_1 = integerForm{Integers{Block: blockLen, Quads: 8, Mins: true}, func(r *record, b []byte) {
+	integersQ4_1 = integerForm{Integers: Integers{Block: blockLen, Quads: 8, Mins: true}, record: func(r *record, b []byte) {
 		r.nibbles(b[4:], 0)
 		r.raised(half(b), half(b[2:]))
 	}}
-	integersQ5_0 = integerForm{Integers{Block: blockLen, Quads: 4, Offsets: true}, func(r *record, b []byte) {
+	integersQ5_0 = integerForm{Integers: Integers{Block: blockLen, Quads: 4, Offsets: true}, record: func(r *record, b []byte) {
 		r.nibbles(b[6:], binary.LittleEndian.Uint32(b[2:]))
 		r.single(half(b), 16)
 	}}
-	integersQ5_1 = integerForm{Integers{Block: blockLen, Quads: 4, Mins: true}, func(r *record, b []byte) {
+	integersQ5_1 = integerForm{Integers: Integers{Block: blockLen, Quads: 4, Mins: true}, record: func(r *record, b []byte) {
 		r.nibbles(b[8:], binary.LittleEndian.Uint32(b[4:]))
 		r.raised(half(b), half(b[2:]))
 	}}
-	integersQ8_0 = integerForm{Integers{Block: blockLen, Wide: true}, func(r *record, b []byte) {
+	integersQ8_0 = integerForm{Integers: Integers{Block: blockLen, Wide: true}, record: func(r *record, b []byte) {
 		r.d = half(b)
 		for i := range r.codes {
 			r.codes[i] = pair(int32(int8(b[2+2*i])), int32(int8(b[3+2*i])))
@@ -120,14 +120,14 @@ var (
 func (r *record) nibbles(b []byte, high uint32) {
 	for i := range 2 {
 		v := word(b[8*i:])
-		putCodes(r.codes[2*i:], v&(15*ones)|spreadBits(high>>(8*i))<<4)
-		putCodes(r.codes[4+2*i:], v>>4&(15*ones)|spreadBits(high>>(16+8*i))<<4)
+		putCodes(r.codes[2*i:], v&(15*eight)|spreadBits(high>>(8*i))<<4)
+		putCodes(r.codes[4+2*i:], v>>4&(15*eight)|spreadBits(high>>(16+8*i))<<4)
 	}
 }
 
 // spreadBits makes bytes of the lowest eight bits.
 func spreadBits(v uint32) uint64 {
-	return (uint64(v&255)*ones&0x8040201008040201 + 127*ones) >> 7 & ones
+	return (uint64(v&255)*eight&0x8040201008040201 + 127*eight) >> 7 & eight
 }
 
 // single sets scales of one and an offset.

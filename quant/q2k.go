@@ -36,7 +36,7 @@ func decodeQ2K(dst []float32, src []byte) {
 	}
 }
 
-var integersQ2K = integerForm{Integers{Block: superLen, Quads: 4, Mins: true}, func(r *record, b []byte) {
+var integersQ2K = integerForm{Integers: Integers{Block: superLen, Quads: 4, Mins: true}, record: func(r *record, b []byte) {
 	r.d, r.dmin = half(b[80:]), half(b[82:])
 	for g := range r.scales {
 		fillPairs(r.scales[g:g+1], int32(b[g]&15))
@@ -46,7 +46,7 @@ var integersQ2K = integerForm{Integers{Block: superLen, Quads: 4, Mins: true}, f
 	}
 	for i := range r.codes[:32] {
 		g, at := i/4, i%4*8 // of 32 elements, eight
-		putCodes(r.codes[2*i:], word(b[16+g/4*32+at:])>>(g%4*2)&(3*ones))
+		putCodes(r.codes[2*i:], word(b[16+g/4*32+at:])>>(g%4*2)&(3*eight))
 	}
 }}
 

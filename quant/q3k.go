@@ -51,7 +51,7 @@ func unpackScalesQ3K(ls *[16]uint8, src []byte) {
 	binary.LittleEndian.PutUint64(ls[8:], low>>4&(15*eight)|upper(4)<<4)
 }
 
-var integersQ3K = integerForm{Integers{Block: superLen, Quads: 4, Offsets: true}, func(r *record, b []byte) {
+var integersQ3K = integerForm{Integers: Integers{Block: superLen, Quads: 4, Offsets: true}, record: func(r *record, b []byte) {
 	var ls [16]uint8
 	unpackScalesQ3K(&ls, b[96:])
 	r.d = half(b[108:])
@@ -59,7 +59,7 @@ var integersQ3K = integerForm{Integers{Block: superLen, Quads: 4, Offsets: true}
 	for i := range r.codes[:32] {
 		g, at := i/4, i%4*8 // of 32 elements, eight
 		low, high := word(b[32+g/4*32+at:])>>(g%4*2), word(b[at:])>>g
-		putCodes(r.codes[2*i:], low&(3*ones)|high&ones<<2)
+		putCodes(r.codes[2*i:], low&(3*eight)|high&eight<<2)
 	}
 }}
 

@@ -40,12 +40,12 @@ func decodeQ4K(dst []float32, src []byte) {
 	}
 }
 
-var integersQ4K = integerForm{Integers{Block: superLen, Quads: 8, Mins: true}, func(r *record, block []byte) {
+var integersQ4K = integerForm{Integers: Integers{Block: superLen, Quads: 8, Mins: true}, record: func(r *record, block []byte) {
 	r.affineScales(block, 1)
 	b, codes := (*[128]byte)(block[16:]), (*[64]uint32)(r.codes)
 	for i := range 16 {
 		v, to := word(b[8*i:]), (*[10]uint32)(codes[i/4*16+i%4*2:])
-		low, high := v&(15*ones), v>>4&(15*ones)
+		low, high := v&(15*eight), v>>4&(15*eight)
 		to[0], to[1], to[8], to[9] = uint32(low), uint32(low>>32), uint32(high), uint32(high>>32)
 	}
 }}

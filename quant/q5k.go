@@ -41,13 +41,13 @@ func decodeQ5K(dst []float32, src []byte) {
 	}
 }
 
-var integersQ5K = integerForm{Integers{Block: superLen, Quads: 4, Mins: true}, func(r *record, b []byte) {
+var integersQ5K = integerForm{Integers: Integers{Block: superLen, Quads: 4, Mins: true}, record: func(r *record, b []byte) {
 	r.affineScales(b, 2)
 	for g := range 4 {
 		for i, codes := 0, r.codes[16*g:]; i < 4; i++ {
 			v, high := word(b[48+32*g+8*i:]), word(b[16+8*i:])>>(2*g)
-			putCodes(codes[2*i:], v&(15*ones)|high&ones<<4)
-			putCodes(codes[8+2*i:], v>>4&(15*ones)|high>>1&ones<<4)
+			putCodes(codes[2*i:], v&(15*eight)|high&eight<<4)
+			putCodes(codes[8+2*i:], v>>4&(15*eight)|high>>1&eight<<4)
 		}
 	}
 }}

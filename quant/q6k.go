@@ -34,16 +34,16 @@ func decodeQ6K(dst []float32, src []byte) {
 	}
 }
 
-var integersQ6K = integerForm{Integers{Block: superLen, Quads: 2, Offsets: true}, func(r *record, b []byte) {
+var integersQ6K = integerForm{Integers: Integers{Block: superLen, Quads: 2, Offsets: true}, record: func(r *record, b []byte) {
 	r.d = half(b[208:])
 	r.symmetricScales(func(g int) int32 { return int32(int8(b[192+g])) }, 32, 2)
 	for i := range 8 {
 		codes := (*[26]uint32)(r.codes[i/4*32+i%4*2:])
 		low, next, high := word(b[i/4*64+i%4*8:]), word(b[i/4*64+i%4*8+32:]), word(b[128+8*i:])
-		putCodes(codes[:], low&(15*ones)|high&(3*ones)<<4)
-		putCodes(codes[8:], next&(15*ones)|high>>2&(3*ones)<<4)
-		putCodes(codes[16:], low>>4&(15*ones)|high>>4&(3*ones)<<4)
-		putCodes(codes[24:], next>>4&(15*ones)|high>>6&(3*ones)<<4)
+		putCodes(codes[:], low&(15*eight)|high&(3*eight)<<4)
+		putCodes(codes[8:], next&(15*eight)|high>>2&(3*eight)<<4)
+		putCodes(codes[16:], low>>4&(15*eight)|high>>4&(3*eight)<<4)
+		putCodes(codes[24:], next>>4&(15*eight)|high>>6&(3*eight)<<4)
 	}
 }}
 

@@ -38,10 +38,7 @@ type codeKernels struct {
 }
 
 // codeProduct is a product that decodes a span of weights.
-type codeProduct struct {
-	rows int
-	run  func(dst *float32, stride int, c *float64, x *float32, codes *byte, scales, mins *float32, groups int)
-}
+type codeProduct = micro[func(dst *float32, stride int, c *float64, x *float32, codes *byte, scales, mins *float32, groups int)]
 
 // few is the number of rows of x up to which it takes less time to keep weights
 // as codes than to pack them.
@@ -186,7 +183,7 @@ func (f *fewRows) multiply(columns, first, n int) {
 		}
 		p.expand(set, p.numbers[:], r, n)
 		for i := 0; i < f.rows; {
-			product := set.product(f.rows - i)
+			product := forRows(set.products, f.rows-i)
 			dst, c, x := at(r, i)
 			product.run(dst, set.Lanes, c, x, &p.numbers[0], n)
 			i += product.rows

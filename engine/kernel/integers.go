@@ -55,10 +55,7 @@ func (r *Record) quads() int { return r.Codes / r.Scales }
 // to c, rows of the panel's width without gaps. For each record, with d the
 // product of the two factors, c = c + d·n and then c = c − dmin·m, all rounded to
 // float32 after each operation, where the integers n and m are exact.
-type integerProduct struct {
-	rows int
-	run  func(c *float32, x, w *uint32, n *[5]int)
-}
+type integerProduct = micro[func(c *float32, x, w *uint32, n *[5]int)]
 
 // PackIntegers makes w rows of cols elements that records hold, and reuses its
 // memory.
@@ -86,26 +83,15 @@ func (s *scratch) integerBlock(set *Set, at int, x *Rounded, outputs []Output) {
 	for _, o := range outputs {
 		columns += set.padded(o.Weights.Rows)
 	}
-	room := set.block + mostRows // products may take more rows than there are
+	room := set.integerRoom()
 	s.c = grow(&s.c, columns*room)
 	clear(s.c)
 	for i := range x.spans() {
 		s.loadRounded(set, x, i)
 		c := s.c
 		for _, o := range outputs {
-			r := &o.Weights.record
-			n := r.counts(min(span, x.Cols-i*span) / r.Block)
-			products := set.integerProducts(r)
-			for j := 0; j < o.Weights.Rows; j += set.Lanes {
-				first := j*(x.Cols/r.Block) + i*(span/r.Block)*set.Lanes
-				w := (*uint32)(unsafe.Pointer(&o.Weights.data[first*r.Units()]))
-				for row := 0; row < x.Rows; {
-					p := forRows(products, x.Rows-row)
-					p.run(&c[row*set.Lanes], &s.units[row*x.stride()], w, (*[5]int)(&n))
-					row += p.rows
-				}
-				c = c[set.Lanes*room:]
-			}
+			s.integerSpan(set, c, x, i, o.Weights)
+			c = c[set.padded(o.Weights.Rows)*room:]
 		}
 	}
 	c := s.c
@@ -120,26 +106,39 @@ func (s *scratch) integerBlock(set *Set, at int, x *Rounded, outputs []Output) {
 	}
 }
 
-// mostRows is the largest number of rows of an integerProduct.
-const mostRows = 14
-
-// loadRounded copies a span of rows to where products find it.
-func (s *scratch) loadRounded(set *Set, x *Rounded, i int) {
-	s.units = grow(&s.units, (set.block+mostRows)*x.stride())
-	for row := range x.Rows {
-		copy(s.units[row*x.stride():], x.of(row, i))
+// integerSpan adds the products of span i of the loaded rows of x and of weights
+// to c, panel by panel.
+func (s *scratch) integerSpan(set *Set, c []float32, x *Rounded, i int, weights *Weights) {
+	r := &weights.record
+	n, products := r.counts(min(span, x.Cols-i*span)/r.Block), set.integerProducts(r)
+	panel := set.Lanes * set.integerRoom()
+	for j := 0; j < weights.Rows; j += set.Lanes {
+		first := j*(x.Cols/r.Block) + i*(span/r.Block)*set.Lanes
+		w := (*uint32)(unsafe.Pointer(&weights.data[first*r.Units()]))
+		for row := 0; row < x.Rows; {
+			p := forRows(products, x.Rows-row)
+			p.run(&c[row*set.Lanes], &s.units[row*x.stride()], w, (*[5]int)(&n))
+			row += p.rows
+		}
+		c = c[panel:]
 	}
 }
 
-// forRows returns the product for so many rows: the largest, or the smallest
-// that takes all.
-func forRows(products []integerProduct, rows int) *integerProduct {
-	for i := range products {
-		if products[i].rows >= rows {
-			return &products[i]
-		}
+// integerRoom is the rows of a block and those that products may take besides.
+func (s *Set) integerRoom() int {
+	most := s.wide[len(s.wide)-1].rows
+	for _, list := range s.narrow {
+		most = max(most, list[len(list)-1].rows)
 	}
-	return &products[len(products)-1]
+	return s.block + most
+}
+
+// loadRounded copies a span of rows to where products find it.
+func (s *scratch) loadRounded(set *Set, x *Rounded, i int) {
+	s.units = grow(&s.units, set.integerRoom()*x.stride())
+	for row := range x.Rows {
+		copy(s.units[row*x.stride():], x.of(row, i))
+	}
 }
 
 // integerProducts returns those for a form.

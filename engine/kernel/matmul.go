@@ -28,14 +28,17 @@ const xStride = span + 16
 // most is the largest number of columns that are packed and summed at a time.
 const most = 256
 
-// product is a micro-kernel: it sums k products, at most span, for a number of
-// rows of x, xStride apart, and a panel of w. With dst alone it writes the
-// sums there, rows stride apart; with c alone it adds them to c, rows of a
-// panel's width without gaps; with both it rounds the sum of both to dst.
-type product struct {
+// micro is a micro-kernel for a number of rows of x.
+type micro[F any] struct {
 	rows int
-	run  func(dst *float32, stride int, c *float64, x, w *float32, k int)
+	run  F
 }
+
+// product sums k products, at most span, for rows of x, xStride apart, and a
+// panel of w. With dst alone it writes the sums there, rows stride apart; with c
+// alone it adds them to c, rows of a panel's width without gaps; with both it
+// rounds the sum of both to dst.
+type product = micro[func(dst *float32, stride int, c *float64, x, w *float32, k int)]
 
 // Weights are rows packed into panels of the width of the machine's products:
 // element k of all rows of a panel, then element k+1; rows that are missing in
@@ -221,7 +224,7 @@ type panel struct {
 // rows multiplies the loaded rows of x by a panel, for columns of dst from j on.
 func (s *scratch) rows(panel *panel, dst Matrix, j int) {
 	for i := 0; i < dst.Rows; {
-		p := panel.set.product(dst.Rows - i)
+		p := forRows(panel.set.products, dst.Rows-i)
 		var c *float64
 		if panel.sums != nil {
 			c = &panel.sums[i*panel.set.Lanes]
@@ -235,27 +238,27 @@ func (s *scratch) rows(panel *panel, dst Matrix, j int) {
 	}
 }
 
-// product returns the one to begin so many rows with: the smallest that takes
-// all, or the largest, or the one before it if that takes them in two turns: a
-// product of very few rows waits for its own sums.
-func (s *Set) product(rows int) *product {
-	for i := range s.products {
-		if s.products[i].rows >= rows {
-			return &s.products[i]
+// forRows returns the kernel, of those by rows ascending, to begin so many rows
+// with: the smallest that takes all, or the largest, or the one before it if that
+// takes them in two turns: a product of very few rows waits for its own sums.
+func forRows[F any](list []micro[F], rows int) *micro[F] {
+	for i := range list {
+		if list[i].rows >= rows {
+			return &list[i]
 		}
 	}
-	last := len(s.products) - 1
-	if last > 0 && 2*s.products[last-1].rows >= rows {
+	last := len(list) - 1
+	if last > 0 && 2*list[last-1].rows >= rows {
 		last--
 	}
-	return &s.products[last]
+	return &list[last]
 }
 
 // taken returns the rows that the products for so many take, zeros included.
 func (s *Set) taken(rows int) int {
 	n := 0
 	for n < rows {
-		n += s.product(rows - n).rows
+		n += forRows(s.products, rows-n).rows
 	}
 	return n
 }
