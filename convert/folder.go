@@ -1,10 +1,10 @@
 package convert
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/formats/durable"
 	"github.com/winnow-moe/winnow/formats/safetensors"
 	"github.com/winnow-moe/winnow/formats/strictjson"
 )
@@ -331,7 +332,7 @@ func RunFolder(ctx context.Context, p *FolderPlan, c *Checkpoint, dir string, op
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.Rename(tmp, dir)
+	return durable.Rename(tmp, dir)
 }
 
 // checkNewFolder refuses a folder with something in it.
@@ -350,7 +351,7 @@ func checkNewFolder(dir string) error {
 
 // write fills a folder.
 func (p *FolderPlan) write(ctx context.Context, c *Checkpoint, dir string, opt RunOptions) error {
-	if err := writeSynced(filepath.Join(dir, "config.json"), strings.NewReader(string(p.config))); err != nil {
+	if err := durable.WriteBytes(filepath.Join(dir, "config.json"), p.config); err != nil {
 		return err
 	}
 	for _, name := range p.Copied {
@@ -405,18 +406,8 @@ func copyFile(to, from string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(writeSynced(to, f), f.Close())
-}
-
-// writeSynced writes a file that is on disk when it returns.
-func writeSynced(path string, r io.Reader) error {
-	f, err := os.Create(path)
-	if err != nil {
+	return errors.Join(durable.WriteFile(to, func(w *bufio.Writer) error {
+		_, err := io.Copy(w, f)
 		return err
-	}
-	_, err = io.Copy(f, r)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("writing %q: %w", path, err)
-	}
-	return nil
+	}), f.Close())
 }

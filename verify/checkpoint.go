@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/winnow-moe/winnow/engine"
+	"github.com/winnow-moe/winnow/formats/durable"
 	"github.com/winnow-moe/winnow/formats/gguf"
 )
 
@@ -88,7 +89,7 @@ type position struct {
 
 // Remove removes the file, and what an interrupted save left.
 func (c *Checkpoint) Remove() error {
-	for _, p := range []string{c.Path, c.Path + ".part"} {
+	for _, p := range []string{c.Path, c.Path + durable.Suffix} {
 		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

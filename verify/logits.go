@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/winnow-moe/winnow/engine"
+	"github.com/winnow-moe/winnow/formats/durable"
 )
 
 // A file of logits, as llama-perplexity --kl-divergence-base writes and reads
@@ -244,7 +245,7 @@ func CreateLogits(path string, t *Text, vocab int) (*LogitsWriter, error) {
 	if t.Tokens == nil || t.From != nil || len(t.Windows) == 0 {
 		return nil, fmt.Errorf("%s: such a file holds windows as llama-perplexity cuts them of a text; this one is cut by another definition", path)
 	}
-	w := &LogitsWriter{path: path, temp: path + ".part"}
+	w := &LogitsWriter{path: path, temp: path + durable.Suffix}
 	w.layout = savedLayout{int64(len(t.Windows[0])), int64(vocab), int64(len(t.Windows))}
 	if max(w.layout.ctx, w.layout.vocab, w.layout.chunks) > maxSaved {
 		return nil, fmt.Errorf("%s: %d windows of %d tokens with a vocabulary of %d are too much for such a file", path, w.layout.chunks, w.layout.ctx, vocab)
@@ -290,7 +291,7 @@ func (w *LogitsWriter) Commit() error {
 	if err := w.f.Close(); err != nil {
 		return err
 	}
-	return os.Rename(w.temp, w.path)
+	return durable.Rename(w.temp, w.path)
 }
 
 // Abort removes an unfinished file; after Commit it does nothing.

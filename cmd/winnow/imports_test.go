@@ -14,12 +14,13 @@ const module = "github.com/winnow-moe/winnow/"
 // must choose alike.
 var allowed = map[string][]string{
 	"formats/dtype":       {},
+	"formats/durable":     {},
 	"formats/strictjson":  {},
 	"formats/prefetch":    {},
-	"formats/gguf":        {"formats/dtype", "formats/prefetch"},
-	"formats/safetensors": {"formats/dtype", "formats/prefetch", "formats/strictjson"},
+	"formats/gguf":        {"formats/dtype", "formats/durable", "formats/prefetch"},
+	"formats/safetensors": {"formats/dtype", "formats/durable", "formats/prefetch", "formats/strictjson"},
 	"formats/tokenizer":   {"formats/gguf", "formats/dtype", "formats/strictjson"},
-	"formats/calib":       {"formats/gguf", "formats/dtype"},
+	"formats/calib":       {"formats/gguf", "formats/dtype", "formats/durable"},
 	"formats/arch":        {"formats/gguf", "formats/dtype", "formats/strictjson"},
 	"quant/isa":           {},
 	"quant/kernel":        {"formats/dtype", "quant/isa"},
@@ -28,8 +29,8 @@ var allowed = map[string][]string{
 	"engine/kernel":       {"formats/dtype", "quant/isa"},
 	"engine":              {"engine/kernel", "quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 	"convert/experts":     {"formats/calib", "formats/arch", "formats/dtype", "formats/strictjson"},
-	"convert":             {"convert/experts", "quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
-	"verify":              {"engine", "quant", "formats/arch", "formats/gguf", "formats/dtype", "formats/tokenizer"},
+	"convert":             {"convert/experts", "quant", "formats/arch", "formats/calib", "formats/durable", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
+	"verify":              {"engine", "quant", "formats/arch", "formats/durable", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 }
 
 // onlyInCmd are modules that draw terminals or parse flags.

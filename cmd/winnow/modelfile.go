@@ -1,13 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/formats/durable"
 )
 
 // modelfile is a Modelfile of Ollama for one output: what `ollama create NAME
@@ -54,11 +53,7 @@ func modelfileText(file string, ck *convert.Checkpoint) string {
 // writeModelfiles writes them whole or not at all.
 func (a *app) writeModelfiles(list []modelfile) error {
 	for _, m := range list {
-		part := m.path + ".part"
-		if err := os.WriteFile(part, []byte(m.text), 0o666); err != nil {
-			return errors.Join(err, os.Remove(part))
-		}
-		if err := os.Rename(part, m.path); err != nil {
+		if err := durable.WriteBytes(m.path, []byte(m.text)); err != nil {
 			return err
 		}
 		a.note("for Ollama: ollama create NAME -f %s", m.path)

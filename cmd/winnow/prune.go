@@ -5,15 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
+	"github.com/winnow-moe/winnow/formats/durable"
 )
 
 // pruneFlags are the settings of prune.
@@ -359,11 +360,7 @@ func saveKeepList(k *experts.KeepList, path string) error {
 	if err := k.Write(&b); err != nil {
 		return err
 	}
-	part := path + ".part"
-	if err := os.WriteFile(part, b.Bytes(), 0o666); err != nil {
-		return errors.Join(err, os.Remove(part))
-	}
-	return os.Rename(part, path)
+	return durable.WriteBytes(path, b.Bytes())
 }
 
 // shareValue is a flag for a share, written as 25% or 0.25.

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"errors"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/winnow-moe/winnow/formats/durable"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant/recipefile"
 )
@@ -126,11 +126,7 @@ func (a *app) writeRecipe(r *recipefile.File, o *recipeOutput, input string) err
 	if err := checkOutput(o.path, []string{input}, o.force); err != nil {
 		return err
 	}
-	part := o.path + ".part"
-	if err := os.WriteFile(part, text, 0o666); err != nil {
-		return errors.Join(err, os.Remove(part))
-	}
-	return os.Rename(part, o.path)
+	return durable.WriteBytes(o.path, text)
 }
 
 // noteBesideList says with which arguments a list of PATTERN=TYPE is used.

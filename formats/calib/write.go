@@ -3,14 +3,11 @@ package calib
 import (
 	"bufio"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 
 	"github.com/winnow-moe/winnow/formats/dtype"
+	"github.com/winnow-moe/winnow/formats/durable"
 	"github.com/winnow-moe/winnow/formats/gguf"
 )
 
@@ -102,7 +99,7 @@ func (m *Matrix) WriteDat(path string) error {
 	if err := m.checkLegacy(); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	return create(path, func(w *bufio.Writer) error {
+	return durable.WriteFile(path, func(w *bufio.Writer) error {
 		var stored []*Entry
 		for i := range m.Entries {
 			if e := &m.Entries[i]; e.empty() < len(e.Counts) {
@@ -181,39 +178,4 @@ func (m *Matrix) writeEntry(w *bufio.Writer, e *Entry) error {
 	put(w, len(sums), "")
 	w.Write(encode(sums))
 	return nil
-}
-
-// create writes path.part and gives it its name once it is on disk.
-func create(path string, write func(*bufio.Writer) error) (err error) {
-	temp := path + ".part"
-	f, err := os.Create(temp)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(temp)
-		}
-	}()
-	w := bufio.NewWriterSize(f, 1<<20)
-	err = write(w)
-	if err = errors.Join(err, w.Flush(), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes a rename durable. Windows has no such call and does so by itself.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

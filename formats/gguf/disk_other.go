@@ -23,5 +23,3 @@ func removeLocked(path string, _ io.Closer) { os.Remove(path) }
 func freeBytes(string) (int64, bool) { return 0, false }
 
 func fileSizeLimit() (int64, bool) { return 0, false }
-
-func syncFolder(string) error { return nil }

@@ -74,16 +74,3 @@ func fileSizeLimit() (n int64, ok bool) {
 	}
 	return int64(lim.Cur), true
 }
-
-// syncFolder makes renames durable. Some network file systems cannot.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
-		return err
-	}
-	return nil
-}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/winnow-moe/winnow/formats/durable"
 )
 
 // CreateOptions guard the files that a Writer is about to replace.
@@ -54,7 +56,7 @@ func (l *Layout) Create(path string, opt CreateOptions) (*Writer, error) {
 }
 
 func (w *Writer) add(path string, opt CreateOptions) error {
-	temp := path + ".part"
+	temp := path + durable.Suffix
 	for _, in := range opt.Inputs {
 		for _, out := range []string{path, temp} {
 			same, err := SameFile(in, out)
@@ -214,7 +216,7 @@ func (w *Writer) publish() (err error) {
 		}
 		named = append(named, w.parts[i].final)
 	}
-	return syncFolder(filepath.Dir(w.parts[0].final))
+	return durable.SyncDir(filepath.Dir(w.parts[0].final))
 }
 
 func (w *Writer) unlock() error {

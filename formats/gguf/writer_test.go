@@ -16,8 +16,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/winnow-moe/winnow/testdata/fixtures"
 	"pgregory.net/rapid"
+
+	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
 
 // families are fixtures with a file that llama.cpp's converter wrote.

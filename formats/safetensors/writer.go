@@ -9,16 +9,17 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"unicode/utf8"
+
+	"github.com/winnow-moe/winnow/formats/durable"
 )
 
 // partial is appended to the name of a file until all of it is written.
-const partial = ".part"
+const partial = durable.Suffix
 
 // Layout is the plan of a checkpoint to write: which tensor goes where in
 // which file. It is computed before the first byte is written.
@@ -291,13 +292,13 @@ func (w *Writer) commit() error {
 			return err
 		}
 	}
-	if err := syncDir(w.dir); err != nil || len(w.layout.files) == 1 {
+	if err := durable.SyncDir(w.dir); err != nil || len(w.layout.files) == 1 {
 		return err
 	}
 	if err := w.writeIndex(); err != nil {
 		return err
 	}
-	return syncDir(w.dir)
+	return durable.SyncDir(w.dir)
 }
 
 // publish gives a finished file its final name.
@@ -340,19 +341,6 @@ func (l *Layout) index() []byte {
 		b = appendQuoted(b, l.files[t.Shard].Path)
 	}
 	return append(b, "\n  }\n}\n"...)
-}
-
-// syncDir makes renames in a folder durable. Windows has no such call and does
-// so by itself.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Abort closes and removes everything that was written. After Commit it does
