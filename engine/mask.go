@@ -88,7 +88,7 @@ func checkKept(par *arch.Params, keep []int) error {
 	if least := min(size, 2); par.GroupScore() == arch.GroupTop2 && each < least {
 		return fmt.Errorf("every group keeps %d experts, want at least the %d that a group is judged by", each, least)
 	}
-	if par.GroupsUsed*each < par.ExpertsUsed {
+	if par.Reach(len(keep), par.ExpertGroups) < par.ExpertsUsed {
 		return fmt.Errorf("the %d groups that a token may use keep %d experts each, less than the %d that it uses", par.GroupsUsed, each, par.ExpertsUsed)
 	}
 	return nil

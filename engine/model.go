@@ -234,7 +234,7 @@ func checkMechanisms(am *arch.Model) error {
 		return nil
 	case p.Gating < arch.GatingSoftmax || p.Gating > arch.GatingSelected:
 		return fmt.Errorf("%s: %s %d is not supported by the engine", name, arch.KeyExpertGating, p.Gating)
-	case p.ExpertGroups > 1 && p.Experts/p.ExpertGroups*p.GroupsUsed < p.ExpertsUsed:
+	case p.ExpertGroups > 1 && p.Reach(p.Experts, p.ExpertGroups) < p.ExpertsUsed:
 		return fmt.Errorf("%s: %d of %d groups of experts have fewer than the %d experts of a token", name, p.GroupsUsed, p.ExpertGroups, p.ExpertsUsed)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/engine"
+	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/verify"
 )
@@ -226,7 +227,8 @@ func observingNeeds(m *scored, text *verify.Text, domains int) *needs {
 func statisticsBytes(m gguf.Model, experts int) int64 {
 	sums, blocks := int64(0), int64(0)
 	for _, t := range m.Tensors() {
-		if len(t.Shape) < 2 || !strings.HasPrefix(t.Name, "blk.") {
+		name := arch.ParseName(t.Name)
+		if len(t.Shape) < 2 || name.Layer < 0 {
 			continue
 		}
 		columns := t.RowLen()
@@ -234,7 +236,7 @@ func statisticsBytes(m gguf.Model, experts int) int64 {
 			columns *= d
 		}
 		sums += columns
-		if strings.Contains(t.Name, "ffn_gate_inp.weight") {
+		if name.Role == arch.Router {
 			blocks++
 		}
 	}

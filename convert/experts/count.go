@@ -35,8 +35,8 @@ func CheckCount(p *arch.Params, keep int, flatten bool) error {
 		return refused("%d experts do not divide into the model's %d groups; flattened they are one", keep, g)
 	case g > 1 && keep/g < groupMin:
 		return refused("%d experts in %d groups are fewer than %d in each, which routing by groups needs", keep, g, groupMin)
-	case g > 1 && p.GroupsUsed*(keep/g) < p.ExpertsUsed:
-		return refused("%d experts in %d groups: a token may use %d of the groups, with %d experts, and needs %d", keep, g, p.GroupsUsed, p.GroupsUsed*(keep/g), p.ExpertsUsed)
+	case p.Reach(keep, g) < p.ExpertsUsed:
+		return refused("%d experts in %d groups: a token may use %d of the groups, with %d experts, and needs %d", keep, g, p.GroupsUsed, p.Reach(keep, g), p.ExpertsUsed)
 	}
 	return nil
 }

@@ -31,6 +31,15 @@ func expertAxis(dims []Dim) int {
 	return slices.IndexFunc(dims, func(d Dim) bool { return d.Name == dimExperts.Name })
 }
 
+// Reach returns how many experts a token can choose among if so many are left,
+// evenly in so many groups: all, or those of the groups that it may use.
+func (p *Params) Reach(experts, groups int) int {
+	if groups < 2 {
+		return experts
+	}
+	return experts / groups * p.GroupsUsed
+}
+
 // Pruning says what becomes of the routed experts of a model.
 type Pruning struct {
 	Experts int  // that are left in each block

@@ -17,11 +17,7 @@ type Section struct {
 func (s *Statistics) Sections(meta *gguf.Metadata) []Section {
 	meta.Set(keyChunkSize, uint32(s.ChunkSize))
 	s.addKeys(meta)
-	var list []Section
-	for _, p := range s.parts() {
-		list = append(list, Section{p.info, p.data})
-	}
-	return list
+	return s.sections()
 }
 
 // ParseStatistics reads the statistics in an open file, which may hold more, into

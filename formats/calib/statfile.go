@@ -46,12 +46,6 @@ const (
 	statisticsVersion = 1
 )
 
-// part is one tensor of a file of statistics.
-type part struct {
-	info gguf.TensorInfo
-	data func() ([]float64, error)
-}
-
 // WriteGGUF writes statistics with the importance matrix of the given weights.
 // The file has its name only when it is complete and on disk.
 func (s *Statistics) WriteGGUF(path string, weights Weights) error {
@@ -61,9 +55,9 @@ func (s *Statistics) WriteGGUF(path string, weights Weights) error {
 	}
 	meta, tensors := m.header()
 	s.addKeys(meta)
-	parts := s.parts()
-	for _, p := range parts {
-		tensors = append(tensors, p.info)
+	sections := s.sections()
+	for i := range sections {
+		tensors = append(tensors, sections[i].Info)
 	}
 	layout, err := gguf.NewLayout(meta, tensors, gguf.LayoutOptions{})
 	if err != nil {
@@ -77,10 +71,10 @@ func (s *Statistics) WriteGGUF(path string, weights Weights) error {
 	if err := m.writeEntries(w); err != nil {
 		return err
 	}
-	for i, p := range parts {
-		data, err := p.data()
+	for i, p := range sections {
+		data, err := p.Data()
 		if err != nil {
-			return fmt.Errorf("writing %s: tensor %q: %w", path, p.info.Name, err)
+			return fmt.Errorf("writing %s: tensor %q: %w", path, p.Info.Name, err)
 		}
 		if err := w.WriteAt(2*len(m.Entries)+i, 0, encodeF64(data)); err != nil {
 			return err
@@ -113,10 +107,10 @@ func (s *Statistics) addKeys(meta *gguf.Metadata) {
 	meta.Set(keySharedWith, with)
 }
 
-// parts lists the tensors beside those of the importance matrix.
-func (s *Statistics) parts() (parts []part) {
+// sections lists the tensors beside those of the importance matrix.
+func (s *Statistics) sections() (list []Section) {
 	add := func(name string, data func() ([]float64, error), shape ...int64) {
-		parts = append(parts, part{gguf.TensorInfo{Name: name, Type: gguf.F64, Shape: shape}, data})
+		list = append(list, Section{gguf.TensorInfo{Name: name, Type: gguf.F64, Shape: shape}, data})
 	}
 	for i, d := range s.Domains {
 		prefix := prefixStatistics + strconv.Itoa(i) + "."
@@ -137,7 +131,7 @@ func (s *Statistics) parts() (parts []part) {
 			}
 		}
 	}
-	return parts
+	return list
 }
 
 // split returns all values and then what they lack.
