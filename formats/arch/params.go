@@ -452,3 +452,36 @@ const maxCount = 1 << 31
 func formatError(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrUnsupported}, args...)...)
 }
+
+// HeadDim returns the elements per query head.
+func (p *Params) HeadDim() int {
+	switch {
+	case p.KeyLenMLA > 0:
+		return p.KeyLenMLA
+	case p.KeyLen > 0:
+		return p.KeyLen
+	case p.Heads > 0:
+		return p.Embed / p.Heads
+	}
+	return 0
+}
+
+// GroupScore says how groups of experts compare in group-limited routing. GGUF
+// has no key for it: in HF's code it goes with the gating function.
+func (p *Params) GroupScore() GroupScore {
+	if p.Gating == GatingSigmoid {
+		return GroupTop2
+	}
+	return GroupMax
+}
+
+// MoE reports whether block l has routed experts.
+func (p *Params) MoE(l int) bool {
+	return p.Experts > 0 && l >= p.LeadingDense && (p.MoEStep < 2 || (l+1)%p.MoEStep == 0)
+}
+
+// SharedWidth returns the width of the shared experts' network.
+func (p *Params) SharedWidth() int { return cmp.Or(p.SharedFF, p.SharedExperts*p.ExpertFF) }
+
+// Trunk returns the number of blocks without the MTP blocks.
+func (p *Params) Trunk() int { return p.Layers - p.NextnLayers }
