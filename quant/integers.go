@@ -169,7 +169,7 @@ func (f *integerForm) divide(s *integerScratch, t gguf.Type, dst []uint32, src [
 				inverse = 0
 			}
 			for i := range dst[:units-1] {
-				dst[i] = pair(nearestInteger(values[2*i]*inverse), nearestInteger(values[2*i+1]*inverse))
+				dst[i] = pair(nearestInteger(float32(values[2*i]*inverse)), nearestInteger(float32(values[2*i+1]*inverse)))
 			}
 		}
 	}
