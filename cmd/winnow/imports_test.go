@@ -30,6 +30,7 @@ var allowed = map[string][]string{
 	"engine":              {"engine/kernel", "quant", "formats/arch", "formats/calib", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 	"convert/experts":     {"formats/calib", "formats/arch", "formats/dtype", "formats/strictjson"},
 	"convert":             {"convert/experts", "quant", "formats/arch", "formats/calib", "formats/durable", "formats/gguf", "formats/dtype", "formats/safetensors", "formats/strictjson", "formats/tokenizer"},
+	"verify/report":       {},
 	"verify":              {"engine", "quant", "formats/arch", "formats/durable", "formats/gguf", "formats/dtype", "formats/tokenizer"},
 }
 

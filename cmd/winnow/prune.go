@@ -31,6 +31,7 @@ type pruneFlags struct {
 	protect        bool
 	plan, save     string
 	out, slice     string
+	page           string
 	types          string
 	pre            string
 	dryRun, force  bool
@@ -96,6 +97,7 @@ func (f *pruneFlags) add(c *cobra.Command) {
 	c.Flags().StringVarP(&f.out, "output", "o", "", "write the pruned model to `OUT`, a file, a folder, or a name with {type} in it")
 	c.Flags().StringVar(&f.slice, "slice-imatrix", "", "write what --stats or --from-imatrix has of the experts that stay to `FILE`")
 	c.Flags().StringVar(&f.save, "save-plan", "", "write the keep-list to `FILE`")
+	c.Flags().StringVar(&f.page, "report", "", "write a page (HTML) about the choice to `FILE`")
 	c.Flags().StringVar(&f.types, "type", "", "`TYPE` of the output and of sizes, or several (default: as the model is)")
 	c.Flags().StringVar(&f.pre, "pre", "", "`NAME` of the pre-tokenizer if it is not recognised")
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "print the choice and write nothing")
@@ -126,8 +128,11 @@ func (f *pruneFlags) check(c *cobra.Command, model string) (err error) {
 	if f.weights, err = parseWeights(f.shares); err != nil {
 		return err
 	}
-	if !f.dryRun && f.save == "" && f.out == "" && f.slice == "" {
+	if !f.dryRun && f.save == "" && f.out == "" && f.slice == "" && f.page == "" {
 		return usagef("prune writes a model or a keep-list: --output OUT, --save-plan FILE, or --dry-run to look at the choice")
+	}
+	if err := f.checkPage(model); err != nil {
+		return err
 	}
 	for _, out := range []string{f.out, f.slice} {
 		if out != "" && !f.dryRun && !strings.Contains(out, "{") && !isDir(out) {
@@ -229,6 +234,11 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 		}
 		if err := a.apply(ctx, c); err != nil {
 			return err
+		}
+		if flags.page != "" {
+			if err := c.writeHTML(report, flags.page); err != nil {
+				return err
+			}
 		}
 	}
 	return a.printPrune(report, c)

@@ -129,7 +129,7 @@ func (a *app) printPrune(r *pruneReport, c *choice) error {
 	for _, s := range r.Sizes {
 		a.printf("%s: %s, before %s\n", s.Type, sizeText(s.After), sizeText(s.Before))
 	}
-	for _, path := range []string{c.flags.out, c.flags.save, c.flags.slice} {
+	for _, path := range []string{c.flags.out, c.flags.save, c.flags.slice, c.flags.page} {
 		if path != "" && !c.flags.dryRun {
 			a.note("written: %s", path)
 		}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/winnow-moe/winnow/convert/experts"
+	"github.com/winnow-moe/winnow/formats/calib"
+	"github.com/winnow-moe/winnow/formats/durable"
+	"github.com/winnow-moe/winnow/verify/report"
+)
+
+// checkPage sees that the page can be written, and over no other file.
+func (f *pruneFlags) checkPage(model string) error {
+	if f.page == "" || f.dryRun {
+		return nil
+	}
+	for _, o := range []struct{ flag, path string }{{"output", f.out}, {"save-plan", f.save}, {"slice-imatrix", f.slice}} {
+		if o.path != "" && filepath.Clean(o.path) == filepath.Clean(f.page) {
+			return usagef("--report and --%s name the same file %q", o.flag, f.page)
+		}
+	}
+	return checkOutput(f.page, []string{model, f.stats, f.imatrix, f.plan}, f.force)
+}
+
+// writeHTML writes the page of a choice, whole or not at all.
+func (c *choice) writeHTML(r *pruneReport, path string) error {
+	page, err := c.page(r)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	if err := page.WriteHTML(&b); err != nil {
+		return err
+	}
+	return durable.WriteBytes(path, b.Bytes())
+}
+
+// page fills the page with what is known of the choice.
+func (c *choice) page(r *pruneReport) (*report.Prune, error) {
+	p := &report.Prune{
+		Model: r.Model, Arch: r.Arch, Tool: "winnow " + version, Facts: c.facts(r),
+		Experts: r.Experts, Keep: r.Keep, Used: r.Used, Groups: r.Groups, Flatten: r.Flatten, MTP: r.MTP,
+		Rule: r.Rule, RuleMeaning: ruleMeaning(r.Rule), Warnings: r.Warnings,
+	}
+	for _, s := range r.Sizes {
+		p.Sizes = append(p.Sizes, report.Size(s))
+	}
+	for _, b := range r.Blocks {
+		block := report.Block{Block: b.Block, Kept: b.Kept, Scores: b.Scores, Lost: b.Lost}
+		for _, s := range r.Super {
+			if s.Block == b.Block {
+				block.Super = append(block.Super, s.Expert)
+			}
+		}
+		p.Blocks = append(p.Blocks, block)
+	}
+	var err error
+	if c.stats != nil {
+		if p.Domains, err = c.pageDomains(p.Blocks); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.flags.stats, err)
+		}
+	}
+	p.Counts, err = c.otherCounts()
+	return p, err
+}
+
+// facts are what the choice follows from.
+func (c *choice) facts(r *pruneReport) (list []report.Fact) {
+	add := func(name, value string) {
+		if value != "" {
+			list = append(list, report.Fact{Name: name, Value: value})
+		}
+	}
+	add("keep-list", c.flags.plan)
+	add("scores from", r.Statistics)
+	if c.flags.stats != r.Statistics {
+		add("statistics", c.flags.stats)
+	}
+	if r.Rule == experts.RandomRule {
+		add("seed", strconv.FormatUint(c.list.Seed, 10))
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Weights)) {
+		add("weight of "+name, strconv.FormatFloat(r.Weights[name], 'g', -1, 64))
+	}
+	if c.scores != nil && !c.flags.protect {
+		add("super experts", "not protected")
+	}
+	return list
+}
+
+// ruleMeaning says what scores of a rule are.
+func ruleMeaning(name string) string {
+	for _, r := range append(experts.Rules(), experts.ImatrixRules...) {
+		if r.Name == name {
+			return r.What
+		}
+	}
+	return ""
+}
+
+// pageDomains returns the kinds of text that were measured, and adds to every
+// block how often they use its experts.
+func (c *choice) pageDomains(blocks []report.Block) (list []report.Domain, err error) {
+	weights := 0.0
+	for _, w := range c.list.Weights {
+		weights += w
+	}
+	for _, d := range c.stats.Domains {
+		if len(d.Layers()) == 0 {
+			continue // it had no text
+		}
+		domain := report.Domain{Name: d.Name}
+		if weights > 0 {
+			share := c.list.Weights[d.Name] / weights
+			domain.Weight = &share
+		}
+		for i := range blocks {
+			t := d.Layer(blocks[i].Block)
+			if t == nil {
+				continue // a multi-token prediction block
+			}
+			tokens, err := t.Values(calib.Tokens)
+			if err != nil {
+				return nil, err
+			}
+			uses, err := t.Values(calib.Selected)
+			if err != nil {
+				return nil, err
+			}
+			domain.Tokens, blocks[i].Uses = tokens[0], append(blocks[i].Uses, uses)
+		}
+		list = append(list, domain)
+	}
+	return list, nil
+}
+
+// countShares are the shares of the experts, in eighths, that the page compares.
+var countShares = []int{7, 6, 5, 4, 3, 2}
+
+// otherCounts says what other numbers of experts would give: the whole model, the
+// choice, and shares that the model can have.
+func (c *choice) otherCounts() (list []report.Count, err error) {
+	p := &c.model.Params
+	counts := []int{p.Experts, c.list.Keep()}
+	groups := 1
+	if p.ExpertGroups > 1 && !c.list.Flatten {
+		groups = p.ExpertGroups
+	}
+	for _, share := range countShares {
+		keep := p.Experts * share / 8 / groups * groups
+		if experts.CheckCount(p, keep, c.list.Flatten) == nil {
+			counts = append(counts, keep)
+		}
+	}
+	slices.Sort(counts)
+	for _, keep := range slices.Backward(slices.Compact(counts)) {
+		n := report.Count{Keep: keep}
+		mtp := c.list.MTP
+		if keep == p.Experts {
+			mtp = ""
+		}
+		for i := range max(1, len(c.types)) {
+			n.Bytes = append(n.Bytes, c.bytes(i, mtp).Total(keep))
+		}
+		list = append(list, n)
+	}
+	return list, c.loseWith(list)
+}
+
+// loseWith adds the mean share of the choices that fall on experts that go, if it
+// is known.
+func (c *choice) loseWith(list []report.Count) error {
+	if c.scores == nil || c.stats == nil {
+		return nil
+	}
+	uses, err := experts.Score(c.stats, "frequency", c.flags.weights)
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.flags.stats, err)
+	}
+	for i := range list {
+		share := 0.0
+		if keep := list[i].Keep; keep < c.list.Experts {
+			k, err := experts.Select(c.scores, &c.model.Params, experts.Options{Keep: keep, Flatten: c.list.Flatten, MTP: c.list.MTP})
+			if err != nil {
+				return err
+			}
+			share = meanLost(uses.Blocks, k)
+		}
+		list[i].Lost = &share
+	}
+	return nil
+}
+
+// meanLost is the mean of the shares of choices lost, over the blocks whose uses
+// are known.
+func meanLost(uses map[int][]float64, k *experts.KeepList) float64 {
+	sum, n := 0.0, 0
+	for _, l := range k.Numbers() {
+		if share := lost(uses[l], k.Blocks[l]); share != nil {
+			sum += *share
+			n++
+		}
+	}
+	return sum / float64(max(1, n))
+}
