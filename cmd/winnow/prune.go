@@ -45,7 +45,8 @@ func newPruneCommand(a *app) *cobra.Command {
 		Long: `Choose the experts that stay when a mixture of experts is pruned, as many in
 every block, and write the model that is left (--output), a keep-list
 (--save-plan), which is a JSON file that can be edited and used again (--plan),
-or both. perplexity --experts measures a keep-list before a model is written.
+or both. perplexity --experts measures a keep-list before a model is written,
+and --report writes a page about it.
 
 A GGUF file becomes a GGUF file, of which every block that stays keeps its
 bytes, unless --type asks for other types; a checkpoint folder becomes a folder
@@ -129,7 +130,7 @@ func (f *pruneFlags) check(c *cobra.Command, model string) (err error) {
 		return err
 	}
 	if !f.dryRun && f.save == "" && f.out == "" && f.slice == "" && f.page == "" {
-		return usagef("prune writes a model or a keep-list: --output OUT, --save-plan FILE, or --dry-run to look at the choice")
+		return usagef("prune writes a model or a keep-list: --output OUT, --save-plan FILE, or --dry-run to look at the choice (--report FILE: as a page)")
 	}
 	if err := f.checkPage(model); err != nil {
 		return err
