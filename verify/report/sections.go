@@ -92,7 +92,7 @@ func (p *Prune) cost() *section {
 		s.Tables = append(s.Tables, r)
 	}
 	if p.Written != nil {
-		s.Text = append(s.Text, fmt.Sprintf("The written model predicts the same as the whole one without those experts: ln p differs by %.2g at most.", *p.Written))
+		s.Text = append(s.Text, fmt.Sprintf("Between the written model and the whole one without those experts ln p differs by %.2g at most.", *p.Written))
 	}
 	return s
 }
