@@ -13,8 +13,8 @@ import (
 // the sum of |f|² if inputs were not correlated, Σ_j Σ a_j²·|W[:,j]|², and its
 // mean over the tokens of the expert.
 var ImatrixRules = []RuleInfo{
-	{"imx_energy", "sum of |f|² as an importance matrix tells"},
-	{"imx_msan", "mean of |f|² as an importance matrix tells"},
+	{Name: "imx_energy", What: "sum of |f|² as an importance matrix tells"},
+	{Name: "imx_msan", What: "mean of |f|² as an importance matrix tells"},
 }
 
 // ColumnNorms returns Σ_i W[i,j]² of every input column j of the down projections

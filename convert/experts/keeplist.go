@@ -25,6 +25,7 @@ type KeepList struct {
 	Flatten bool          // groups are given up: the result has one, n_group = topk_group = 1
 	Blocks  map[int][]int // by block number: the experts that stay, ascending, as many in every block
 	MTP     string        // DropMTP or PruneMTP; "" for models without MTP blocks
+	Merge   *Merging      // what becomes of the others; nil: they go
 	Provenance
 }
 
@@ -80,7 +81,7 @@ func (k *KeepList) checkAlone() error {
 			return invalid("block %d keeps %d experts and block %d keeps %d; all blocks keep as many", numbers[0], first, l, n)
 		}
 	}
-	return nil
+	return k.checkMerge()
 }
 
 func (k *KeepList) checkBlock(l int) error {
@@ -236,6 +237,9 @@ func (k *KeepList) parse(text string) error {
 		case "blocks":
 			k.Blocks = map[int][]int{}
 			err = s.Object(func(number string) error { return k.parseBlock(s, number) })
+		case "merge":
+			k.Merge = &Merging{}
+			err = k.Merge.parse(s)
 		default:
 			return fmt.Errorf("there is no key %q in keep-lists", key)
 		}
@@ -251,18 +255,32 @@ func (k *KeepList) parse(text string) error {
 }
 
 func (k *KeepList) parseBlock(s *strictjson.Scanner, number string) error {
+	l, err := blockNumber(number)
+	if err != nil {
+		return err
+	}
+	k.Blocks[l], err = scanInts(s)
+	return within(number, err)
+}
+
+// blockNumber reads the number of a block as it is written as a key.
+func blockNumber(number string) (int, error) {
 	l, err := strconv.Atoi(number)
 	if err != nil || strconv.Itoa(l) != number {
-		return fmt.Errorf("%q is not the number of a block", number)
+		return 0, fmt.Errorf("%q is not the number of a block", number)
 	}
-	ids := []int{}
+	return l, nil
+}
+
+// scanInts reads a list of numbers.
+func scanInts(s *strictjson.Scanner) (list []int, err error) {
+	list = []int{}
 	err = s.Array(func() error {
-		id, err := scanInt(s)
-		ids = append(ids, id)
+		n, err := scanInt(s)
+		list = append(list, n)
 		return err
 	})
-	k.Blocks[l] = ids
-	return within(number, err)
+	return list, err
 }
 
 func (k *KeepList) parseProvenance(s *strictjson.Scanner) error {
@@ -278,11 +296,8 @@ func (k *KeepList) parseProvenance(s *strictjson.Scanner) error {
 			}
 		case key == "weights":
 			k.Weights = map[string]float64{}
-			err = s.Object(func(name string) error {
-				n, err := s.Number()
-				if err == nil {
-					k.Weights[name], err = strconv.ParseFloat(n, 64)
-				}
+			err = s.Object(func(name string) (err error) {
+				k.Weights[name], err = scanFloat(s)
 				return within(name, err)
 			})
 		default:
@@ -299,6 +314,15 @@ func scanInt(s *strictjson.Scanner) (int, error) {
 		err = fmt.Errorf("the number %d is out of range", n)
 	}
 	return int(n), err
+}
+
+// scanFloat reads a number that a float64 can have.
+func scanFloat(s *strictjson.Scanner) (float64, error) {
+	n, err := s.Number()
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(n, 64)
 }
 
 // within says under which key an error is.
@@ -334,7 +358,11 @@ func (k *KeepList) Write(w io.Writer) error {
 		}
 		fmt.Fprintf(&b, "\n    \"%d\": %s", l, ids)
 	}
-	b.WriteString("\n  }\n}\n")
+	b.WriteString("\n  }")
+	if err := k.Merge.write(&b); err != nil {
+		return err
+	}
+	b.WriteString("\n}\n")
 	_, err = w.Write(b.Bytes())
 	return err
 }

@@ -58,14 +58,16 @@ var rules = []rule{
 type RuleInfo struct {
 	Name string `json:"name"`
 	What string `json:"what"`
+	// Align, of a way to merge: hidden neurons are matched first.
+	Align bool `json:"align,omitempty"`
 }
 
 // Rules lists the rules.
 func Rules() (list []RuleInfo) {
 	for _, r := range rules {
-		list = append(list, RuleInfo{r.name, r.what})
+		list = append(list, RuleInfo{Name: r.name, What: r.what})
 	}
-	return append(list, RuleInfo{RandomRule, "random numbers, to compare with"})
+	return append(list, RuleInfo{Name: RandomRule, What: "random numbers, to compare with"})
 }
 
 func findRule(name string) (*rule, error) {
