@@ -45,11 +45,11 @@ func subtractProducts(ctx context.Context, dst []float64, a, b []float32, n int)
 		k := min(panel, width-first)
 		widen(wideA, a, n, width, first, k)
 		widen(wideB, b, n, width, first, k)
-		for i := 0; i < n; i += 4 {
+		for i := 0; i < n; i += 2 {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			fourRows(dst, wideA, wideB, i, n, k)
+			twoRows(dst, wideA, wideB, i, n, k)
 		}
 	}
 	return nil
@@ -65,14 +65,14 @@ func widen(dst []float64, src []float32, n, width, first, k int) {
 	}
 }
 
-// fourRows subtracts the products of rows i to i+3 of a, or those that there are,
-// with all of b; rows have k elements.
-func fourRows(dst, a, b []float64, i, n, k int) {
+// twoRows subtracts the products of rows i and i+1 of a, if it is there, with all
+// of b; rows have k elements.
+func twoRows(dst, a, b []float64, i, n, k int) {
 	row := func(of []float64, r int) []float64 { return of[min(r, n-1)*k:][:k] }
-	a0, a1, a2, a3 := row(a, i), row(a, i+1), row(a, i+2), row(a, i+3)
+	a0, a1 := row(a, i), row(a, i+1)
 	for j := 0; j < n; j += 2 {
-		sums := products(a0, a1, a2, a3, row(b, j), row(b, j+1))
-		for r, pair := range sums[:min(4, n-i)] {
+		sums := products(a0, a1, row(b, j), row(b, j+1))
+		for r, pair := range sums[:min(2, n-i)] {
 			for c, sum := range pair[:min(2, n-j)] {
 				dst[(i+r)*n+j+c] -= sum
 			}
@@ -80,22 +80,18 @@ func fourRows(dst, a, b []float64, i, n, k int) {
 	}
 }
 
-// products multiplies four rows with two: the processor then has several sums to
-// go on with at any time.
-func products(a0, a1, a2, a3, b0, b1 []float64) (sums [4][2]float64) {
+// products multiplies two rows with two others: the processor then has several
+// sums to go on with at any time.
+func products(a0, a1, b0, b1 []float64) (sums [2][2]float64) {
 	n := len(b0)
-	a0, a1, a2, a3, b1 = a0[:n], a1[:n], a2[:n], a3[:n], b1[:n]
-	var s00, s01, s10, s11, s20, s21, s30, s31 float64
+	a0, a1, b1 = a0[:n], a1[:n], b1[:n]
+	var s00, s01, s10, s11 float64
 	for k, x := range b0 {
 		y := b1[k]
 		s00 += float64(a0[k] * x)
 		s01 += float64(a0[k] * y)
 		s10 += float64(a1[k] * x)
 		s11 += float64(a1[k] * y)
-		s20 += float64(a2[k] * x)
-		s21 += float64(a2[k] * y)
-		s30 += float64(a3[k] * x)
-		s31 += float64(a3[k] * y)
 	}
-	return [4][2]float64{{s00, s01}, {s10, s11}, {s20, s21}, {s30, s31}}
+	return [2][2]float64{{s00, s01}, {s10, s11}}
 }

@@ -1,8 +1,9 @@
 // Package experts decides which experts of a mixture stay when a model is
 // pruned. It computes scores from what a calibration measured (score.go), picks
-// the experts with the largest ones (select.go), and reads and writes the
-// decision as a keep-list (keeplist.go). It touches no weights: convert applies
-// keep-lists, engine measures what they cost.
+// the experts with the largest ones (select.go), or forms groups that become one
+// (group.go), and reads and writes the decision as a keep-list (keeplist.go). It
+// touches no files: weights of merged experts are computed from what a function
+// reads (merge.go), convert applies keep-lists, engine measures what they cost.
 package experts
 
 import (

@@ -3,6 +3,7 @@ package experts
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -16,8 +17,18 @@ func someList() *KeepList {
 	}}
 }
 
+// someMerge is someList with groups: two of block 1 and none of the experts go
+// alone, and expert 0 of block 2 goes.
+func someMerge() *KeepList {
+	k := someList()
+	alone := func(e int) Group { return Group{Center: e, Members: []int{e}, Weights: []float64{1}} }
+	k.Merge = &Merging{Method: "ream", Align: true, Groups: map[int][]Group{
+		1: {alone(0), {Center: 1, Members: []int{1, 2}, Weights: []float64{2. / 3, 1. / 3}}, alone(3)}, 2: {alone(1), alone(2), alone(3)}}}
+	return k
+}
+
 func TestKeepListFile(t *testing.T) {
-	for _, k := range []*KeepList{someList(), {Experts: 16, Flatten: true, Blocks: map[int][]int{10: {15}, 9: {0}}}} {
+	for _, k := range []*KeepList{someList(), someMerge(), {Experts: 16, Flatten: true, Blocks: map[int][]int{10: {15}, 9: {0}}}} {
 		var b bytes.Buffer
 		if err := k.Write(&b); err != nil {
 			t.Fatal(err)
@@ -29,6 +40,69 @@ func TestKeepListFile(t *testing.T) {
 	}
 	if k := someList(); k.Keep() != 3 || (&KeepList{}).Keep() != 0 {
 		t.Error(k.Keep())
+	}
+}
+
+// TestKeepListText: groups follow what a keep-list without them has.
+func TestKeepListText(t *testing.T) {
+	var plain, merged bytes.Buffer
+	if err := errors.Join(someList().Write(&plain), someMerge().Write(&merged)); err != nil {
+		t.Fatal(err)
+	}
+	const alone = `{"center":%[1]d,"members":[%[1]d],"weights":[1]}`
+	one := func(e int) string { return fmt.Sprintf(alone, e) }
+	want := strings.TrimSuffix(plain.String(), "\n}\n") + `,
+  "merge": {
+    "method": "ream",
+    "align": true,
+    "groups": {
+      "1": [` + one(0) + `,{"center":1,"members":[1,2],"weights":[0.6666666666666666,0.3333333333333333]},` + one(3) + `],
+      "2": [` + one(1) + `,` + one(2) + `,` + one(3) + `]
+    }
+  }
+}
+`
+	if merged.String() != want {
+		t.Errorf("%s\nwant %s", &merged, want)
+	}
+}
+
+// TestMergingRefused changes groups that are right.
+func TestMergingRefused(t *testing.T) {
+	var b bytes.Buffer
+	if err := someMerge().Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	if err := someMerge().Check(model(1)); err != nil {
+		t.Error(err)
+	}
+	for _, c := range [][3]string{
+		{`"ream"`, `"best"`, `there is no way "best" to merge`},
+		{`"align": true`, `"align": 1`, "merge: align: "},
+		{`"align"`, `"aligned"`, `merge: there is no key "aligned"`},
+		{`"groups"`, `"group"`, `merge: there is no key "group"`},
+		{`"1": [{`, `"one": [{`, "merge: groups: \"one\" is not the number of a block"},
+		{`"1": [{`, `"0": [{`, "merge has groups of block 0, which keeps no experts"},
+		{`"2": [{"center":1,"members":[1],"weights":[1]},{"center":2,"members":[2],"weights":[1]},{"center":3,"members":[3],"weights":[1]}]`, `"2": []`, "merge has no groups of block 2"},
+		{`{"center":1,"members":[1,2]`, `{"center":1,"centre":1,"members":[1,2]`, `merge: groups: 1: there is no key "centre"`},
+		{`{"center":1,"members":[1,2]`, `{"members":[1,2]`, "merge: groups: 1: center is missing"},
+		{"\n    \"align\": true,", "", "merge: align is missing"},
+		{`{"center":1,"members":[1,2]`, `{"center":2,"members":[1,2]`, "block 1 keeps the experts [0 1 3], and the centers of its groups are [0 2 3]"},
+		{`"members":[1,2]`, `"members":[1,3]`, "block 1: expert 3 is in two groups"},
+		{`"members":[1,2]`, `"members":[2,1]`, "expert 1 comes behind 2"},
+		{`"members":[1,2]`, `"members":[1,4]`, "it has expert 4; the experts are 0 to 3"},
+		{`"members":[1,2]`, `"members":[1]`, "it has 1 members and 2 weights"},
+		{`0.3333333333333333`, `0.334`, "its weights add up to 1.00"},
+		{`0.3333333333333333`, `1e999`, "weights: "},
+		{`0.6666666666666666,0.3333333333333333`, `1.5,-0.5`, "the weight of expert 2 is -0.5"},
+	} {
+		text := strings.Replace(b.String(), c[0], c[1], 1)
+		if text == b.String() {
+			t.Fatalf("there is no %q in %s", c[0], text)
+		}
+		if _, err := ReadKeepList(strings.NewReader(text)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), c[2]) {
+			t.Errorf("%s: %v, want %q", c[1], err, c[2])
+		}
 	}
 }
 
@@ -111,11 +185,13 @@ func TestCheck(t *testing.T) {
 
 // FuzzKeepList: what is read is written and read again as the same.
 func FuzzKeepList(f *testing.F) {
-	var b bytes.Buffer
-	if err := someList().Write(&b); err != nil {
-		f.Fatal(err)
+	for _, k := range []*KeepList{someList(), someMerge()} {
+		var b bytes.Buffer
+		if err := k.Write(&b); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b.Bytes())
 	}
-	f.Add(b.Bytes())
 	f.Add([]byte(`{"winnow_keep_list":1,"experts":2,"flatten":true,"blocks":{"0":[1],"7":[0]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		k, err := ReadKeepList(bytes.NewReader(data))

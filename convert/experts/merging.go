@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/strictjson"
 )
 
@@ -19,7 +20,46 @@ type Merging struct {
 	Groups map[int][]Group // by block, ascending by center
 }
 
-// Groups are in the place of blocks in what Merge is made of.
+// SelectMerged forms the groups of every block of a model: the keep-list has
+// their centers. Centers are free, so that routing groups must be given up where
+// the model has some. Errors match ErrRefused, or ErrInvalid where a likeness does
+// not belong to the model.
+func SelectMerged(method string, blocks map[int]*Likeness, super []Expert, p *arch.Params, opt Options) (*KeepList, error) {
+	r, err := findMergeRule(method)
+	if err != nil {
+		return nil, err
+	}
+	k, err := newKeepList(p, opt)
+	if err != nil {
+		return nil, err
+	}
+	if p.ExpertGroups > 1 && !k.Flatten {
+		return nil, refused("the model's experts are in %d groups, which merging gives up: ask for that (flatten)", p.ExpertGroups)
+	}
+	k.Merge = &Merging{Method: method, Align: r.align, Groups: map[int][]Group{}}
+	for _, l := range Blocks(p, k.MTP) {
+		like := blocks[l]
+		if like == nil {
+			return nil, unknownBlock(p, l)
+		}
+		if n := len(r.weights(like)); n != p.Experts {
+			return nil, invalid("block %d: likeness of %d experts, the model has %d", l, n, p.Experts)
+		}
+		var alone []int
+		for _, e := range super {
+			if e.Block == l {
+				alone = append(alone, e.Expert)
+			}
+		}
+		if k.Merge.Groups[l], err = GroupExperts(method, like, opt.Keep, alone); err != nil {
+			return nil, fmt.Errorf("block %d: %w", l, err)
+		}
+		k.Blocks[l] = k.Merge.centers(l)
+	}
+	return k, k.Check(p)
+}
+
+// centers returns those of the groups of a block.
 func (m *Merging) centers(l int) (list []int) {
 	for _, g := range m.Groups[l] {
 		list = append(list, g.Center)
@@ -105,19 +145,13 @@ func (g *Group) check(experts int) error {
 }
 
 func (m *Merging) parse(s *strictjson.Scanner) error {
-	return s.Object(func(key string) (err error) {
-		switch key {
-		case "method":
-			m.Method, err = s.Text()
-		case "align":
-			m.Align, err = s.Bool()
-		case "groups":
+	return exactly(s, map[string]func() error{
+		"method": func() (err error) { m.Method, err = s.Text(); return err },
+		"align":  func() (err error) { m.Align, err = s.Bool(); return err },
+		"groups": func() error {
 			m.Groups = map[int][]Group{}
-			err = s.Object(func(number string) error { return m.parseBlock(s, number) })
-		default:
-			return fmt.Errorf("there is no key %q", key)
-		}
-		return within(key, err)
+			return s.Object(func(number string) error { return m.parseBlock(s, number) })
+		},
 	})
 }
 
@@ -127,7 +161,7 @@ func (m *Merging) parseBlock(s *strictjson.Scanner, number string) error {
 		return err
 	}
 	err = s.Array(func() error {
-		g := Group{Center: -1}
+		var g Group
 		err := g.parse(s)
 		m.Groups[l] = append(m.Groups[l], g)
 		return err
@@ -136,23 +170,34 @@ func (m *Merging) parseBlock(s *strictjson.Scanner, number string) error {
 }
 
 func (g *Group) parse(s *strictjson.Scanner) error {
-	return s.Object(func(key string) (err error) {
-		switch key {
-		case "center":
-			g.Center, err = scanInt(s)
-		case "members":
-			g.Members, err = scanInts(s)
-		case "weights":
-			err = s.Array(func() error {
+	return exactly(s, map[string]func() error{
+		"center":  func() (err error) { g.Center, err = scanInt(s); return err },
+		"members": func() (err error) { g.Members, err = scanInts(s); return err },
+		"weights": func() error {
+			return s.Array(func() error {
 				v, err := scanFloat(s)
 				g.Weights = append(g.Weights, v)
 				return err
 			})
-		default:
+		},
+	})
+}
+
+// exactly reads an object that has these keys and no others.
+func exactly(s *strictjson.Scanner, members map[string]func() error) error {
+	missing := maps.Clone(members)
+	err := s.Object(func(key string) error {
+		read := members[key]
+		if read == nil {
 			return fmt.Errorf("there is no key %q", key)
 		}
-		return within(key, err)
+		delete(missing, key)
+		return within(key, read())
 	})
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("%s is missing", slices.Min(slices.Collect(maps.Keys(missing))))
+	}
+	return err
 }
 
 // write adds the groups to the JSON of a keep-list, a line for every block;

@@ -19,6 +19,25 @@ type Options struct {
 // scores the lower number stays. Errors match ErrRefused, or ErrInvalid where the
 // scores do not belong to the model.
 func Select(s *Scores, p *arch.Params, opt Options) (*KeepList, error) {
+	k, err := newKeepList(p, opt)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range Blocks(p, k.MTP) {
+		scores := s.Blocks[l]
+		if scores == nil {
+			return nil, unknownBlock(p, l)
+		}
+		if len(scores) != p.Experts {
+			return nil, invalid("block %d: scores of %d experts, the model has %d", l, len(scores), p.Experts)
+		}
+		k.Blocks[l] = s.pick(l, opt.Keep, groups(p, k.Flatten))
+	}
+	return k, k.Check(p)
+}
+
+// newKeepList starts a keep-list for a model that can have as many experts.
+func newKeepList(p *arch.Params, opt Options) (*KeepList, error) {
 	if err := checkRouted(p); err != nil {
 		return nil, err
 	}
@@ -28,20 +47,15 @@ func Select(s *Scores, p *arch.Params, opt Options) (*KeepList, error) {
 	if p.NextnLayers == 0 && opt.MTP == PruneMTP {
 		opt.MTP = ""
 	}
-	k := &KeepList{Experts: p.Experts, Flatten: opt.Flatten && p.ExpertGroups > 1, MTP: opt.MTP, Blocks: map[int][]int{}}
-	for _, l := range Blocks(p, opt.MTP) {
-		scores := s.Blocks[l]
-		switch {
-		case scores == nil && l >= p.Trunk():
-			return nil, invalid("nothing is known of the experts of block %d, a multi-token prediction block; it can be left out (%s)", l, DropMTP)
-		case scores == nil:
-			return nil, invalid("nothing is known of the experts of block %d", l)
-		case len(scores) != p.Experts:
-			return nil, invalid("block %d: scores of %d experts, the model has %d", l, len(scores), p.Experts)
-		}
-		k.Blocks[l] = s.pick(l, opt.Keep, groups(p, k.Flatten))
+	return &KeepList{Experts: p.Experts, Flatten: opt.Flatten && p.ExpertGroups > 1, MTP: opt.MTP, Blocks: map[int][]int{}}, nil
+}
+
+// unknownBlock is the error for a block that was not measured.
+func unknownBlock(p *arch.Params, l int) error {
+	if l >= p.Trunk() {
+		return invalid("nothing is known of the experts of block %d, a multi-token prediction block; it can be left out (%s)", l, DropMTP)
 	}
-	return k, k.Check(p)
+	return invalid("nothing is known of the experts of block %d", l)
 }
 
 // pick returns the experts of a block that stay.
