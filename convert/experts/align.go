@@ -18,10 +18,14 @@ type neurons struct {
 // those of a center: order[i] is the neuron that comes to stand at place i. It
 // makes the sum of |a_i − b_order[i]|² least over all orders, a and b being the
 // neurons' weights one behind the other. Weights must be finite.
-func match(ctx context.Context, center, expert *neurons) ([]int32, error) {
+func match(ctx context.Context, center, expert *neurons, fast Products) ([]int32, error) {
 	cost := make([]float64, center.n*center.n)
+	subtract := subtractProducts
+	if fast != nil {
+		subtract = fast.subtract
+	}
 	for i, part := range center.parts {
-		if err := subtractProducts(ctx, cost, part, expert.parts[i], center.n); err != nil {
+		if err := subtract(ctx, cost, part, expert.parts[i], center.n); err != nil {
 			return nil, err
 		}
 	}
@@ -30,6 +34,20 @@ func match(ctx context.Context, center, expert *neurons) ([]int32, error) {
 	}
 	// |a|² and |b|² are the same in any order; half of the rest is −a·b.
 	return assign(cost, center.n).column, nil
+}
+
+// Products multiplies every row of a with every row of b: dst[i,j] = Σ_k a[i,k]·b[j,k],
+// a and b being [n, width] and dst [n,n]. It is called by several goroutines at once.
+type Products func(dst, a, b []float32, n, width int)
+
+// subtract does what subtractProducts does.
+func (f Products) subtract(ctx context.Context, dst []float64, a, b []float32, n int) error {
+	products := make([]float32, n*n)
+	f(products, a, b, n, len(a)/n)
+	for i, v := range products {
+		dst[i] -= float64(v)
+	}
+	return ctx.Err()
 }
 
 // panel is how many elements of a row are multiplied before the next rows: those
