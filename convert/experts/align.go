@@ -12,6 +12,7 @@ import (
 type neurons struct {
 	n     int
 	parts [][]float32
+	data  [len(matrixRoles)][]float32 // that parts are parts of, used again for the next expert
 }
 
 // match finds the order in which the hidden neurons of an expert are most like

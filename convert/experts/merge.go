@@ -72,8 +72,9 @@ type mergedTensor struct {
 }
 
 // NewMerge merges groups of experts by block. To align them it reads the weights
-// of every member, two experts at a time for each thread, and keeps the orders of
-// their neurons. Errors match ErrInvalid where groups do not fit the model.
+// of every member, two experts at a time for each thread, which beside them needs
+// up to 12 bytes for every pair of neurons, and keeps the orders of the neurons.
+// Errors match ErrInvalid where groups do not fit the model.
 func NewMerge(ctx context.Context, m *arch.Model, groups map[int][]Group, read Rows, opt MergeOptions) (*Merge, error) {
 	if err := checkRouted(&m.Params); err != nil {
 		return nil, err
@@ -356,16 +357,20 @@ func (a *aligner) align(ctx context.Context, p *pair) (err error) {
 	return err
 }
 
+// matrixRoles are those of an expert's matrices.
+var matrixRoles = [...]arch.Role{arch.ExpertGate, arch.ExpertUp, arch.ExpertGateUp, arch.ExpertDown}
+
 // load reads the weights of an expert.
 func (a *aligner) load(ctx context.Context, to *neurons, p *pair, e int) error {
 	parts := to.parts[:0]
-	for _, role := range []arch.Role{arch.ExpertGate, arch.ExpertUp, arch.ExpertGateUp, arch.ExpertDown} {
+	for i, role := range matrixRoles {
 		t := a.merge.tensors[arch.Name{Layer: p.layer, Role: role, Suffix: "weight"}.String()]
 		if t == nil {
 			continue
 		}
 		to.n = int(t.n)
-		whole := make([]float32, t.rows*t.cols)
+		to.data[i] = slices.Grow(to.data[i][:0], int(t.rows*t.cols))
+		whole := to.data[i][:t.rows*t.cols]
 		if err := a.weights(ctx, t, int64(e), whole); err != nil {
 			return fmt.Errorf("tensor %q: %w", t.name, err)
 		}
