@@ -45,6 +45,8 @@ type Checkpoint struct {
 	// expertsBefore are the experts per block before winnow took some out; 0:
 	// that has not been done.
 	expertsBefore int
+	// merged is the method by which winnow merged experts, "" if it did not.
+	merged string
 }
 
 // CheckpointOptions say how to read a checkpoint.
@@ -153,6 +155,11 @@ func (c *Checkpoint) readIdentity() error {
 			return formatError("config.json: %s is %s, wanted at least the number of experts", configExpertsBefore, n)
 		}
 		c.expertsBefore = int(before)
+	}
+	if v, ok := config[configMerged]; ok {
+		if c.merged, ok = v.(string); !ok || c.merged == "" {
+			return formatError("config.json: %s is %v, wanted the method of a merge", configMerged, v)
+		}
 	}
 	c.id = c.identity(c.tensors)
 	return nil
@@ -300,6 +307,12 @@ type Request struct {
 	KeepSplit bool
 	// Experts, when not nil, says which experts stay.
 	Experts *experts.KeepList
+	// Changes, when not nil, are weights of the model to compute instead of reading
+	// them, before it loses experts.
+	Changes Changes
+	// Merged, when not empty, is the method by which Changes merge experts. Outputs
+	// record it.
+	Merged string
 	// Preview makes a plan to look at, which is never run: what would be
 	// refused for lack of importance or of AllowRequantize becomes a note.
 	Preview bool
@@ -320,15 +333,22 @@ type OutputRequest struct {
 // Plan decides the conversion. It reads no weights.
 func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Dropped: c.dropped, inv: c.inv, Notes: slices.Clone(c.Warnings), importance: req.Importance, preview: req.Preview}
+	if err := checkMerge(c.merged, req.Merged, req.Experts); err != nil {
+		return nil, err
+	}
 	var sel *selection
 	if req.Experts != nil {
 		var err error
 		if sel, err = newSelection(c.Model, req.Experts); err != nil {
 			return nil, err
 		}
+		sel.how.Merged = req.Merged
 	}
 	kept, err := p.addCheckpoint(c.tensors, &req)
 	if err != nil {
+		return nil, err
+	}
+	if err := p.change(req.Changes, c.Model); err != nil {
 		return nil, err
 	}
 	// Recipes see the model as the F32 file that llama.cpp's converter would
@@ -347,6 +367,7 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 			return nil, err
 		}
 		fileTypes[i] = p.chooseStored(o.Recipe, choices[i], kept)
+		p.encodeChanged(choices[i], req.Quant.Search)
 	}
 	if err := p.prune(sel, choices, &req); err != nil {
 		return nil, err
@@ -359,6 +380,7 @@ func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 			return nil, err
 		}
 	}
+	p.noteChanged()
 	p.noteSearch(req.Quant.Search)
 	return p, p.noteOverrides(req.Quant.TensorTypes)
 }

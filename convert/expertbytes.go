@@ -64,7 +64,7 @@ func (p *Plan) SourceExpertBytes(m *arch.Model, blocks int) experts.Bytes {
 			continue
 		}
 		size := int64(0)
-		for _, pc := range p.Tensors[i].Pieces {
+		for _, pc := range p.Tensors[i].inputs() {
 			size += p.bytesOf(pc.Source, counted)
 		}
 		if names.routed(p.Tensors[i].Name) {
@@ -86,7 +86,7 @@ func (p *Plan) bytesOf(source int, counted []bool) (n int64) {
 		list = append(list, s.packed.parts()...)
 	}
 	for _, i := range list {
-		if t := &p.inv.Tensors[i]; !counted[i] && t.Values == nil {
+		if t := &p.inv.Tensors[i]; !counted[i] && !t.computed() {
 			n += t.bytes(t.Rows() * t.Cols())
 		}
 		counted[i] = true

@@ -23,7 +23,7 @@ import (
 
 // FolderPlan says everything about a pruned checkpoint folder before a byte is
 // written. Its weights are the bytes of the checkpoint that it is made from,
-// whatever their format.
+// whatever their format, but for those that Changes compute.
 type FolderPlan struct {
 	// Source is the checkpoint as the user named it.
 	Source string
@@ -38,12 +38,20 @@ type FolderPlan struct {
 
 	config  []byte
 	tensors []folderTensor // in the order of Layout.Tensors
+	changes Changes
 }
 
 // folderTensor is a tensor of the pruned checkpoint: parts of one that there is.
 type folderTensor struct {
 	source int
 	parts  []span
+	// Of changed weights: what is put into them, their rows that are worked on at
+	// a time, and the number of the tensor with their scales, if they have some.
+	patches []patch
+	chunk   int64
+	scale   int
+	// withWeight says that the weight's patches write this tensor too.
+	withWeight bool
 }
 
 // span is a range of bytes of a tensor.
@@ -61,18 +69,26 @@ type folderPlan struct {
 type stack struct{ l, axis int }
 
 // PlanFolder decides what a checkpoint becomes in which only some experts are
-// left. It reads no weights.
-func (c *Checkpoint) PlanFolder(keep *experts.KeepList) (*FolderPlan, error) {
+// left, and in which weights have changed. Changes may be nil; merged is the
+// method by which they merge experts, "" if they do not. It reads no weights.
+func (c *Checkpoint) PlanFolder(keep *experts.KeepList, changes Changes, merged string) (*FolderPlan, error) {
+	if err := checkMerge(c.merged, merged, keep); err != nil {
+		return nil, err
+	}
 	sel, err := newSelection(c.Model, keep)
 	if err != nil {
 		return nil, err
 	}
 	f := &folderPlan{selection: sel, c: c}
-	f.how.DropMTP = keep.MTP == "drop"
+	f.how.DropMTP, f.how.Merged = keep.MTP == "drop", merged
 	if err := f.index(); err != nil {
 		return nil, err
 	}
-	p := &FolderPlan{Source: c.Dir, Notes: slices.Clone(c.Warnings)}
+	patches, err := f.patches(changes)
+	if err != nil {
+		return nil, err
+	}
+	p := &FolderPlan{Source: c.Dir, Notes: slices.Clone(c.Warnings), changes: changes}
 	var list []safetensors.Tensor
 	for i, t := range c.files.Tensors() {
 		t, parts, err := f.prune(i, t)
@@ -82,9 +98,10 @@ func (c *Checkpoint) PlanFolder(keep *experts.KeepList) (*FolderPlan, error) {
 		if f.leavesOut(t.Name) {
 			p.Dropped = append(p.Dropped, Dropped{t.Name, "multi-token prediction block, which the keep-list drops"})
 		} else if parts != nil {
-			list, p.tensors = append(list, t), append(p.tensors, folderTensor{i, parts})
+			list, p.tensors = append(list, t), append(p.tensors, folderTensor{source: i, parts: parts})
 		}
 	}
+	p.addPatches(f, patches)
 	largest := int64(0)
 	for _, file := range c.files.Files() {
 		largest = max(largest, file.Size)
@@ -216,7 +233,7 @@ func (f *folderPlan) configText() ([]byte, error) {
 		return nil, err
 	}
 	pruned := f.model.Params.Pruned(f.how)
-	changes := map[string]int{configExpertsBefore: cmp.Or(f.c.expertsBefore, f.model.Params.Experts)}
+	changes := map[string]any{configExpertsBefore: cmp.Or(f.c.expertsBefore, f.model.Params.Experts)}
 	change := func(key string, value int) (found bool) {
 		for _, name := range f.model.ConfigNames(key) {
 			if has, err := hasSetting(data, name); err == nil && has {
@@ -227,6 +244,9 @@ func (f *folderPlan) configText() ([]byte, error) {
 	}
 	if !change(arch.KeyExpertCount, pruned.Experts) {
 		return nil, formatError("config.json: the number of experts is not a setting of its own")
+	}
+	if f.how.Merged != "" {
+		changes[configMerged] = f.how.Merged
 	}
 	if f.how.Flatten {
 		change(arch.KeyExpertGroups, 1)
@@ -368,37 +388,43 @@ func (p *FolderPlan) write(ctx context.Context, c *Checkpoint, dir string, opt R
 		total += t.Size
 	}
 	buf := make([]byte, 4<<20)
+	rw := &rewriter{plan: p, c: c, w: w, rd: reader{inv: c.inv, data: c}}
 	for i := range p.tensors {
 		if opt.Events.Tensor != nil {
 			opt.Events.Tensor(p.Layout.Tensors()[i].Name)
 		}
-		n, err := p.copyTensor(ctx, c, w, i, buf)
+		switch t := &p.tensors[i]; {
+		case t.patches != nil:
+			err = rw.tensor(ctx, i)
+		case !t.withWeight:
+			err = p.copyTensor(ctx, c, w, i, buf)
+		}
 		if err != nil {
 			return errors.Join(err, w.Abort())
 		}
-		if done += n; opt.Events.Progress != nil {
+		if done += p.Layout.Tensors()[i].Size; opt.Events.Progress != nil {
 			opt.Events.Progress(done, total)
 		}
 	}
 	return w.Commit()
 }
 
-// copyTensor copies what stays of a tensor and returns its size.
-func (p *FolderPlan) copyTensor(ctx context.Context, c *Checkpoint, w *safetensors.Writer, i int, buf []byte) (int64, error) {
+// copyTensor copies what stays of a tensor.
+func (p *FolderPlan) copyTensor(ctx context.Context, c *Checkpoint, w *safetensors.Writer, i int, buf []byte) error {
 	t, out := &p.tensors[i], int64(0)
 	for _, s := range t.parts {
 		for at := int64(0); at < s.n; {
 			b := buf[:min(int64(len(buf)), s.n-at)]
 			if err := c.ReadAt(ctx, t.source, s.off+at, b); err != nil {
-				return out, err
+				return err
 			}
 			if err := w.WriteAt(i, out, b); err != nil {
-				return out, err
+				return err
 			}
 			at, out = at+int64(len(b)), out+int64(len(b))
 		}
 	}
-	return out, nil
+	return nil
 }
 
 func copyFile(to, from string) error {

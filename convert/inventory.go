@@ -50,8 +50,10 @@ type Source struct {
 	Storage Storage
 	// Shape lists the dimensions, slowest axis first.
 	Shape []int64
-	// Values are those of a computed tensor, which no file has.
-	Values []float32
+	// Values are those of a computed tensor, which no file has. Compute does the
+	// same for a tensor of any size, a few whole rows at a time.
+	Values  []float32
+	Compute func(ctx context.Context, first, n int64, dst []float32) error
 
 	packed packing // nil: elements of the type that Storage names
 }
@@ -63,6 +65,9 @@ func (s *Source) format() string {
 	}
 	return s.Storage.String()
 }
+
+// computed reports whether no file has the tensor.
+func (s *Source) computed() bool { return s.Values != nil || s.Compute != nil }
 
 // Cols returns the row length, Rows the number of rows; a vector is one row.
 func (s *Source) Cols() int64 {

@@ -45,7 +45,7 @@ func (l *lookahead) pass(u unit) {
 // are fetched whole.
 func (l *lookahead) fetch(u unit) {
 	src := &l.plan.inv.Tensors[u.piece.Source]
-	if src.Values != nil {
+	if src.computed() {
 		return
 	}
 	first, n, step := u.first, u.n, max(1, u.piece.Step)

@@ -38,6 +38,9 @@ func (c *Checkpoint) metadata(fileType uint32) *gguf.Metadata {
 	if c.expertsBefore > 0 {
 		md.SetAfter(c.Model.Family.Arch+"."+arch.KeyExpertCount, arch.KeyExpertsBefore, uint32(c.expertsBefore))
 	}
+	if c.merged != "" {
+		md.SetAfter(arch.KeyExpertsBefore, arch.KeyMerged, c.merged)
+	}
 	c.Vocab.WriteTo(md)
 	return md
 }

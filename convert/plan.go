@@ -50,6 +50,9 @@ type Tensor struct {
 	// wide is the length of the rows that the pieces give where the tensor has
 	// only some of their elements, else 0.
 	wide int64
+	// replaced are the pieces that computed ones stand for, nil where nothing is
+	// changed.
+	replaced []Piece
 	// stored is the GGUF type whose blocks hold the input's numbers as they are,
 	// nil where there is none. factor is a tensor that such blocks need beside them.
 	stored *gguf.Type
@@ -126,11 +129,11 @@ func (p *Plan) infos(o int) []gguf.TensorInfo {
 
 // SourceBytes returns the bytes of input that a run reads: every stored byte
 // of the tensors used, scales included, once. Of tensors of which only some
-// experts are read all bytes count.
+// experts are read all bytes count, and so they do of tensors that are changed.
 func (p *Plan) SourceBytes() int64 {
 	used := make([]bool, len(p.inv.Tensors))
 	for i := range p.Tensors {
-		for _, pc := range p.Tensors[i].Pieces {
+		for _, pc := range p.Tensors[i].inputs() {
 			used[pc.Source] = true
 			if packed := p.inv.Tensors[pc.Source].packed; packed != nil {
 				for _, part := range packed.parts() {
@@ -141,7 +144,7 @@ func (p *Plan) SourceBytes() int64 {
 	}
 	total := int64(0)
 	for i, u := range used {
-		if s := &p.inv.Tensors[i]; u && s.Values == nil {
+		if s := &p.inv.Tensors[i]; u && !s.computed() {
 			total += s.bytes(s.Rows() * s.Cols())
 		}
 	}

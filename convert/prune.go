@@ -118,7 +118,7 @@ func (s *selection) cut(inv *Inventory, t *Tensor, axis int, ids []int) error {
 // cutRow leaves some elements of every row. Rows are decoded for it, which
 // changes none of the numbers of a floating point type.
 func (t *Tensor) cutRow(ids []int) error {
-	if t.Order != nil || t.stored != nil && t.stored.BlockLen() != 1 {
+	if t.Order != nil || t.stored != nil && !t.changed() && t.stored.BlockLen() != 1 {
 		return formatError("tensor %q: a row of %s cannot be divided among experts", t.Name, t.From)
 	}
 	t.wide, t.stored = t.Shape[0], nil
@@ -203,12 +203,47 @@ func (s *selection) metadata(md *gguf.Metadata, tensors []Tensor) {
 
 const keySizeLabel = "general.size_label"
 
-// configExpertsBefore is arch.KeyExpertsBefore in a config.json.
-const configExpertsBefore = "winnow_experts_before"
+// arch.KeyExpertsBefore and arch.KeyMerged in a config.json.
+const (
+	configExpertsBefore = "winnow_experts_before"
+	configMerged        = "winnow_merged"
+)
 
-// prunesOnly reports whether nothing but the number of experts changes.
-func (r *Request) prunesOnly() bool {
-	return r.Experts != nil && !slices.ContainsFunc(r.Outputs, func(o OutputRequest) bool { return !o.Recipe.KeepsTypes })
+// Merged returns the method by which the model's experts were merged, "" if they
+// were not.
+func (c *Checkpoint) Merged() string { return c.merged }
+
+// Merged returns the method by which the model's experts were merged, "" if they
+// were not.
+func (s *GGUFSource) Merged() string {
+	method, _ := s.file.Metadata().String(arch.KeyMerged)
+	return method
+}
+
+// NotMerged is the error about a model whose experts were merged by some method
+// already; nil where that is "".
+func NotMerged(method string) error {
+	if method == "" {
+		return nil
+	}
+	return hinted("start from the model as it was before", formatError("the model's experts were merged already (%s)", method))
+}
+
+// checkMerge refuses a merge of merged experts, and one that does not say which
+// experts stay.
+func checkMerge(before, method string, keep *experts.KeepList) error {
+	if method == "" {
+		return nil
+	}
+	if keep == nil {
+		return refused("experts are merged, but no keep-list says which of them stay")
+	}
+	return NotMerged(before)
+}
+
+// onlyExperts reports whether nothing but experts changes.
+func (r *Request) onlyExperts() bool {
+	return (r.Experts != nil || r.Changes != nil) && !slices.ContainsFunc(r.Outputs, func(o OutputRequest) bool { return !o.Recipe.KeepsTypes })
 }
 
 // prune applies a selection, if there is one, to a plan of a model's tensors,

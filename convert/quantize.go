@@ -67,12 +67,15 @@ func (s *GGUFSource) Plan(req Request) (*Plan, error) {
 	if err != nil {
 		return nil, formatError("%q: %v", s.path, err)
 	}
-	sel, err := s.selection(keys, &req)
+	sel, m, err := s.selection(keys, &req)
 	if err != nil {
 		return nil, err
 	}
 	p := &Plan{Source: s.path, Arch: facts.Arch, inv: s.inv, importance: req.Importance, preview: req.Preview}
 	infos, blocks := p.addTensors(s, &req)
+	if err := p.change(req.Changes, m); err != nil {
+		return nil, err
+	}
 	choices := make([][]quant.Choice, len(req.Outputs))
 	for i, o := range req.Outputs {
 		if choices[i], err = o.Recipe.Assign(facts, infos, req.recipeOptions()); err != nil {
@@ -83,12 +86,13 @@ func (s *GGUFSource) Plan(req Request) (*Plan, error) {
 				return nil, err
 			}
 		}
+		p.encodeChanged(choices[i], req.Quant.Search)
 	}
 	if err := p.prune(sel, choices, &req); err != nil {
 		return nil, err
 	}
 	for i, o := range req.Outputs {
-		md := s.metadata(o.Recipe, sel != nil)
+		md := s.metadata(o.Recipe, m != nil)
 		sel.metadata(md, p.Tensors)
 		req.finish(md)
 		if len(req.PruneLayers) > 0 {
@@ -98,6 +102,7 @@ func (s *GGUFSource) Plan(req Request) (*Plan, error) {
 			return nil, err
 		}
 	}
+	p.noteChanged()
 	p.noteSearch(req.Quant.Search)
 	return p, p.noteOverrides(req.Quant.TensorTypes)
 }
@@ -111,19 +116,31 @@ func (s *GGUFSource) Model() (*arch.Model, error) {
 	return m, nil
 }
 
-// selection returns the request's choice of experts, nil where there is none.
-func (s *GGUFSource) selection(keys *gguf.Metadata, req *Request) (*selection, error) {
-	if req.Experts == nil {
-		return nil, nil
+// selection returns the request's choice of experts, nil where there is none,
+// and the model, nil where nothing of its experts changes.
+func (s *GGUFSource) selection(keys *gguf.Metadata, req *Request) (*selection, *arch.Model, error) {
+	if err := checkMerge(s.Merged(), req.Merged, req.Experts); err != nil {
+		return nil, nil, err
+	}
+	if req.Experts == nil && req.Changes == nil {
+		return nil, nil, nil
 	}
 	if len(req.PruneLayers) > 0 {
-		return nil, hinted("prune experts first, then blocks", refused("blocks and experts are pruned at the same time"))
+		return nil, nil, hinted("change experts first, then prune blocks", refused("blocks and experts are changed at the same time"))
 	}
 	m, err := arch.FromMetadata(keys)
 	if err != nil {
-		return nil, formatError("%q: %v", s.path, err)
+		return nil, nil, formatError("%q: %v", s.path, err)
 	}
-	return newSelection(m, req.Experts)
+	if req.Experts == nil {
+		return nil, m, nil
+	}
+	sel, err := newSelection(m, req.Experts)
+	if err != nil {
+		return nil, nil, err
+	}
+	sel.how.Merged = req.Merged
+	return sel, m, nil
 }
 
 // addTensors fills the plan with the input's tensors in llama-quantize's order,
@@ -132,7 +149,7 @@ func (s *GGUFSource) selection(keys *gguf.Metadata, req *Request) (*selection, e
 func (p *Plan) addTensors(s *GGUFSource, req *Request) (infos []gguf.TensorInfo, blocks int) {
 	list := s.file.Tensors()
 	order := quant.Order(list)
-	if req.KeepSplit || req.prunesOnly() {
+	if req.KeepSplit || req.onlyExperts() {
 		slices.Sort(order) // the file's own order, part after part
 	}
 	if req.KeepSplit {
@@ -182,10 +199,10 @@ func (p *Plan) checkRequantize(infos []gguf.TensorInfo, choices []quant.Choice) 
 }
 
 // metadata keeps the input's keys in order; keys that are set move to the end,
-// as in llama-quantize. A file that only loses experts keeps them all as they are.
-func (s *GGUFSource) metadata(r *quant.Recipe, prunes bool) *gguf.Metadata {
+// as in llama-quantize. A file of which only experts change keeps them all as they are.
+func (s *GGUFSource) metadata(r *quant.Recipe, experts bool) *gguf.Metadata {
 	md := s.file.Metadata().Clone()
-	if prunes && r.KeepsTypes {
+	if experts && r.KeepsTypes {
 		return md
 	}
 	fileType, _ := md.Get(gguf.KeyFileType)

@@ -24,6 +24,8 @@ type reader struct {
 	scales []float32
 	aux    []byte // stored scales or zero points
 	codes  []byte // blocks of a GGUF type
+	old    []byte // blocks of rows that may have changed
+	was    []float32
 	index  []int64
 	// suspect says that the rows read last may hold NaN or infinities; where it
 	// is false the stored numbers have been looked at and none is.
@@ -201,6 +203,10 @@ func transpose(dst, src []float32, rows, cols int64) {
 func (rd *reader) read(ctx context.Context, src int, r0, r1, c0, c1 int64, dst []float32) error {
 	s := &rd.inv.Tensors[src]
 	w := c1 - c0
+	if s.Compute != nil { // pieces take whole rows
+		rd.suspect = true
+		return s.Compute(ctx, r0, r1-r0, dst[:(r1-r0)*w])
+	}
 	if s.packed != nil {
 		rd.suspect = true // products may overflow
 		return rd.unpack(ctx, src, r0, r1, c0, c1, dst)
@@ -320,7 +326,15 @@ func (rd *reader) rowBlocks(ctx context.Context, src int, r0, r1 int64, dst []by
 // finite returns an error naming the first NaN or infinity among the rows read
 // last: x, of cols values each, the first of which is row first of the tensor.
 func (rd *reader) finite(name string, first, cols int64, x []float32) error {
-	if !rd.suspect || quant.AllFinite(x) {
+	if !rd.suspect {
+		return nil
+	}
+	return checkFinite(name, first, cols, x)
+}
+
+// checkFinite is reader.finite for rows that nobody has looked at.
+func checkFinite(name string, first, cols int64, x []float32) error {
+	if quant.AllFinite(x) {
 		return nil
 	}
 	for i, v := range x {

@@ -267,11 +267,11 @@ func (w *worker) do(ctx context.Context, u unit) error {
 
 // stripRows returns how many rows of a unit are worked on at once: as many as
 // stay in a core's cache, but all where few rows would be read in many small
-// places.
+// places, or are computed.
 func (w *worker) stripRows(u unit) int64 {
 	p := w.ex.plan
 	src, t := &p.inv.Tensors[u.piece.Source], &p.Tensors[u.tensor]
-	if u.piece.Mode == arch.CutTransposed || src.columnwise() {
+	if u.piece.Mode == arch.CutTransposed || src.columnwise() || src.Compute != nil {
 		return max(1, u.n)
 	}
 	info := gguf.TensorInfo{Shape: t.Shape}
@@ -309,7 +309,9 @@ func (w *worker) strip(ctx context.Context, u, s unit) error {
 					return err
 				}
 			}
-			err = w.encode(s, c, rows)
+			if err = w.encode(s, c, rows); err == nil {
+				err = w.rd.unchanged(ctx, t, c.Type, s.piece.Start+s.first, w.values, rows)
+			}
 		}
 		if err != nil {
 			return err
@@ -387,5 +389,5 @@ func (w *worker) check(o int, u unit, rows []byte) error {
 	if errors.As(err, &block) {
 		block.Row += u.out
 	}
-	return formatError("tensor %q does not fit the range of %s: %v", info.Name, info.Type, err)
+	return rangeError(info.Name, info.Type, err)
 }

@@ -11,13 +11,13 @@ import (
 // Settings of a config.json are changed in its text, so that everything else
 // stays as its author wrote it.
 
-// setting is the place of a number in the text.
+// setting is the place of a number or string in the text.
 type setting struct {
 	name       string
 	start, end int64
 }
 
-// settingsOf finds the numbers of the top level and of text_config.
+// settingsOf finds the numbers and strings of the top level and of text_config.
 func settingsOf(data []byte) ([]setting, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
@@ -53,7 +53,8 @@ func appendSettings(list []setting, dec *json.Decoder, data []byte, top bool) ([
 		if err := dec.Decode(&v); err != nil {
 			return nil, err
 		}
-		if _, ok := v.(json.Number); ok {
+		switch v.(type) {
+		case json.Number, string:
 			list = append(list, setting{key.(string), start, dec.InputOffset()})
 		}
 	}
@@ -61,27 +62,33 @@ func appendSettings(list []setting, dec *json.Decoder, data []byte, top bool) ([
 	return list, err
 }
 
-// hasSetting reports whether there is a number of the name.
+// hasSetting reports whether there is a number or string of the name.
 func hasSetting(data []byte, name string) (bool, error) {
 	list, err := settingsOf(data)
 	return slices.ContainsFunc(list, func(s setting) bool { return s.name == name }), err
 }
 
-// setSettings gives numbers other values wherever they are; those that are
+// setSettings gives numbers and strings other values wherever they are; those that are
 // nowhere are put before all others.
-func setSettings(data []byte, values map[string]int) ([]byte, error) {
+func setSettings(data []byte, values map[string]any) ([]byte, error) {
 	list, err := settingsOf(data)
 	if err != nil {
 		return nil, err
 	}
 	var out []byte
-	missing, last := maps.Clone(values), int64(0)
+	texts := make(map[string][]byte, len(values))
+	for name, v := range values {
+		if texts[name], err = json.Marshal(v); err != nil {
+			return nil, err
+		}
+	}
+	missing, last := maps.Clone(texts), int64(0)
 	for _, s := range list {
-		v, ok := values[s.name]
+		text, ok := texts[s.name]
 		if !ok {
 			continue
 		}
-		out = fmt.Appendf(append(out, data[last:s.start]...), "%d", v)
+		out = append(append(out, data[last:s.start]...), text...)
 		last = s.end
 		delete(missing, s.name)
 	}
@@ -89,7 +96,7 @@ func setSettings(data []byte, values map[string]int) ([]byte, error) {
 	at := bytes.IndexByte(out, '{') + 1
 	var added []byte
 	for _, name := range slices.Sorted(maps.Keys(missing)) {
-		added = fmt.Appendf(added, "\n  %q: %d,", name, missing[name])
+		added = fmt.Appendf(added, "\n  %q: %s,", name, missing[name])
 	}
 	return slices.Insert(out, at, added...), nil
 }

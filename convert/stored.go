@@ -21,7 +21,9 @@ var keptFileTypes = map[gguf.Type]uint32{gguf.MXFP4: 38, gguf.NVFP4: 39}
 
 // holds reports whether a type has the tensor's numbers as the input stores
 // them, so that blocks can be copied.
-func (t *Tensor) holds(typ gguf.Type) bool { return t.stored != nil && *t.stored == typ }
+func (t *Tensor) holds(typ gguf.Type) bool {
+	return t.stored != nil && !t.changed() && *t.stored == typ
+}
 
 // addCheckpoint adds the tensors of a checkpoint and tells which stay in their
 // type, with the factors that these need beside them.
@@ -76,7 +78,7 @@ func (p *Plan) chooseStored(r *quant.Recipe, choices []quant.Choice, kept []bool
 			}
 		case t.holds(c.Type):
 			c.Rule, c.Copied = c.Rule+"; the blocks of the checkpoint as they are", true
-		case t.stored != nil && c.Type.Quantized():
+		case t.stored != nil && !t.changed() && c.Type.Quantized():
 			again[*t.stored]++
 		}
 	}

@@ -2,7 +2,6 @@ package convert
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
 	"github.com/winnow-moe/winnow/formats/gguf"
@@ -47,8 +46,8 @@ func (v *View) Tensors() []gguf.TensorInfo { return v.infos }
 // Rows implements gguf.Model.
 func (v *View) Rows(ctx context.Context, i int, first, n int64, buf []byte) ([]byte, error) {
 	info := &v.infos[i]
-	if first < 0 || n < 0 || first > info.Rows()-n {
-		return nil, fmt.Errorf("tensor %q: rows %d to %d of %d", info.Name, first, first+n, info.Rows())
+	if err := checkRange(info, first, n); err != nil {
+		return nil, err
 	}
 	w := v.readers.Get().(*worker)
 	defer v.readers.Put(w)
@@ -62,7 +61,10 @@ func (v *View) Rows(ctx context.Context, i int, first, n int64, buf []byte) ([]b
 		return nil, err
 	}
 	buf = grow(buf, n*info.RowBytes())
-	return buf, v.plan.Outputs[v.output].Choices[i].Search.EncodeRows(info.Type, buf, w.values, int(cols), nil)
+	if err := v.plan.Outputs[v.output].Choices[i].Search.EncodeRows(info.Type, buf, w.values, int(cols), nil); err != nil {
+		return nil, err
+	}
+	return buf, v.keep(ctx, &w.rd, i, first, n, w.values, buf)
 }
 
 // fill computes rows that may span several pieces.
@@ -74,6 +76,14 @@ func (v *View) fill(ctx context.Context, rd *reader, t int, first, n int64, dst 
 			return err
 		}
 		return rd.finite(v.infos[t].Name, first+out, cols, rows)
+	})
+}
+
+// keep restores the blocks of rows that Changes leave as they are.
+func (v *View) keep(ctx context.Context, rd *reader, t int, first, n int64, values []float32, dst []byte) error {
+	cols, size := v.infos[t].RowLen(), v.infos[t].RowBytes()
+	return v.spans(t, first, n, func(p *Piece, at, k, out int64) error {
+		return rd.unchanged(ctx, &v.plan.Tensors[t], v.infos[t].Type, p.Start+at, values[out*cols:(out+k)*cols], dst[out*size:(out+k)*size])
 	})
 }
 

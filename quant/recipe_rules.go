@@ -385,3 +385,7 @@ var shapeFallback = map[gguf.Type]gguf.Type{
 var wantsImatrix = map[gguf.Type]bool{
 	gguf.IQ1S: true, gguf.IQ1M: true, gguf.IQ2XXS: true, gguf.IQ2XS: true, gguf.IQ2S: true, gguf.IQ3XXS: true,
 }
+
+// WantsWeights reports whether llama-quantize refuses to make tensors of a type
+// without importance weights.
+func WantsWeights(t gguf.Type) bool { return wantsImatrix[t] }

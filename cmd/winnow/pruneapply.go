@@ -18,7 +18,7 @@ type pruning struct {
 // own form if no type is asked for.
 func (c *choice) planPruning() (*pruning, error) {
 	if c.folder != nil && len(c.recipes) == 0 {
-		plan, err := c.folder.PlanFolder(c.list)
+		plan, err := c.folder.PlanFolder(c.list, nil, "")
 		if err != nil {
 			return nil, planError(err)
 		}

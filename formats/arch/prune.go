@@ -11,6 +11,10 @@ import (
 // from it, because the number that is left says nothing about the other weights.
 const KeyExpertsBefore = "winnow.prune.experts_before"
 
+// KeyMerged is a metadata key with the method by which experts were merged
+// (string). What was measured on the model before says nothing about them.
+const KeyMerged = "winnow.prune.merged"
+
 // ExpertAxis returns the axis of the tensor, counted as Shape is, along which
 // there is one entry for each routed expert; -1: there is none.
 func (r *Rule) ExpertAxis() int { return expertAxis(r.Shape) }
@@ -42,9 +46,10 @@ func (p *Params) Reach(experts, groups int) int {
 
 // Pruning says what becomes of the routed experts of a model.
 type Pruning struct {
-	Experts int  // that are left in each block
-	Flatten bool // they form one group
-	DropMTP bool // the blocks of multi-token prediction are left out
+	Experts int    // that are left in each block
+	Flatten bool   // they form one group
+	DropMTP bool   // the blocks of multi-token prediction are left out
+	Merged  string // the method by which others were merged into them, "" if none were
 }
 
 // Pruned returns the hyper-parameters of the pruned model.
@@ -70,6 +75,9 @@ func (m *Model) PruneMetadata(md *gguf.Metadata, how Pruning) {
 	prefix, pruned := m.Family.Arch+".", m.Params.Pruned(how)
 	if _, again := md.Get(KeyExpertsBefore); !again {
 		md.SetAfter(prefix+KeyExpertCount, KeyExpertsBefore, uint32(m.Params.Experts))
+	}
+	if how.Merged != "" {
+		md.SetAfter(KeyExpertsBefore, KeyMerged, how.Merged)
 	}
 	md.Set(prefix+KeyExpertCount, pruned.value(KeyExpertCount))
 	for _, key := range []string{KeyExpertGroups, KeyGroupsUsed, KeyBlockCount} {

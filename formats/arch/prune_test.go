@@ -54,14 +54,14 @@ func TestPruneMetadata(t *testing.T) {
 	} {
 		md.Set(kv.key, kv.v)
 	}
-	m.PruneMetadata(md, Pruning{Experts: 9, Flatten: true, DropMTP: true})
+	m.PruneMetadata(md, Pruning{Experts: 9, Flatten: true, DropMTP: true, Merged: "ream"})
 	var got []string
 	for _, key := range md.Keys() {
 		v, _ := md.Get(key)
 		got = append(got, fmt.Sprintf("%s %T %v", key, v, v))
 	}
 	want := []string{
-		"gemma4.block_count uint32 3", "gemma4.expert_count uint32 9", "winnow.prune.experts_before uint32 16", "gemma4.expert_group_count uint32 1",
+		"gemma4.block_count uint32 3", "gemma4.expert_count uint32 9", "winnow.prune.experts_before uint32 16", "winnow.prune.merged string ream", "gemma4.expert_group_count uint32 1",
 		"gemma4.feed_forward_length []int32 [1 2 3]", "gemma4.attention.head_count_kv []uint32 [1 2 3]", "gemma4.attention.sliding_window_pattern []bool [true false true]",
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {

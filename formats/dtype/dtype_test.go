@@ -361,3 +361,31 @@ func BenchmarkEncode(b *testing.B) {
 		})
 	}
 }
+
+// TestF8Rounding checks every rounding boundary of F8_E4M3, which float32 holds
+// exactly: half way between two neighbours the even one is taken.
+func TestF8Rounding(t *testing.T) {
+	inf := float32(math.Inf(1))
+	for c := byte(0); c < 0x7e; c++ {
+		mid := (FromF8E4M3(c) + FromF8E4M3(c+1)) / 2
+		for _, x := range []struct {
+			f    float32
+			want byte
+		}{{FromF8E4M3(c), c}, {math.Nextafter32(mid, 0), c}, {mid, c + c&1}, {math.Nextafter32(mid, inf), c + 1}} {
+			if got := ToF8E4M3(x.f); got != x.want {
+				t.Fatalf("ToF8E4M3(%v) = %#02x, want %#02x", x.f, got, x.want)
+			}
+			if got := ToF8E4M3(-x.f); got != x.want|0x80 {
+				t.Fatalf("ToF8E4M3(%v) = %#02x, want %#02x", -x.f, got, x.want|0x80)
+			}
+		}
+	}
+	for _, f := range []float32{MaxF8E4M3, 464, 465, 1e30, inf} {
+		if a, b := ToF8E4M3(f), ToF8E4M3(-f); a != 0x7e || b != 0xfe {
+			t.Errorf("±%v become %#02x and %#02x", f, a, b)
+		}
+	}
+	if c := ToF8E4M3(float32(math.NaN())); c != 0x7f {
+		t.Errorf("NaN becomes %#02x", c)
+	}
+}

@@ -67,3 +67,26 @@ func FromF8E5M2(b byte) float32 { return f8e5m2[b] }
 
 // FromF8E8M0 converts one F8_E8M0 code.
 func FromF8E8M0(b byte) float32 { return f8e8m0[b] }
+
+// MaxF8E4M3 is the largest number of the type F8_E4M3.
+const MaxF8E4M3 = 448
+
+// ToF8E4M3 rounds to F8_E4M3, nearest even. The type has no infinities: larger
+// values become MaxF8E4M3. NaN stays NaN.
+func ToF8E4M3(f float32) byte {
+	u := math.Float32bits(f)
+	sign := byte(u>>24) & 0x80
+	u &= 0x7fffffff
+	switch {
+	case u > 0x7f800000:
+		return sign | 0x7f
+	case u >= 0x43e00000: // 448
+		return sign | 0x7e
+	case u < 0x3c800000: // 2^-6, below which codes are subnormal
+		// The last bit of 2^14+x weighs 2^-9, like that of a subnormal code: the
+		// addition rounds x as wanted and leaves it in the lowest byte.
+		return sign | byte(math.Float32bits(math.Float32frombits(u)+1<<14))
+	}
+	// The exponent bias falls from 127 to 7.
+	return sign | byte((u-120<<23+0x7ffff+(u>>20&1))>>20)
+}
