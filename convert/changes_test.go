@@ -2,8 +2,8 @@ package convert
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"maps"
 	"math"
 	"path/filepath"
 	"regexp"
@@ -15,6 +15,7 @@ import (
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
+	"github.com/winnow-moe/winnow/formats/dtype"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
@@ -355,8 +356,8 @@ func checkBlocks(t *testing.T, got, whole *gguf.File, ch *testChanges, imp *Impo
 	}
 }
 
-// TestChangeAll: values that encode to other blocks are encoded even where
-// nothing but an expert's place in the file tells the rows apart.
+// TestChangeSource: what is changed counts as read, progress comes to its end, and
+// the checkpoint's list of tensors stays as it is.
 func TestChangeSource(t *testing.T) {
 	ck := openCheckpoint(t, fixture(t, "qwen3_moe"), CheckpointOptions{})
 	ch := &testChanges{m: asModel(t, ck), has: networks}
@@ -562,23 +563,110 @@ func TestMerged(t *testing.T) {
 
 // TestChangeNotes: it is said where weights that a block type holds are encoded anew.
 func TestChangeNotes(t *testing.T) {
-	for form := range maps.Keys(packedForms(t)) {
-		if !strings.HasPrefix(form, "mxfp4") {
-			continue
+	ck := openCheckpoint(t, fixture(t, "gpt_oss"), CheckpointOptions{})
+	req := request(t, t.TempDir(), "Q8_0")
+	req.Changes = &testChanges{m: asModel(t, ck), has: networks}
+	for allow, want := range map[bool]string{false: "what differs is encoded anew as MXFP4", true: "they are encoded anew as Q8_0"} {
+		req.AllowRequantize = allow
+		plan, err := ck.Plan(req)
+		must(t, err)
+		if !slices.ContainsFunc(plan.Notes, func(s string) bool { return strings.Contains(s, want) }) {
+			t.Errorf("notes %q, want one with %q", plan.Notes, want)
 		}
-		ck := openCheckpoint(t, packedDir(t, form), CheckpointOptions{})
-		if ck.Model.Params.Experts == 0 {
-			continue
+	}
+}
+
+// TestF8Blocks compares blocks with those that PyTorch makes (testdata/f8block.py).
+func TestF8Blocks(t *testing.T) {
+	var cases []struct {
+		Type           string
+		Rows, Cols     int64
+		Block          [2]int64
+		Values, Scales []float32
+		Codes          []int
+	}
+	must(t, json.Unmarshal(readFile(t, filepath.Join("testdata", "f8block.json")), &cases))
+	for _, c := range cases {
+		typ, _ := dtype.Parse(c.Type)
+		r := &rewriter{values: c.Values, was: make([]float32, len(c.Values)), raw: make([]byte, len(c.Values))}
+		for i := range r.was {
+			r.was[i] = 7 // nothing stays
 		}
-		req := request(t, t.TempDir(), "Q8_0")
-		req.Changes = &testChanges{m: asModel(t, ck), has: networks}
-		for allow, want := range map[bool]string{false: "what differs is encoded anew as MXFP4", true: "they are encoded anew as Q8_0"} {
-			req.AllowRequantize = allow
-			plan, err := ck.Plan(req)
-			must(t, err)
-			if !slices.ContainsFunc(plan.Notes, func(s string) bool { return strings.Contains(s, want) }) {
-				t.Errorf("%s: notes %q, want one with %q", form, plan.Notes, want)
+		for r0 := int64(0); r0 < c.Rows; r0 += c.Block[0] {
+			for c0 := int64(0); c0 < c.Cols; c0 += c.Block[1] {
+				stored, scale := make([]byte, typ.Bits()/8), make([]float32, 1)
+				b := block{r0, min(c.Rows, r0+c.Block[0]), c0, min(c.Cols, c0+c.Block[1]), c.Cols}
+				must(t, r.encodeBlock(b, typ, stored), dtype.Decode(typ, scale, stored))
+				if scale[0] != c.Scales[0] {
+					t.Errorf("%s: the scale at row %d, column %d is %v, want %v", c.Type, r0, c0, scale[0], c.Scales[0])
+				}
+				c.Scales = c.Scales[1:]
 			}
+		}
+		for i, code := range r.raw {
+			if int(code) != c.Codes[i] {
+				t.Errorf("%s: the code of %v is %#02x, want %#02x", c.Type, c.Values[i], code, c.Codes[i])
+			}
+		}
+	}
+}
+
+// TestChangeF8: experts of a checkpoint in 8-bit floats are written in them, as
+// near as these are, and blocks that do not change keep their bytes.
+func TestChangeF8(t *testing.T) {
+	for _, dir := range []string{fixtures.TinyR1(t), fixture(t, "deepseek_v3_fp8")} {
+		ck := openCheckpoint(t, dir, CheckpointOptions{MTP: "keep"})
+		keep, whole := keepBut(1)(&ck.Model.Params), asModel(t, ck)
+		ch := &testChanges{m: whole, has: networks, add: addedTo(whole, int64(ck.Model.Params.Experts))}
+		folder, err := changeFolder(t, ck, ch, keep)
+		must(t, err)
+		got := asModel(t, openCheckpoint(t, folder, CheckpointOptions{MTP: "keep"}))
+		changed := 0
+		for i, info := range got.Tensors() {
+			if !networks.MatchString(info.Name) {
+				continue
+			}
+			j := slices.IndexFunc(whole.Tensors(), func(x gguf.TensorInfo) bool { return x.Name == info.Name })
+			rows, cols := info.Shape[1], info.RowLen()
+			now, want := make([]float32, rows*cols), make([]float32, rows*cols)
+			for k, id := range keep.Blocks[arch.ParseName(info.Name).Layer] {
+				raw, err := got.Rows(t.Context(), i, int64(k)*rows, rows, nil)
+				must(t, err, quant.DecodeRows(gguf.F32, now, raw))
+				raw, err = whole.Rows(t.Context(), j, int64(id)*rows, rows, nil)
+				must(t, err, quant.DecodeRows(gguf.F32, want, raw))
+				if ch.add(info.Name, int64(id)*rows) == 0 {
+					if !slices.Equal(now, want) {
+						t.Fatalf("%s: expert %d differs", info.Name, id)
+					}
+					continue
+				}
+				changed++
+				for n := range want {
+					want[n]++
+				}
+				checkF8(t, info.Name, now, want, cols)
+			}
+		}
+		if changed == 0 {
+			t.Error("nothing was added")
+		}
+	}
+}
+
+// checkF8 compares what was written with what was asked for, in blocks of 128 by
+// 128: half a unit of three bits of mantissa, or of the smallest code, apart at most.
+func checkF8(t *testing.T, name string, got, want []float32, cols int64) {
+	t.Helper()
+	largest := map[[2]int64]float64{}
+	at := func(n int) [2]int64 { return [2]int64{int64(n) / cols / 128, int64(n) % cols / 128} }
+	for n, v := range want {
+		largest[at(n)] = max(largest[at(n)], math.Abs(float64(v)))
+	}
+	for n, v := range want {
+		scale := largest[at(n)] / 448
+		allowed := max(math.Abs(float64(v))/16, scale/1024) * (1 + 1e-6)
+		if diff := math.Abs(float64(got[n]) - float64(v)); diff > allowed {
+			t.Fatalf("%s: %v became %v, scale %g", name, v, got[n], scale)
 		}
 	}
 }

@@ -13,12 +13,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/durable"
 	"github.com/winnow-moe/winnow/formats/safetensors"
 	"github.com/winnow-moe/winnow/formats/strictjson"
+	"golang.org/x/sync/errgroup"
 )
 
 // FolderPlan says everything about a pruned checkpoint folder before a byte is
@@ -102,6 +104,7 @@ func (c *Checkpoint) PlanFolder(keep *experts.KeepList, changes Changes, merged 
 		}
 	}
 	p.addPatches(f, patches)
+	p.noteChanged(c)
 	largest := int64(0)
 	for _, file := range c.files.Files() {
 		largest = max(largest, file.Size)
@@ -383,48 +386,40 @@ func (p *FolderPlan) write(ctx context.Context, c *Checkpoint, dir string, opt R
 	if err != nil {
 		return err
 	}
-	total, done := int64(0), int64(0)
-	for _, t := range p.Layout.Tensors() {
-		total += t.Size
-	}
-	buf := make([]byte, 4<<20)
-	rw := &rewriter{plan: p, c: c, w: w, rd: reader{inv: c.inv, data: c}}
-	for i := range p.tensors {
-		if opt.Events.Tensor != nil {
-			opt.Events.Tensor(p.Layout.Tensors()[i].Name)
-		}
-		switch t := &p.tensors[i]; {
-		case t.patches != nil:
-			err = rw.tensor(ctx, i)
-		case !t.withWeight:
-			err = p.copyTensor(ctx, c, w, i, buf)
-		}
-		if err != nil {
-			return errors.Join(err, w.Abort())
-		}
-		if done += p.Layout.Tensors()[i].Size; opt.Events.Progress != nil {
-			opt.Events.Progress(done, total)
-		}
+	if err := p.fill(ctx, c, w, opt); err != nil {
+		return errors.Join(err, w.Abort())
 	}
 	return w.Commit()
 }
 
-// copyTensor copies what stays of a tensor.
-func (p *FolderPlan) copyTensor(ctx context.Context, c *Checkpoint, w *safetensors.Writer, i int, buf []byte) error {
-	t, out := &p.tensors[i], int64(0)
-	for _, s := range t.parts {
-		for at := int64(0); at < s.n; {
-			b := buf[:min(int64(len(buf)), s.n-at)]
-			if err := c.ReadAt(ctx, t.source, s.off+at, b); err != nil {
-				return err
-			}
-			if err := w.WriteAt(i, out, b); err != nil {
-				return err
-			}
-			at, out = at+int64(len(b)), out+int64(len(b))
-		}
+// fill writes the tensors. What is copied is read from front to back; where
+// weights are computed, several are worked on at a time.
+func (p *FolderPlan) fill(ctx context.Context, c *Checkpoint, w *safetensors.Writer, opt RunOptions) error {
+	list := p.Layout.Tensors()
+	total, done := int64(0), atomic.Int64{}
+	for i := range list {
+		total += list[i].Size
 	}
-	return nil
+	g, ctx := errgroup.WithContext(ctx)
+	next := atomic.Int64{}
+	for range p.workers(c, opt) {
+		g.Go(func() error {
+			rw := &rewriter{plan: p, c: c, w: w, rd: reader{inv: c.inv, data: c}}
+			for i := int(next.Add(1)) - 1; i < len(list); i = int(next.Add(1)) - 1 {
+				if opt.Events.Tensor != nil {
+					opt.Events.Tensor(list[i].Name)
+				}
+				if err := rw.write(ctx, i); err != nil {
+					return err
+				}
+				if n := done.Add(list[i].Size); opt.Events.Progress != nil {
+					opt.Events.Progress(n, total)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
 }
 
 func copyFile(to, from string) error {

@@ -1,9 +1,11 @@
 package convert
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"math"
+	"runtime"
 	"slices"
 
 	"github.com/winnow-moe/winnow/formats/arch"
@@ -83,6 +85,19 @@ func (f *folderPlan) rowsPerExpert(source int) int64 {
 	return s.Rows()
 }
 
+// noteChanged tells which weights are encoded anew.
+func (p *FolderPlan) noteChanged(c *Checkpoint) {
+	n := 0
+	for i := range p.tensors {
+		if t := &p.tensors[i]; t.patches != nil && c.inv.Tensors[t.source].packed != nil {
+			n++
+		}
+	}
+	if n > 0 {
+		p.Notes = append(p.Notes, plural(n, "%d tensor", "%d tensors")+" in F8_E4M3 may change; what differs is encoded anew, with new scales")
+	}
+}
+
 // addPatches marks the tensors of the folder that are rewritten. Scales are
 // written with their weights.
 func (p *FolderPlan) addPatches(f *folderPlan, patches map[int][]patch) {
@@ -103,7 +118,28 @@ func (p *FolderPlan) addPatches(f *folderPlan, patches map[int][]patch) {
 	}
 }
 
-// rewriter writes changed tensors, the matrix of one expert at a time.
+// rewriteBytes is what a rewriter holds per element of a matrix: what there was
+// and what there is to be in float32, and in the form of the checkpoint.
+const rewriteBytes = 12
+
+// workers is how many tensors are written at a time.
+func (p *FolderPlan) workers(c *Checkpoint, opt RunOptions) int64 {
+	largest := int64(0)
+	for i := range p.tensors {
+		if t := &p.tensors[i]; t.patches != nil {
+			largest = max(largest, t.chunk*c.inv.Tensors[t.source].Cols())
+		}
+	}
+	if largest == 0 {
+		return 1
+	}
+	threads := cmp.Or(max(0, opt.Threads), runtime.GOMAXPROCS(0))
+	budget := cmp.Or(max(0, opt.MaxMemory), DefaultMaxMemory) - baseMemory
+	return max(1, min(int64(threads), budget/(largest*rewriteBytes+copyBytes)))
+}
+
+// rewriter writes tensors of a folder: changed ones the matrix of one expert at a
+// time, others as they are.
 type rewriter struct {
 	plan   *FolderPlan
 	c      *Checkpoint
@@ -116,7 +152,40 @@ type rewriter struct {
 	scales []byte
 }
 
-// tensor writes tensor i, and its scales if it has some.
+// copyBytes are copied at a time.
+const copyBytes = 4 << 20
+
+// write writes what stays of tensor i.
+func (r *rewriter) write(ctx context.Context, i int) error {
+	switch t := &r.plan.tensors[i]; {
+	case t.patches != nil:
+		return r.tensor(ctx, i)
+	case t.withWeight:
+		return nil
+	}
+	return r.copy(ctx, i)
+}
+
+// copy copies what stays of tensor i.
+func (r *rewriter) copy(ctx context.Context, i int) error {
+	t, out := &r.plan.tensors[i], int64(0)
+	r.raw = grow(r.raw, copyBytes)
+	for _, s := range t.parts {
+		for at := int64(0); at < s.n; {
+			b := r.raw[:min(copyBytes, s.n-at)]
+			if err := r.c.ReadAt(ctx, t.source, s.off+at, b); err != nil {
+				return err
+			}
+			if err := r.w.WriteAt(i, out, b); err != nil {
+				return err
+			}
+			at, out = at+int64(len(b)), out+int64(len(b))
+		}
+	}
+	return nil
+}
+
+// tensor writes changed tensor i, and its scales if it has some.
 func (r *rewriter) tensor(ctx context.Context, i int) error {
 	t := &r.plan.tensors[i]
 	s := &r.c.inv.Tensors[t.source]
