@@ -17,6 +17,7 @@ import (
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/dtype"
 	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/formats/safetensors"
 	"github.com/winnow-moe/winnow/quant"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
@@ -611,60 +612,139 @@ func TestF8Blocks(t *testing.T) {
 	}
 }
 
+// f8Experts copies a checkpoint of bfloat16 with its experts in 8-bit floats that
+// have a scale of a type for each block, which are 0.001, 0.002 and so on.
+func f8Experts(t *testing.T, dir string, block [2]int64, typ dtype.Type, settings map[string]any) string {
+	t.Helper()
+	to := copyFixture(t, dir, map[string]any{"quantization_config": settings})
+	files, err := safetensors.Open(dir)
+	must(t, err)
+	defer files.Close()
+	var list []safetensors.Tensor
+	var data [][]byte
+	for i, info := range files.Tensors() {
+		raw := make([]byte, info.Size)
+		must(t, files.ReadAt(i, 0, raw))
+		if !strings.Contains(info.Name, ".experts.") {
+			list, data = append(list, info), append(data, raw)
+			continue
+		}
+		values := make([]float32, len(raw)/2)
+		must(t, dtype.Decode(dtype.BF16, values, raw))
+		rows, cols := info.Shape[0], info.Shape[1]
+		grid := []int64{ceilDiv(rows, block[0]), ceilDiv(cols, block[1])}
+		scales := make([]float32, grid[0]*grid[1])
+		for k := range scales {
+			scales[k] = float32(k+1) / 1000
+		}
+		stored := make([]byte, len(scales)*typ.Bits()/8)
+		if typ == dtype.BF16 {
+			dtype.EncodeBF16(stored, scales)
+		} else {
+			dtype.EncodeF32(stored, scales)
+		}
+		codes := make([]byte, len(values))
+		for k, v := range values {
+			codes[k] = dtype.ToF8E4M3(v / scales[int64(k)/cols/block[0]*grid[1]+int64(k)%cols/block[1]])
+		}
+		list = append(list, safetensors.Tensor{Name: info.Name, DType: dtype.F8E4M3, Shape: info.Shape}, safetensors.Tensor{Name: info.Name + "_scale", DType: typ, Shape: grid})
+		data = append(data, codes, stored)
+	}
+	layout, err := safetensors.NewLayout(list, nil, 0)
+	must(t, err)
+	w, err := layout.CreateFile(filepath.Join(to, "model.safetensors"))
+	must(t, err)
+	for i := range data {
+		must(t, w.WriteAt(i, 0, data[i]))
+	}
+	must(t, w.Commit())
+	return to
+}
+
 // TestChangeF8: experts of a checkpoint in 8-bit floats are written in them, as
 // near as these are, and blocks that do not change keep their bytes.
 func TestChangeF8(t *testing.T) {
-	for _, dir := range []string{fixtures.TinyR1(t), fixture(t, "deepseek_v3_fp8")} {
-		ck := openCheckpoint(t, dir, CheckpointOptions{MTP: "keep"})
-		keep, whole := keepBut(1)(&ck.Model.Params), asModel(t, ck)
-		ch := &testChanges{m: whole, has: networks, add: addedTo(whole, int64(ck.Model.Params.Experts))}
-		folder, err := changeFolder(t, ck, ch, keep)
-		must(t, err)
-		got := asModel(t, openCheckpoint(t, folder, CheckpointOptions{MTP: "keep"}))
-		changed := 0
-		for i, info := range got.Tensors() {
-			if !networks.MatchString(info.Name) {
-				continue
+	bf16 := fixture(t, "qwen3_moe")
+	weights := func(more map[string]any) map[string]any {
+		more["num_bits"], more["type"] = 8, "float"
+		return map[string]any{"quant_method": "compressed-tensors", "format": "float-quantized",
+			"config_groups": map[string]any{"group_0": map[string]any{"targets": []any{"Linear"}, "weights": more}}}
+	}
+	const all = 1 << 20
+	for name, c := range map[string]struct {
+		dir   string
+		block [2]int64
+	}{
+		"tiny-r1": {fixtures.TinyR1(t), [2]int64{128, 128}},
+		"family":  {fixture(t, "deepseek_v3_fp8"), [2]int64{128, 128}},
+		"channel": {f8Experts(t, bf16, [2]int64{1, all}, dtype.BF16, weights(map[string]any{"strategy": "channel"})), [2]int64{1, all}},
+		"tensor":  {f8Experts(t, bf16, [2]int64{all, all}, dtype.F32, map[string]any{"quant_method": "fp8"}), [2]int64{all, all}},
+		"edges":   {f8Experts(t, bf16, [2]int64{24, 20}, dtype.F32, weights(map[string]any{"strategy": "block", "block_structure": []any{24, 20}})), [2]int64{24, 20}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ck := openCheckpoint(t, c.dir, CheckpointOptions{MTP: "keep"})
+			if format := ck.inv.Tensors[expertSource(ck)].format(); format != "F8_E4M3" {
+				t.Fatalf("experts are %s", format)
 			}
-			j := slices.IndexFunc(whole.Tensors(), func(x gguf.TensorInfo) bool { return x.Name == info.Name })
-			rows, cols := info.Shape[1], info.RowLen()
-			now, want := make([]float32, rows*cols), make([]float32, rows*cols)
-			for k, id := range keep.Blocks[arch.ParseName(info.Name).Layer] {
-				raw, err := got.Rows(t.Context(), i, int64(k)*rows, rows, nil)
-				must(t, err, quant.DecodeRows(gguf.F32, now, raw))
-				raw, err = whole.Rows(t.Context(), j, int64(id)*rows, rows, nil)
-				must(t, err, quant.DecodeRows(gguf.F32, want, raw))
-				if ch.add(info.Name, int64(id)*rows) == 0 {
-					if !slices.Equal(now, want) {
-						t.Fatalf("%s: expert %d differs", info.Name, id)
-					}
-					continue
+			keep, whole := keepBut(1)(&ck.Model.Params), asModel(t, ck)
+			ch := &testChanges{m: whole, has: networks, add: addedTo(whole, int64(ck.Model.Params.Experts))}
+			folder, err := changeFolder(t, ck, ch, keep)
+			must(t, err)
+			got := asModel(t, openCheckpoint(t, folder, CheckpointOptions{MTP: "keep"}))
+			changed := 0
+			for i, info := range got.Tensors() {
+				if networks.MatchString(info.Name) {
+					changed += checkF8(t, got, i, whole, ch, keep, c.block)
 				}
-				changed++
-				for n := range want {
-					want[n]++
-				}
-				checkF8(t, info.Name, now, want, cols)
 			}
-		}
-		if changed == 0 {
-			t.Error("nothing was added")
-		}
+			if changed == 0 {
+				t.Error("nothing was added")
+			}
+		})
 	}
 }
 
-// checkF8 compares what was written with what was asked for, in blocks of 128 by
-// 128: half a unit of three bits of mantissa, or of the smallest code, apart at most.
-func checkF8(t *testing.T, name string, got, want []float32, cols int64) {
+// checkF8 compares tensor i of what was written with what was asked for, and
+// returns the number of its experts that changed.
+func checkF8(t *testing.T, got gguf.Model, i int, whole gguf.Model, ch *testChanges, keep *experts.KeepList, block [2]int64) (changed int) {
+	t.Helper()
+	info := got.Tensors()[i]
+	j := slices.IndexFunc(whole.Tensors(), func(x gguf.TensorInfo) bool { return x.Name == info.Name })
+	rows, cols := info.Shape[1], info.RowLen()
+	now, want := make([]float32, rows*cols), make([]float32, rows*cols)
+	for k, id := range keep.Blocks[arch.ParseName(info.Name).Layer] {
+		raw, err := got.Rows(t.Context(), i, int64(k)*rows, rows, nil)
+		must(t, err, quant.DecodeRows(gguf.F32, now, raw))
+		raw, err = whole.Rows(t.Context(), j, int64(id)*rows, rows, nil)
+		must(t, err, quant.DecodeRows(gguf.F32, want, raw))
+		if ch.add(info.Name, int64(id)*rows) == 0 {
+			if !slices.Equal(now, want) {
+				t.Fatalf("%s: expert %d differs", info.Name, id)
+			}
+			continue
+		}
+		changed++
+		for n := range want {
+			want[n]++
+		}
+		nearF8(t, info.Name, now, want, cols, block)
+	}
+	return changed
+}
+
+// nearF8 compares values with what was asked for: they are half a unit of three
+// bits of mantissa, or of the smallest code, apart at most. The scale may be 1/256
+// smaller than the largest value needs.
+func nearF8(t *testing.T, name string, got, want []float32, cols int64, block [2]int64) {
 	t.Helper()
 	largest := map[[2]int64]float64{}
-	at := func(n int) [2]int64 { return [2]int64{int64(n) / cols / 128, int64(n) % cols / 128} }
+	at := func(n int) [2]int64 { return [2]int64{int64(n) / cols / block[0], int64(n) % cols / block[1]} }
 	for n, v := range want {
 		largest[at(n)] = max(largest[at(n)], math.Abs(float64(v)))
 	}
 	for n, v := range want {
 		scale := largest[at(n)] / 448
-		allowed := max(math.Abs(float64(v))/16, scale/1024) * (1 + 1e-6)
+		allowed := max(math.Abs(float64(v))/16, scale/1024) * (1 + 1.0/256)
 		if diff := math.Abs(float64(got[n]) - float64(v)); diff > allowed {
 			t.Fatalf("%s: %v became %v, scale %g", name, v, got[n], scale)
 		}
