@@ -169,6 +169,13 @@ func checkPrunedPlan(t *testing.T, ck *Checkpoint, whole *Summary, before int64)
 	if s.Parameters != want {
 		t.Errorf("%d parameters without some experts, want %d", s.Parameters, want)
 	}
+	req.Changes = &testChanges{has: networks}
+	changed, err := ck.Plan(req)
+	must(t, err)
+	checkUnits(t, changed)
+	if n := changed.Summary().Parameters; n != want {
+		t.Errorf("%d parameters with changes, want %d", n, want)
+	}
 	if size := folder.Size(); size >= before || size < whole.SourceBytes*(kept-1)/all {
 		t.Errorf("a folder of %d bytes with %d of %d experts, before %d", size, kept, all, before)
 	}

@@ -101,6 +101,9 @@ func (p *FolderPlan) noteChanged(c *Checkpoint) {
 // addPatches marks the tensors of the folder that are rewritten. Scales are
 // written with their weights.
 func (p *FolderPlan) addPatches(f *folderPlan, patches map[int][]patch) {
+	if len(patches) == 0 {
+		return
+	}
 	at := make(map[int]int, len(p.tensors))
 	for i := range p.tensors {
 		at[p.tensors[i].source] = i
