@@ -171,8 +171,8 @@ func maskedChoice(p *pass, l *layer, logits, bias []float32, e int32, chosen []i
 		}
 		return
 	}
-	r := newRouter(l.par, bias)
-	r.sum = p.m.arch.Family.Block.ExpertSum
+	kind := &p.m.arch.Family.Block
+	r := newRouter(kind, l.par, bias, nil)
 	r.choose(slices.Clone(logits), chosen, weight)
 	if e < 0 || !slices.Contains(chosen, e) {
 		return
@@ -200,8 +200,7 @@ func maskedChoice(p *pass, l *layer, logits, bias []float32, e int32, chosen []i
 	}
 	par := *l.par
 	par.ExpertGroups = 0
-	masked := newRouter(&par, choice)
-	masked.sum = r.sum
+	masked := newRouter(kind, &par, choice, nil)
 	if n := min(left, len(chosen)); n < len(chosen) {
 		clear(weight[n:])
 		chosen, weight = chosen[:n], weight[:n]

@@ -122,7 +122,7 @@ func TestRouter(t *testing.T) {
 	}
 	for _, tc := range tests {
 		experts, weights := make([]int32, 4), make([]float32, 4)
-		newRouter(tc.p, tc.bias).choose(slices.Clone(routerLogits[tc.token]), experts, weights)
+		newRouter(&arch.Block{}, tc.p, tc.bias, nil).choose(slices.Clone(routerLogits[tc.token]), experts, weights)
 		if !slices.Equal(experts, tc.experts) {
 			t.Errorf("%s, token %d: experts %v, want %v", tc.name, tc.token, experts, tc.experts)
 		}

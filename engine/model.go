@@ -50,6 +50,10 @@ type Options struct {
 	// lack without each of those that a token chose. For that one more expert is
 	// run for every token.
 	LeaveOneOut bool
+	// Sampler, when not nil, is told what SampleTokens tokens of every sequence,
+	// or all of a shorter one, bring to the routed experts of each block.
+	Sampler      Sampler
+	SampleTokens int
 	// ObserveOutput has the observer told of the input of the output weight too,
 	// unless it is the embedding.
 	ObserveOutput bool

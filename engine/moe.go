@@ -390,16 +390,13 @@ func (p *pass) route(ctx context.Context, l *layer) ([]network, error) {
 	chosen := make([]int32, p.x.Rows*used)
 	weight := make([]float32, p.x.Rows*used)
 	p.watchExperts(l, logits, chosen, weight)
+	if err := p.sample(l, logits); err != nil {
+		return nil, err
+	}
 	err = p.m.chunks(ctx, p.x.Rows, func(_ *worker, first, n int) error {
-		r := newRouter(par, bias)
-		r.sum, r.barred = p.m.arch.Family.Block.ExpertSum, l.barred
-		choose := r.choose
-		if p.m.arch.Family.Block.SparseMixer {
-			choose = sparseMixer
-		}
+		r := newRouter(&p.m.arch.Family.Block, par, bias, l.barred)
 		for i := first; i < first+n; i++ {
-			r.bar(logits.Row(i))
-			choose(logits.Row(i), chosen[i*used:][:used], weight[i*used:][:used])
+			r.route(logits.Row(i), chosen[i*used:][:used], weight[i*used:][:used])
 			p.watch.leaveOut(r, logits.Row(i), i)
 		}
 		return nil
@@ -451,30 +448,39 @@ func (p *pass) byExpert(ctx context.Context, l *layer, chosen []int32, weight []
 		all[e].scale = append(all[e].scale, weight[i])
 	}
 	p.watch.addNext(all)
-	gate, up, down := stack{l.expGate, par.ExpertFF, 0}, stack{l.expUp, par.ExpertFF, 0}, stack{l.expDown, p.x.Cols, 0}
-	if l.expGateUp != nil { // of every expert the gate comes first
-		gate = stack{affine{w: l.expGateUp}, 2 * par.ExpertFF, 0}
-		up = stack{affine{w: l.expGateUp}, 2 * par.ExpertFF, par.ExpertFF}
-	}
 	var nets []network
 	for e, n := range all {
 		if len(n.tokens) == 0 {
 			continue
 		}
-		n.width, n.weightInput = par.ExpertFF, p.m.arch.Family.Block.WeightInput
-		n.expert, n.experts = e, par.Experts
-		for _, r := range []struct {
-			to *rows
-			of stack
-		}{{&n.gate, gate}, {&n.up, up}, {&n.down, down}} {
-			var err error
-			if *r.to, err = p.m.expert(ctx, r.of, e); err != nil {
-				return nil, err
-			}
+		net, err := p.network(ctx, l, e)
+		if err != nil {
+			return nil, err
 		}
-		nets = append(nets, n)
+		net.tokens, net.scale, net.extra, net.weightInput = n.tokens, n.scale, n.extra, p.m.arch.Family.Block.WeightInput
+		nets = append(nets, net)
 	}
 	return nets, nil
+}
+
+// network is a routed expert as a network, without tokens.
+func (p *pass) network(ctx context.Context, l *layer, e int) (n network, err error) {
+	par := l.par
+	gate, up, down := stack{l.expGate, par.ExpertFF, 0}, stack{l.expUp, par.ExpertFF, 0}, stack{l.expDown, p.x.Cols, 0}
+	if l.expGateUp != nil { // of every expert the gate comes first
+		gate = stack{affine{w: l.expGateUp}, 2 * par.ExpertFF, 0}
+		up = stack{affine{w: l.expGateUp}, 2 * par.ExpertFF, par.ExpertFF}
+	}
+	n = network{width: par.ExpertFF, expert: e, experts: par.Experts}
+	for _, r := range []struct {
+		to *rows
+		of stack
+	}{{&n.gate, gate}, {&n.up, up}, {&n.down, down}} {
+		if *r.to, err = p.m.expert(ctx, r.of, e); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // stack is a weight of all experts, each with so many rows, of which those from
@@ -500,6 +506,7 @@ func (m *Model) expert(ctx context.Context, s stack, e int) (rows, error) {
 type router struct {
 	par    *arch.Params
 	sum    arch.ExpertSum
+	mixer  bool // sparseMixer chooses
 	bias   []float32
 	choice []float32 // score of every expert for the choice
 	groups []float32 // score of every group
@@ -507,8 +514,22 @@ type router struct {
 	barred []int32   // experts that are never chosen
 }
 
-func newRouter(par *arch.Params, bias []float32) *router {
-	return &router{par: par, bias: bias, choice: make([]float32, par.Experts), groups: make([]float32, par.ExpertGroups), picked: make([]int32, par.GroupsUsed)}
+func newRouter(kind *arch.Block, par *arch.Params, bias []float32, barred []int32) *router {
+	return &router{
+		par: par, sum: kind.ExpertSum, mixer: kind.SparseMixer, bias: bias, barred: barred,
+		choice: make([]float32, par.Experts), groups: make([]float32, par.ExpertGroups), picked: make([]int32, par.GroupsUsed),
+	}
+}
+
+// route picks the experts of a token by its router logits, which it overwrites,
+// and their weights. Barred ones are out of the question.
+func (r *router) route(logits []float32, chosen []int32, weight []float32) {
+	r.bar(logits)
+	if r.mixer {
+		sparseMixer(logits, chosen, weight)
+		return
+	}
+	r.choose(logits, chosen, weight)
 }
 
 // choose picks the experts of a token from its router logits, which it turns

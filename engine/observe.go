@@ -292,3 +292,30 @@ func (w *latentWatch) report(l *layer) error {
 	}
 	return nil
 }
+
+// Sampler is told what some tokens bring to the routed experts of blocks: the
+// input of the experts [tokens, embed] and the router's logits [tokens, experts].
+// It is told of every sequence in its turn, block by block. *calib.Domain is one.
+type Sampler interface {
+	Sample(block, tokens int, inputs, logits []float32) error
+}
+
+// sample tells the sampler of a block, if there is one: of tokens in the middle of
+// as many equal parts of every sequence. The logits are those of all experts.
+func (p *pass) sample(l *layer, logits kernel.Matrix) error {
+	if p.m.opt.Sampler == nil {
+		return nil
+	}
+	for _, s := range p.seqs {
+		n := min(s.n, p.m.opt.SampleTokens)
+		var inputs, outputs []float32
+		for i := range n {
+			t := s.first + (2*i+1)*s.n/(2*n)
+			inputs, outputs = append(inputs, p.in.Row(t)...), append(outputs, logits.Row(t)...)
+		}
+		if err := p.m.opt.Sampler.Sample(l.number, n, inputs, outputs); err != nil {
+			return err
+		}
+	}
+	return nil
+}

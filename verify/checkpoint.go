@@ -74,10 +74,10 @@ type Sums interface {
 	Load(m gguf.Model) error
 }
 
-// Section is a tensor of a checkpoint of type F64.
+// Section is a tensor of a checkpoint, whose bytes are made when it is written.
 type Section struct {
 	Info gguf.TensorInfo
-	Data func() ([]float64, error)
+	Data func() ([]byte, error)
 }
 
 // position is how far a measurement is.
@@ -160,10 +160,12 @@ func (c *Checkpoint) describe(at position, states []*engine.State, results [][]f
 	var list []content
 	if at.scored > 0 {
 		shape := []int64{int64(at.scored), int64(len(results))}
-		list = append(list, content{info: gguf.TensorInfo{Name: checkpointResults, Type: gguf.F64, Shape: shape}, doubles: func() ([]float64, error) {
-			var all []float64
+		list = append(list, content{info: gguf.TensorInfo{Name: checkpointResults, Type: gguf.F64, Shape: shape}, encoded: func() ([]byte, error) {
+			var all []byte
 			for _, r := range results {
-				all = append(all, r[:at.scored]...)
+				for _, f := range r[:at.scored] {
+					all = binary.LittleEndian.AppendUint64(all, math.Float64bits(f))
+				}
 			}
 			return all, nil
 		}})
@@ -180,7 +182,7 @@ func (c *Checkpoint) describe(at position, states []*engine.State, results [][]f
 	meta.Set(keyBlocks, blocks)
 	if c.Sums != nil {
 		for _, s := range c.Sums.Save(meta) {
-			list = append(list, content{info: s.Info, doubles: s.Data})
+			list = append(list, content{info: s.Info, encoded: s.Data})
 		}
 	}
 	return meta, list
@@ -191,11 +193,11 @@ func partInfo(model int, p engine.Part) gguf.TensorInfo {
 	return gguf.TensorInfo{Name: fmt.Sprintf("checkpoint.%d.%s", model, p.Name), Type: gguf.F32, Shape: []int64{int64(p.Cols), int64(p.Rows)}}
 }
 
-// content is a tensor to be written, of one type or the other.
+// content is a tensor to be written: numbers, or their bytes.
 type content struct {
 	info    gguf.TensorInfo
 	floats  []float32
-	doubles func() ([]float64, error)
+	encoded func() ([]byte, error)
 }
 
 // write writes tensor i and returns its checksum.
@@ -214,23 +216,13 @@ func (c *content) write(w *gguf.Writer, i int) (sum uint32, err error) {
 			return 0, err
 		}
 	}
-	if c.doubles == nil {
+	if c.encoded == nil {
 		return sum, nil
 	}
-	values, err := c.doubles()
-	if err != nil {
+	if raw, err = c.encoded(); err != nil {
 		return 0, err
 	}
-	for off := 0; off < len(values); off += copyBytes / 8 {
-		raw = raw[:0]
-		for _, f := range values[off:min(off+copyBytes/8, len(values))] {
-			raw = binary.LittleEndian.AppendUint64(raw, math.Float64bits(f))
-		}
-		if err := put(8*off, raw); err != nil {
-			return 0, err
-		}
-	}
-	return sum, nil
+	return sum, put(0, raw)
 }
 
 // headerSum is the checksum of keys and directory.

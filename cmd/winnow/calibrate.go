@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
@@ -25,6 +26,7 @@ type calibrateFlags struct {
 	from        int
 	out, format string
 	minTokens   int64
+	sample      int
 	loo, output bool
 	force       bool
 }
@@ -67,6 +69,7 @@ Sums are exact: runs over parts of the texts, merged, give the file of one run.
 	c.Flags().Int64Var(&flags.minTokens, "min-expert-tokens", 1, "warn of experts that saw fewer than `N` tokens")
 	flags.computeFlag(c)
 	c.Flags().BoolVar(&flags.loo, "loo", true, "measure what a block lacks without each expert (leave one out), which takes one more expert per token")
+	c.Flags().IntVar(&flags.sample, "sample", -1, "`N` tokens of each window to keep what goes into experts of, which prune chooses, merges and repairs experts by (-1: as many as take 4 MiB)")
 	c.Flags().BoolVar(&flags.output, "process-output", false, "output.weight too, if the model has one")
 	flags.addRun(c)
 	checkpointFlags(c, &flags.ck)
@@ -82,6 +85,8 @@ func (f *calibrateFlags) check(pos []string) error {
 		return usagef("calibrate needs an output: -o FILE")
 	case f.format != "gguf" && f.format != "dat":
 		return usagef("--output-format is %q, want gguf or dat", f.format)
+	case f.sample < -1:
+		return usagef("--sample is %d, want a number of tokens, or -1", f.sample)
 	case f.from < 0:
 		return usagef("--from-chunk is %d, want a positive number, or 0 for all", f.from)
 	}
@@ -97,6 +102,22 @@ func (f *calibrateFlags) check(pos []string) error {
 		return err
 	}
 	return checkOutput(f.out, inputs, f.force)
+}
+
+// sampleBytes is about what the sample of a window takes, unless it is asked for.
+const sampleBytes = 4 << 20
+
+// sampleTokens returns how many tokens of a window are sampled.
+func (f *calibrateFlags) sampleTokens(p *arch.Params) int {
+	if f.sample >= 0 {
+		return f.sample
+	}
+	return max(1, sampleBytes/max(1, sampledBytes(p)))
+}
+
+// sampledBytes is what the sample of a token takes in all blocks.
+func sampledBytes(p *arch.Params) int {
+	return 4 * (p.Embed + p.Experts) * len(experts.Blocks(p, experts.DropMTP))
 }
 
 // splitText returns the kind of text and the file of a --text flag.
@@ -117,6 +138,7 @@ func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags)
 		return err
 	}
 	defer m.model.Close()
+	m.options.Sampler, m.options.SampleTokens = watch, flags.sampleTokens(m.engine.Params())
 	texts, err := m.windows(flags)
 	if err != nil {
 		return err
@@ -157,7 +179,8 @@ func (a *app) observe(ctx context.Context, m *scored, texts []calibrationText, s
 	}
 	keep, err := flags.keep(ctx, "calibrate", all, []*scored{m},
 		verify.Fact{Name: "--loo", Value: strconv.FormatBool(m.options.LeaveOneOut)},
-		verify.Fact{Name: "--process-output", Value: strconv.FormatBool(m.options.ObserveOutput)})
+		verify.Fact{Name: "--process-output", Value: strconv.FormatBool(m.options.ObserveOutput)},
+		verify.Fact{Name: "--sample", Value: strconv.Itoa(m.options.SampleTokens)})
 	if err != nil {
 		return err
 	}
@@ -407,6 +430,9 @@ func (a *app) printCoverage(c *calib.Coverage) {
 			fmt.Sprintf("%d to %d", l.Least, l.Most), fmt.Sprintf("%.2f of %.2f", l.Entropy, l.MaxEntropy), strings.Join(top, " ")})
 	}
 	a.printf("\n%s", table("rrrrrl", rows))
+	if c.Sampled > 0 {
+		a.printf("%d tokens sampled for choosing, merging and repairing experts\n", c.Sampled)
+	}
 	if !c.LeaveOneOut {
 		a.printf("not measured: what blocks lack without each expert (--loo)\n")
 	}

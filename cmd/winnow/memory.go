@@ -216,7 +216,12 @@ func scoringNeeds(models []*scored, file bool, text *verify.Text) *needs {
 // observingNeeds are those of calibrating with texts of so many domains.
 func observingNeeds(m *scored, text *verify.Text, domains int) *needs {
 	n := &needs{models: []modelNeeds{m.engine}, tokens: text.Len(), longest: longestWindow(text)}
-	n.kept = int64(domains)*statisticsBytes(m.model, m.engine.Params().Experts) + 64<<20
+	p := m.engine.Params()
+	n.kept = int64(domains)*statisticsBytes(m.model, p.Experts) + 64<<20
+	for _, w := range text.Windows {
+		// Lists grow by a quarter, and the largest is copied while it is written.
+		n.kept += int64(min(len(w), m.options.SampleTokens) * sampledBytes(p) * 5 / 4)
+	}
 	return n
 }
 

@@ -16,6 +16,8 @@ type Coverage struct {
 	ChunkSize int             `json:"chunk_size"`
 	Domains   []DomainSummary `json:"domains"`
 	Weights   int             `json:"weights"`
+	// Sampled is the number of tokens of which a sample has what goes into experts.
+	Sampled int `json:"sampled_tokens"`
 	// LeaveOneOut says that it was measured what blocks lack without each expert.
 	LeaveOneOut bool           `json:"leave_one_out"`
 	Blocks      []BlockSummary `json:"blocks"`
@@ -64,7 +66,7 @@ func (s *Statistics) Coverage(minTokens int64) (*Coverage, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Coverage{ChunkSize: s.ChunkSize, Weights: len(all.inputs), Domains: []DomainSummary{}, Blocks: []BlockSummary{}}
+	c := &Coverage{ChunkSize: s.ChunkSize, Sampled: s.Sampled(), Weights: len(all.inputs), Domains: []DomainSummary{}, Blocks: []BlockSummary{}}
 	for _, d := range s.Domains {
 		c.Domains = append(c.Domains, DomainSummary{d.Name, append([]string{}, d.Datasets...), d.Chunks, d.Chunks * int64(s.ChunkSize)})
 	}

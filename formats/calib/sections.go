@@ -6,10 +6,10 @@ import (
 	"github.com/winnow-moe/winnow/formats/gguf"
 )
 
-// Section is a tensor of a file of statistics, of type F64.
+// Section is a tensor of a file of statistics, whose bytes are made when it is written.
 type Section struct {
 	Info gguf.TensorInfo
-	Data func() ([]float64, error)
+	Data func() ([]byte, error)
 }
 
 // Sections sets the keys of statistics and returns the tensors, without the
@@ -43,6 +43,11 @@ func (s *Statistics) hold() error {
 				if err := t.sums[i].hold(); err != nil {
 					return fmt.Errorf("block %d, %s: %w", layer, Stat(i), err)
 				}
+			}
+		}
+		for layer, s := range d.samples {
+			if err := s.hold(); err != nil {
+				return fmt.Errorf("block %d: %w", layer, err)
 			}
 		}
 	}

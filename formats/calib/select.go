@@ -91,7 +91,9 @@ func (s *Statistics) Select(sel Selection) (*Statistics, error) {
 			if t.Experts != sel.Experts {
 				return nil, invalid("block %d: %d experts, the model has %d", l, t.Experts, sel.Experts)
 			}
-			to.experts[l] = t.pick(ids)
+			if to.experts[l] = t.pick(ids); d.samples[l] != nil {
+				to.samples[l] = d.samples[l].pick(ids)
+			}
 		}
 	}
 	return out, nil

@@ -30,6 +30,11 @@ import (
 //	winnow.D.W.rows         [matrices]
 //	winnow.D.blk.L.<stat>   [numbers, 2], maxima [numbers]
 //
+// and of blocks whose tokens were sampled, as F32
+//
+//	winnow.D.blk.L.sample_inputs  [embed, tokens]
+//	winnow.D.blk.L.sample_logits  [experts, tokens]
+//
 // A weight that shares the input of another has no tensors of its own. The first row of two has the sums, the second what rounding them to float64
 // left: both together are the exact sums.
 const (
@@ -76,7 +81,7 @@ func (s *Statistics) WriteGGUF(path string, weights Weights) error {
 		if err != nil {
 			return fmt.Errorf("writing %s: tensor %q: %w", path, p.Info.Name, err)
 		}
-		if err := w.WriteAt(2*len(m.Entries)+i, 0, encodeF64(data)); err != nil {
+		if err := w.WriteAt(2*len(m.Entries)+i, 0, data); err != nil {
 			return err
 		}
 	}
@@ -110,7 +115,10 @@ func (s *Statistics) addKeys(meta *gguf.Metadata) {
 // sections lists the tensors beside those of the importance matrix.
 func (s *Statistics) sections() (list []Section) {
 	add := func(name string, data func() ([]float64, error), shape ...int64) {
-		list = append(list, Section{gguf.TensorInfo{Name: name, Type: gguf.F64, Shape: shape}, data})
+		list = append(list, Section{gguf.TensorInfo{Name: name, Type: gguf.F64, Shape: shape}, func() ([]byte, error) {
+			values, err := data()
+			return encodeF64(values), err
+		}})
 	}
 	for i, d := range s.Domains {
 		prefix := prefixStatistics + strconv.Itoa(i) + "."
@@ -130,6 +138,7 @@ func (s *Statistics) sections() (list []Section) {
 				}
 			}
 		}
+		list = append(list, d.sampleSections(prefix)...)
 	}
 	return list
 }
@@ -276,6 +285,9 @@ func (s *Statistics) readDomains(meta *gguf.Metadata) error {
 // check finds blocks that lack a statistic.
 func (s *Statistics) check() error {
 	for _, d := range s.Domains {
+		if err := d.checkSamples(); err != nil {
+			return fmt.Errorf("domain %q: %w", d.Name, err)
+		}
 		for layer, t := range d.experts {
 			for i := range stats {
 				n := t.sums[i].n + len(t.max[i])
@@ -310,6 +322,12 @@ func (r *partReader) read(d *Domain, i int, name string) error {
 		return invalid("the name is not one of a statistic")
 	}
 	layer, err := strconv.Atoi(fields[1])
+	if err == nil && fields[2] == sampleInputs {
+		return r.sample(d, i, layer, strings.TrimSuffix(r.f.Tensors()[i].Name, sampleInputs))
+	}
+	if fields[2] == sampleLogits {
+		return nil // read with the inputs
+	}
 	stat := slices.IndexFunc(stats[:], func(s statInfo) bool { return s.name == fields[2] })
 	if err != nil || stat < 0 {
 		return invalid("the name is not one of a statistic")

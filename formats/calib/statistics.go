@@ -40,6 +40,7 @@ type Domain struct {
 	Chunks   int64
 	inputs   map[string]*inputTotals
 	experts  map[int]*ExpertTotals
+	samples  map[int]*sampled
 }
 
 // inputTotals are Σ x² of the inputs of weights that have the same input.
@@ -56,7 +57,7 @@ func (s *Statistics) Domain(name string) *Domain {
 			return d
 		}
 	}
-	d := &Domain{Name: name, inputs: map[string]*inputTotals{}, experts: map[int]*ExpertTotals{}}
+	d := &Domain{Name: name, inputs: map[string]*inputTotals{}, experts: map[int]*ExpertTotals{}, samples: map[int]*sampled{}}
 	s.Domains = append(s.Domains, d)
 	return d
 }
@@ -150,7 +151,7 @@ func (d *Domain) merge(o *Domain) error {
 		}
 		d.experts[layer] = sum
 	}
-	return nil
+	return d.mergeSamples(o)
 }
 
 // mergeInputs adds up totals. Weights share a sum if they share both summands.

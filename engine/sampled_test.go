@@ -1,0 +1,324 @@
+package engine
+
+import (
+	"context"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/winnow-moe/winnow/engine/kernel"
+	"github.com/winnow-moe/winnow/formats/calib"
+	"github.com/winnow-moe/winnow/formats/gguf"
+	"github.com/winnow-moe/winnow/quant"
+	"github.com/winnow-moe/winnow/testdata/fixtures"
+)
+
+// sampledBlock is a block of a fixture with the sample of all tokens of a pass,
+// which stands before its experts.
+type sampledBlock struct {
+	*Sampled
+	p     *pass
+	l     *layer
+	whole []float32 // what the experts put out
+}
+
+// sampledBlocks calls do for every block with experts of every family.
+func sampledBlocks(t *testing.T, do func(t *testing.T, b *sampledBlock)) {
+	for _, family := range fixtures.Families(t) {
+		t.Run(family, func(t *testing.T) {
+			a := alter(t, family)
+			m := a.load(t, Options{})
+			if !slices.ContainsFunc(m.layers, func(l layer) bool { return l.router.w != nil }) {
+				t.SkipNow()
+			}
+			seqs, stats := someSeqs(m.Vocab(), 12, 21), &calib.Statistics{ChunkSize: 1}
+			d := stats.Domain("test")
+			d.Chunks = 33
+			if _, err := a.load(t, Options{Sampler: d, SampleTokens: 100}).Forward(t.Context(), seqs); err != nil {
+				t.Fatal(err)
+			}
+			p := &pass{m: m}
+			h := &Hidden{rows: kernel.NewMatrix(make([]float32, 33*m.embd.cols), 33, m.embd.cols), seqs: []span{{0, 12}, {12, 21}}}
+			p.start(h, seqs, h.seqs)
+			var err error
+			if p.factors, err = m.ropeFactors(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.embed(t.Context(), p.x); err != nil {
+				t.Fatal(err)
+			}
+			for i := range m.layers {
+				l := &m.layers[i]
+				if l.router.w != nil {
+					before := slices.Clone(p.x.Data)
+					reachExperts(t, p, l)
+					sample, err := stats.Sample(i, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for t := range sample.Weights {
+						sample.Weights[t] = 0.5 + float64(t%3) // they are not all alike
+					}
+					s, err := m.Sampled(t.Context(), i, sample)
+					if err != nil {
+						t.Fatal(err)
+					}
+					do(t, &sampledBlock{s, p, l, routedOutput(t, p, l, nil, false)})
+					copy(p.x.Data, before)
+				}
+				if err := p.block(t.Context(), l); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// routedOutput returns what the routed experts of a block add where some cannot be
+// chosen.
+func routedOutput(t *testing.T, p *pass, l *layer, barred []int32, flatten bool) []float32 {
+	t.Helper()
+	masked, par := *l, *l.par
+	if masked.barred, masked.par = barred, &par; flatten && par.ExpertGroups > 1 {
+		par.ExpertGroups, par.GroupsUsed = 1, 1
+	}
+	nets, err := p.route(t.Context(), &masked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func(out kernel.Matrix) { p.out = out }(p.out)
+	p.out = kernel.NewMatrix(make([]float32, p.x.Rows*p.x.Cols), p.x.Rows, p.x.Cols)
+	if err := p.networks(t.Context(), nets); err != nil {
+		t.Fatal(err)
+	}
+	return p.out.Data
+}
+
+// lacks returns the weighted square of what a block's output lacks.
+func (b *sampledBlock) lacks(out []float32) float64 {
+	sum, cols := 0.0, b.p.x.Cols
+	for i, v := range out {
+		d := float64(b.whole[i]) - float64(v)
+		sum += b.weights[i/cols] * d * d
+	}
+	return sum
+}
+
+// TestGreedy takes out, one after the other, the experts without which blocks whose
+// routers cannot choose them put out least different things, trying all of them.
+func TestGreedy(t *testing.T) {
+	sampledBlocks(t, func(t *testing.T, b *sampledBlock) {
+		for _, flatten := range []bool{false, true} {
+			par := b.l.par
+			if flatten && par.ExpertGroups < 2 {
+				continue
+			}
+			keep := par.ExpertsUsed
+			if par.ExpertGroups > 1 && !flatten {
+				for keep = par.ExpertGroups * 2; par.Reach(keep, par.ExpertGroups) < par.ExpertsUsed; {
+					keep += par.ExpertGroups
+				}
+			}
+			keep = max(keep, par.Experts-6)
+			protected := []int{1}
+			got, err := b.Greedy(t.Context(), GreedyOptions{Keep: keep, Flatten: flatten, Protected: protected})
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.checkGreedy(t, got, flatten, protected, par.Experts-keep)
+		}
+	})
+}
+
+func (b *sampledBlock) checkGreedy(t *testing.T, got *Greedy, flatten bool, protected []int, steps int) {
+	t.Helper()
+	par := b.l.par
+	if len(got.Order) != steps || len(got.Errors) != steps+1 || got.Errors[0] != 0 {
+		t.Fatalf("block %d: %d experts are taken out, with %d errors, want %d", b.l.number, len(got.Order), len(got.Errors), steps)
+	}
+	all := 0.0
+	for i, v := range b.whole {
+		all += b.weights[i/b.p.x.Cols] * float64(v) * float64(v)
+	}
+	groups := 1
+	if par.ExpertGroups > 1 && !flatten {
+		groups = par.ExpertGroups
+	}
+	var barred []int32
+	for step, e := range got.Order {
+		least, lost := math.Inf(1), math.NaN()
+		counts := make([]int, groups)
+		for _, x := range barred {
+			counts[int(x)*groups/par.Experts]++
+		}
+		for c := range par.Experts {
+			if slices.Contains(barred, int32(c)) || slices.Contains(protected, c) || counts[c*groups/par.Experts] != slices.Min(counts) {
+				continue
+			}
+			d := b.lacks(routedOutput(t, b.p, b.l, append(slices.Clip(barred), int32(c)), flatten))
+			if least = min(least, d); c == e {
+				lost = d
+			}
+		}
+		if !(lost <= least*(1+1e-4)+1e-12*all) {
+			t.Errorf("block %d, step %d: expert %d is taken out, without which %.8g is lost; the least is %.8g", b.l.number, step, e, lost, least)
+		}
+		if want := lost / all; math.Abs(got.Errors[step+1]-want) > 1e-4*want+1e-10 {
+			t.Errorf("block %d, step %d: error %.8g, want %.8g", b.l.number, step, got.Errors[step+1], want)
+		}
+		barred = append(barred, int32(e))
+	}
+}
+
+// changedDown is a model with a down projection in float32.
+type changedDown struct {
+	gguf.Model
+	infos []gguf.TensorInfo
+	index int
+	data  []float32
+}
+
+func (c *changedDown) Tensors() []gguf.TensorInfo { return c.infos }
+
+func (c *changedDown) Rows(ctx context.Context, i int, first, n int64, buf []byte) ([]byte, error) {
+	if i != c.index {
+		return c.Model.Rows(ctx, i, first, n, buf)
+	}
+	cols := c.infos[i].RowLen()
+	out := make([]byte, 4*n*cols)
+	return out, quant.EncodeRows(gguf.F32, out, c.data[first*cols:(first+n)*cols], int(cols), nil)
+}
+
+// TestRefit: a block with fitted experts lacks less, and the fit is at the minimum
+// of what it minimises: a step away from it in any direction makes that larger.
+func TestRefit(t *testing.T) {
+	sampledBlocks(t, func(t *testing.T, b *sampledBlock) {
+		keep := b.someExperts()
+		if keep == nil {
+			return
+		}
+		opt := RefitOptions{Mask: Mask{Keep: map[int][]int{b.l.number: keep}, Flatten: true}, Ridge: 0.1, Sweeps: 60}
+		r := b.m.NewRefit(opt)
+		if err := r.Add(t.Context(), b.Sampled); err != nil {
+			t.Fatal(err)
+		}
+		info := *b.l.expDown.w.info
+		if !r.Has(info.Name) || r.Has("blk.99.ffn_down_exps.weight") || r.Has("output.weight") {
+			t.Fatal("not the tensor that is fitted")
+		}
+		f := &fittedBlock{sampledBlock: b, keep: keep, model: &changedDown{Model: b.m.src, infos: slices.Clone(b.m.src.Tensors()), index: b.l.expDown.w.index}}
+		f.model.infos[f.model.index].Type = gguf.F32
+		f.before, f.after = make([]float32, info.Elements()), make([]float32, info.Elements())
+		w := new(worker)
+		rows, err := b.m.read(t.Context(), w, 0, b.l.expDown.w, 0, b.l.expDown.w.rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copy(f.before, rows.Data)
+		if err := r.Rows(t.Context(), info.Name, 0, info.Rows(), f.after); err != nil {
+			t.Fatal(err)
+		}
+		f.check(t, 0.1)
+	})
+}
+
+// someExperts keeps three quarters, nil if too few would be left.
+func (b *sampledBlock) someExperts() (keep []int) {
+	for e := range b.l.par.Experts {
+		if e%4 != 2 {
+			keep = append(keep, e)
+		}
+	}
+	if len(keep) < b.l.par.ExpertsUsed || len(keep) == b.l.par.Experts {
+		return nil
+	}
+	return keep
+}
+
+type fittedBlock struct {
+	*sampledBlock
+	keep          []int
+	model         *changedDown
+	before, after []float32
+}
+
+// lost is what the block lacks with a down projection.
+func (f *fittedBlock) lost(t *testing.T, down []float32) float64 {
+	f.model.data = down
+	m, err := Load(f.model, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := *f.p
+	p.m = m
+	return f.lacks(routedOutput(t, &p, &m.layers[f.l.number], others(f.keep, f.l.par.Experts), true))
+}
+
+func (f *fittedBlock) check(t *testing.T, ridge float64) {
+	t.Helper()
+	penalty := f.penalties(t, ridge)
+	objective := func(down []float32) float64 {
+		sum := f.lost(t, down)
+		each := len(down) / f.l.par.Experts
+		for e, lambda := range penalty {
+			for i := e * each; i < (e+1)*each; i++ {
+				d := float64(down[i]) - float64(f.before[i])
+				sum += lambda * d * d
+			}
+		}
+		return sum
+	}
+	whole, least := f.lost(t, f.before), objective(f.after)
+	if whole == 0 {
+		return // nobody chooses those that are left out
+	}
+	if !(least < whole) || !(f.lost(t, f.after) < whole) {
+		t.Errorf("block %d: %.6g with fitted experts, %.6g without", f.l.number, least, whole)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	step, each, size := make([]float32, len(f.after)), len(f.after)/f.l.par.Experts, f.sizes()
+	for range 2 {
+		for sign := float32(-1); sign < 2; sign += 2 {
+			for i := range step {
+				if sign < 0 {
+					step[i] = 0.02 * float32(rng.NormFloat64()) * size[i/each]
+				}
+			}
+			moved := slices.Clone(f.after)
+			for i, d := range step {
+				moved[i] += sign * d
+			}
+			if got := objective(moved); got < least*(1-1e-6) {
+				t.Errorf("block %d: %.9g beside the fit, %.9g in it", f.l.number, got, least)
+			}
+		}
+	}
+}
+
+// sizes are the largest changes of the experts' down projections.
+func (f *fittedBlock) sizes() []float32 {
+	each, most := len(f.after)/f.l.par.Experts, make([]float32, f.l.par.Experts)
+	for i, v := range f.after {
+		most[i/each] = max(most[i/each], v-f.before[i], f.before[i]-v)
+	}
+	return most
+}
+
+// penalties are the factors on the squares of changes, of every expert.
+func (f *fittedBlock) penalties(t *testing.T, ridge float64) []float64 {
+	t.Helper()
+	x := &fit{Sampled: f.Sampled, opt: &RefitOptions{Mask: Mask{Keep: map[int][]int{f.l.number: f.keep}, Flatten: true}}}
+	if err := x.collect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	out := make([]float64, f.l.par.Experts)
+	for _, e := range x.experts {
+		sum := 0.0
+		for _, v := range e.phi.Data {
+			sum += float64(v) * float64(v)
+		}
+		out[e.expert] = ridge * sum / float64(e.phi.Cols)
+	}
+	return out
+}
