@@ -32,25 +32,37 @@ type GreedyOptions struct {
 // without which Σ|y−y'|² over the sample is smallest, where y' is what the block
 // puts out when the router chooses among those that are left. It is the objective
 // of NAEE (Lu et al. 2024, arXiv 2402.14800) without its search of all subsets, and
-// gives choices of all sizes at once, each part of the larger ones.
+// gives choices of all sizes at once, each part of the larger ones. There is a
+// result for each of the options.
 //
 // Of every token the products of all experts' outputs are held, 2·experts² bytes.
-func (s *Sampled) Greedy(ctx context.Context, opt GreedyOptions) (*Greedy, error) {
-	if opt.Keep < s.l.par.ExpertsUsed {
-		return nil, fmt.Errorf("%d experts are to stay, less than the %d that a token uses", opt.Keep, s.l.par.ExpertsUsed)
+func (s *Sampled) Greedy(ctx context.Context, options ...GreedyOptions) ([]*Greedy, error) {
+	for _, opt := range options {
+		if opt.Keep < s.l.par.ExpertsUsed {
+			return nil, fmt.Errorf("%d experts are to stay, less than the %d that a token uses", opt.Keep, s.l.par.ExpertsUsed)
+		}
 	}
-	g := &greedy{Sampled: s, opt: opt, left: make([]bool, s.l.par.Experts), lost: make([]float64, s.x.Rows)}
-	for e := range g.left {
-		g.left[e] = true
-	}
-	var err error
-	if g.products, err = s.products(ctx); err != nil {
+	products, err := s.products(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if g.all, err = s.routes(ctx, false, nil); err != nil {
+	all, err := s.routes(ctx, false, nil)
+	if err != nil {
 		return nil, err
 	}
-	return g.run(ctx)
+	var out []*Greedy
+	for _, opt := range options {
+		g := &greedy{Sampled: s, opt: opt, products: products, all: all, left: make([]bool, s.l.par.Experts), lost: make([]float64, s.x.Rows)}
+		for e := range g.left {
+			g.left[e] = true
+		}
+		found, err := g.run(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found)
+	}
+	return out, nil
 }
 
 // products are those of the experts' outputs for every token: the part of the

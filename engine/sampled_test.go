@@ -126,7 +126,7 @@ func TestGreedy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b.checkGreedy(t, got, flatten, protected, par.Experts-keep)
+			b.checkGreedy(t, got[0], flatten, protected, par.Experts-keep)
 		}
 	})
 }

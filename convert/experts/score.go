@@ -67,7 +67,7 @@ func Rules() (list []RuleInfo) {
 	for _, r := range rules {
 		list = append(list, RuleInfo{Name: r.name, What: r.what})
 	}
-	return append(list, RuleInfo{Name: RandomRule, What: "random numbers, to compare with"})
+	return append(list, greedyInfo, RuleInfo{Name: RandomRule, What: "random numbers, to compare with"})
 }
 
 func findRule(name string) (*rule, error) {
@@ -78,7 +78,7 @@ func findRule(name string) (*rule, error) {
 		}
 		names = append(names, rules[i].name)
 	}
-	return nil, refused("there is no rule %q; the rules are %s and %s", name, strings.Join(names, ", "), RandomRule)
+	return nil, refused("there is no rule %q; the rules are %s, %s and %s", name, strings.Join(names, ", "), GreedyRule, RandomRule)
 }
 
 // Scores say how much experts matter: those with the largest score stay.
@@ -88,6 +88,9 @@ type Scores struct {
 	Blocks  map[int][]float64 // by block, of every expert
 	// Super are experts that must stay whatever their score.
 	Super []Expert
+	// Curve is, by block, what its output lacks without the first 0, 1, ... experts
+	// that go: Σ|y−y'|²/Σ|y|². nil: it is not known.
+	Curve map[int][]float64
 }
 
 // Expert is one expert of a block.
