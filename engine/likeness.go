@@ -23,18 +23,28 @@ func (s *Sampled) Likeness(ctx context.Context) (*Likeness, error) {
 		for t := range tokens {
 			total += s.weights[first+t]
 		}
+		sizes := make([]float64, outputs.Rows)
+		err := s.m.chunks(ctx, outputs.Rows, func(_ *worker, from, rows int) error {
+			for i := from; i < from+rows; i++ {
+				sizes[i] = math.Sqrt(kernel.SumSquares(outputs.Row(i)))
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 		return s.m.parallel(ctx, n, func(_ context.Context, _ *worker, i int) error {
+			sum := mean[i*s.x.Cols:][:s.x.Cols]
 			for t := range tokens {
-				f, w := outputs.Row(i*tokens+t), s.weights[first+t]
-				sum := mean[i*s.x.Cols:][:s.x.Cols]
+				at, w := i*tokens+t, s.weights[first+t]
+				f := outputs.Row(at)
 				for k, v := range f {
 					sum[k] += float64(w * float64(v))
 				}
-				size := math.Sqrt(kernel.SumSquares(f))
 				for j := range i + 1 {
-					g := outputs.Row(j*tokens + t)
-					if d := size * math.Sqrt(kernel.SumSquares(g)); d > 0 {
-						out.Cosine[i*n+j] += float64(w * kernel.Inner(f, g) / d)
+					other := j*tokens + t
+					if d := sizes[at] * sizes[other]; d > 0 {
+						out.Cosine[i*n+j] += float64(w * kernel.Inner(f, outputs.Row(other)) / d)
 					}
 				}
 			}
