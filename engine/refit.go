@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 
 	"github.com/winnow-moe/winnow/engine/kernel"
@@ -29,7 +30,9 @@ const (
 
 // Refit is a model whose experts make up for others that it lost: the down
 // projections of those that are left are fitted, so that the blocks put out again
-// what they did. Rows of these weights are computed when they are asked for.
+// what they did. Rows of these weights are computed when they are asked for; of
+// experts with few tokens no more is held than two numbers for each of them and
+// every row and column.
 type Refit struct {
 	m      *Model
 	opt    RefitOptions
@@ -57,26 +60,32 @@ func (m *Model) NewRefit(opt RefitOptions) *Refit {
 //
 //	Σ_t w_t·|y_t − y'_t − Σ_e ΔW_e·φ_te|² + λ·Σ_e |ΔW_e|²
 //
-// over the changes ΔW_e of the experts that are left, with y the block's output
-// with all experts and y' without some, and φ_te = g'_te·a_e(x_t) of the hidden
-// layer of an expert that token t chooses then. Experts are fitted one after the
-// other, each to what the others leave of y − y' (block Gauss-Seidel), by the
-// normal equations in the smaller of their two forms: of the hidden units or of the
-// tokens.
-func (r *Refit) Add(ctx context.Context, s *Sampled) error {
-	if s.l.expDown.w.factors != nil {
-		return fmt.Errorf("tensor %q has factors beside it, which a fitted weight would not have", s.l.expDown.w.info.Name)
+// over the changes ΔW_e of the experts that are left, with y the output of the
+// block in the whole model and y' without some experts in the one that is fitted,
+// and φ_te = g'_te·a_e(x_t) of the hidden layer of an expert that token t chooses
+// then. Experts are fitted one after the other, each to what the others leave of
+// y − y' (block Gauss-Seidel), by the normal equations in the smaller of their two
+// forms: of the hidden units or of the tokens.
+//
+// The two models have the same tokens; they are the same but where experts that are
+// left were changed, too.
+func (r *Refit) Add(ctx context.Context, whole, fitted *Sampled) error {
+	if fitted.m != r.m || whole.l.number != fitted.l.number || whole.x.Rows != fitted.x.Rows {
+		return fmt.Errorf("block %d: not a sample for the model and the block that are fitted", fitted.l.number)
 	}
-	f := &fit{Sampled: s, opt: &r.opt}
-	if err := f.collect(ctx); err != nil {
+	if fitted.l.expDown.w.factors != nil {
+		return fmt.Errorf("tensor %q has factors beside it, which a fitted weight would not have", fitted.l.expDown.w.info.Name)
+	}
+	f := &fit{Sampled: fitted, opt: &r.opt}
+	if err := f.collect(ctx, whole); err != nil {
 		return err
 	}
 	if err := f.solve(ctx); err != nil {
-		return fmt.Errorf("block %d: %w", s.l.number, err)
+		return fmt.Errorf("block %d: %w", fitted.l.number, err)
 	}
 	r.lock.Lock()
 	defer r.lock.Unlock()
-	r.blocks[s.l.number] = f.corrections()
+	r.blocks[fitted.l.number] = f.corrections()
 	return nil
 }
 
@@ -100,103 +109,87 @@ type expertFit struct {
 }
 
 // collect computes what the block lacks and what its experts can make up for it.
-func (f *fit) collect(ctx context.Context) error {
-	defer f.release()
-	all, err := f.routes(ctx, false, nil)
-	if err != nil {
-		return err
-	}
+func (f *fit) collect(ctx context.Context, whole *Sampled) error {
 	keep, ok := f.opt.Keep[f.l.number]
 	if !ok {
 		return fmt.Errorf("block %d: nothing is said of its experts", f.l.number)
+	}
+	all, err := whole.routes(ctx, false, nil)
+	if err != nil {
+		return err
 	}
 	left, err := f.routes(ctx, f.opt.Flatten, others(keep, f.l.par.Experts))
 	if err != nil {
 		return err
 	}
 	f.rest = kernel.NewMatrix(make([]float32, len(f.x.Data)), f.x.Rows, f.x.Cols)
-	var nets []network
-	for e := range f.l.par.Experts {
-		net, err := f.network(ctx, all, left, e)
-		if err != nil {
-			return err
-		}
-		if len(net.tokens) > 0 {
-			nets = append(nets, net)
-		}
+	err = whole.chosen(ctx, all, func(net *chosenNetwork, _, outputs kernel.Matrix) {
+		f.add(net, outputs, 1)
+	})
+	if err != nil {
+		return err
 	}
-	return f.run(ctx, f.x, nets, func(nets []network, hidden, outputs []kernel.Matrix) error {
-		for i := range nets {
-			f.take(all, left, &nets[i], hidden[i], outputs[i])
+	return f.chosen(ctx, left, func(net *chosenNetwork, hidden, outputs kernel.Matrix) {
+		f.add(net, outputs, -1)
+		phi := kernel.NewMatrix(make([]float32, len(hidden.Data)), hidden.Rows, hidden.Cols)
+		for i, t := range net.tokens {
+			kernel.Scaled(phi.Row(i), hidden.Row(i), nil, f.root(t)*net.gates[i])
 		}
-		return nil
+		f.experts = append(f.experts, &expertFit{expert: net.expert, tokens: net.tokens, phi: phi})
 	})
 }
 
-// network is an expert with the tokens that choose it, with all experts or with
-// those that are left.
-func (f *fit) network(ctx context.Context, all, left *routes, e int) (network, error) {
-	net, err := (&pass{m: f.m, x: f.x, in: f.x}).network(ctx, f.l, e)
-	if err != nil {
-		return net, err
-	}
-	net.weightInput = f.inputGates()
-	for t := range f.x.Rows {
-		before, was := all.gateOf(t, e)
-		after, is := left.gateOf(t, e)
-		if !was && !is {
-			continue
-		}
-		net.tokens = append(net.tokens, int32(t))
-		if net.weightInput {
-			net.scale = append(net.scale, max(before, after)) // the same, or nothing
-		}
-	}
-	return net, nil
-}
+// root is the root of a token's weight.
+func (f *fit) root(t int32) float32 { return float32(math.Sqrt(f.weights[t])) }
 
-// gateOf returns the gate of an expert that a token chooses.
-func (r *routes) gateOf(t, e int) (float32, bool) {
-	for i, c := range r.of(t) {
-		if int(c) == e {
-			return r.gates(t)[i], true
-		}
-	}
-	return 0, false
-}
-
-// take adds an expert's part of what the block lacks, and keeps what its hidden
-// layer holds for the tokens that choose it among those that are left.
-func (f *fit) take(all, left *routes, net *network, hidden, outputs kernel.Matrix) {
-	x := &expertFit{expert: net.expert}
-	var phi []float32
+// add adds an expert's outputs to what the block lacks.
+func (f *fit) add(net *chosenNetwork, outputs kernel.Matrix, sign float32) {
 	for i, t := range net.tokens {
-		before, was := all.gateOf(int(t), net.expert)
-		after, is := left.gateOf(int(t), net.expert)
-		root := float32(math.Sqrt(f.weights[t]))
-		if net.weightInput {
-			before, after = one(was), one(is)
-		}
-		kernel.AddScaled(f.rest.Row(int(t)), outputs.Row(i), root*(before-after))
-		if !is {
-			continue
-		}
-		x.tokens = append(x.tokens, t)
-		for _, v := range hidden.Row(i) {
-			phi = append(phi, root*after*v)
-		}
-	}
-	if len(x.tokens) > 0 {
-		x.phi = kernel.NewMatrix(phi, len(x.tokens), hidden.Cols)
-		f.experts = append(f.experts, x)
+		kernel.AddScaled(f.rest.Row(int(t)), outputs.Row(i), sign*f.root(t)*net.gates[i])
 	}
 }
 
-func one(b bool) float32 {
-	if b {
-		return 1
+// chosenNetwork is an expert with the tokens that choose it, and what its outputs
+// for them are multiplied with: the gates, or 1 where those apply to inputs.
+type chosenNetwork struct {
+	network
+	gates []float32
+}
+
+// chosen runs experts on the tokens that choose them.
+func (s *Sampled) chosen(ctx context.Context, r *routes, take func(net *chosenNetwork, hidden, outputs kernel.Matrix)) error {
+	defer s.release()
+	all := make([]chosenNetwork, s.l.par.Experts)
+	for t := range s.x.Rows {
+		for i, e := range r.of(t) {
+			n := &all[e]
+			n.tokens, n.gates = append(n.tokens, int32(t)), append(n.gates, r.gates(t)[i])
+		}
 	}
-	return 0
+	var nets []network
+	for e := range all {
+		n := &all[e]
+		if len(n.tokens) == 0 {
+			continue
+		}
+		net, err := s.expertNetwork(ctx, e)
+		if err != nil {
+			return err
+		}
+		net.tokens = n.tokens
+		if s.inputGates() {
+			net.weightInput, net.scale = true, n.gates
+			n.gates = slices.Repeat([]float32{1}, len(n.tokens))
+		}
+		n.network = net
+		nets = append(nets, net)
+	}
+	return s.run(ctx, s.x, nets, func(nets []network, hidden, outputs []kernel.Matrix) error {
+		for i := range nets {
+			take(&all[nets[i].expert], hidden[i], outputs[i])
+		}
+		return nil
+	})
 }
 
 // solve fits the experts in turn. Those of a turn follow each other; within one

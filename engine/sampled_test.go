@@ -200,7 +200,7 @@ func TestRefit(t *testing.T) {
 		}
 		opt := RefitOptions{Mask: Mask{Keep: map[int][]int{b.l.number: keep}, Flatten: true}, Ridge: 0.1, Sweeps: 60}
 		r := b.m.NewRefit(opt)
-		if err := r.Add(t.Context(), b.Sampled); err != nil {
+		if err := r.Add(t.Context(), b.Sampled, b.Sampled); err != nil {
 			t.Fatal(err)
 		}
 		info := *b.l.expDown.w.info
@@ -309,7 +309,7 @@ func (f *fittedBlock) sizes() []float32 {
 func (f *fittedBlock) penalties(t *testing.T, ridge float64) []float64 {
 	t.Helper()
 	x := &fit{Sampled: f.Sampled, opt: &RefitOptions{Mask: Mask{Keep: map[int][]int{f.l.number: f.keep}, Flatten: true}}}
-	if err := x.collect(t.Context()); err != nil {
+	if err := x.collect(t.Context(), f.Sampled); err != nil {
 		t.Fatal(err)
 	}
 	out := make([]float64, f.l.par.Experts)

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/calib"
 )
@@ -39,6 +40,10 @@ func TestLikenessGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			known, err := experts.Likenesses(stats, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
 			for _, layer := range golden.Layers {
 				var l int
 				if json.Unmarshal(layer["layer"], &l) != nil {
@@ -56,11 +61,7 @@ func TestLikenessGolden(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				gram, err := d.Layer(l).Values(calib.RouterGram)
-				if err != nil {
-					t.Fatal(err)
-				}
-				got := map[string][]float64{"l2_dist_mean_all": like.Distance, "pair_cos_sim_tokens": like.Cosine, "router_logit_cos_sim": cosines(gram)}
+				got := map[string][]float64{"l2_dist_mean_all": like.Distance, "pair_cos_sim_tokens": like.Cosine, "router_logit_cos_sim": known[l].Logits}
 				for _, name := range pairScores {
 					comparePairs(t, l, name, got[name], layer[name])
 				}
@@ -69,15 +70,6 @@ func TestLikenessGolden(t *testing.T) {
 	}
 }
 
-// cosines turns products into cosines.
-func cosines(gram []float64) []float64 {
-	n := int(math.Sqrt(float64(len(gram))))
-	out := make([]float64, len(gram))
-	for i := range gram {
-		out[i] = gram[i] / math.Sqrt(gram[i/n*n+i/n]*gram[i%n*n+i%n])
-	}
-	return out
-}
 
 func comparePairs(t *testing.T, l int, name string, got []float64, raw json.RawMessage) {
 	t.Helper()
