@@ -128,7 +128,7 @@ func TestScoreRefused(t *testing.T) {
 	if _, err := Score(&calib.Statistics{}, "reap", nil); !errors.Is(err, ErrInvalid) {
 		t.Errorf("no statistics: %v", err)
 	}
-	if len(Rules()) != len(rules)+1 {
+	if list := Rules(); len(list) != len(rules)+2 || list[len(rules)].Name != GreedyRule || list[len(rules)+1].Name != RandomRule {
 		t.Errorf("%v", Rules())
 	}
 }

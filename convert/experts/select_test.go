@@ -149,3 +149,19 @@ func TestWarnings(t *testing.T) {
 		t.Errorf("%v", list)
 	}
 }
+
+// TestGreedy: choices of removals are nested, and those of all sizes leave out the
+// first that go.
+func TestGreedy(t *testing.T) {
+	p := &arch.Params{Layers: 1, Experts: 6, ExpertsUsed: 2}
+	s := Greedy(p, map[int]Removal{0: {Order: []int{4, 0, 5, 2}, Errors: []float64{0, .1, .2, .3, .4}}})
+	for keep, want := range map[int][]int{5: {0, 1, 2, 3, 5}, 4: {1, 2, 3, 5}, 3: {1, 2, 3}, 2: {1, 3}} {
+		k, err := Select(s, p, Options{Keep: keep})
+		if err != nil || !slices.Equal(k.Blocks[0], want) {
+			t.Errorf("%d experts: %v, %v, want %v", keep, k, err, want)
+		}
+	}
+	if s.Curve[0][2] != .2 || s.Rule != GreedyRule {
+		t.Errorf("%+v", s)
+	}
+}
