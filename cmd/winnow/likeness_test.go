@@ -70,7 +70,6 @@ func TestLikenessGolden(t *testing.T) {
 	}
 }
 
-
 func comparePairs(t *testing.T, l int, name string, got []float64, raw json.RawMessage) {
 	t.Helper()
 	var want []float64
