@@ -36,6 +36,7 @@ type Provenance struct {
 	Rule       string             `json:"rule,omitempty"`
 	Seed       uint64             `json:"seed,omitempty"`
 	Weights    map[string]float64 `json:"weights,omitempty"`
+	Combine    string             `json:"combine,omitempty"`    // how scores of several kinds of text became one
 	Statistics string             `json:"statistics,omitempty"` // file
 	Tool       string             `json:"tool,omitempty"`
 }
@@ -284,7 +285,7 @@ func scanInts(s *strictjson.Scanner) (list []int, err error) {
 }
 
 func (k *KeepList) parseProvenance(s *strictjson.Scanner) error {
-	text := map[string]*string{"model": &k.Model, "rule": &k.Rule, "statistics": &k.Statistics, "tool": &k.Tool}
+	text := map[string]*string{"model": &k.Model, "rule": &k.Rule, "combine": &k.Combine, "statistics": &k.Statistics, "tool": &k.Tool}
 	return s.Object(func(key string) (err error) {
 		switch to := text[key]; {
 		case to != nil:

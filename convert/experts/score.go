@@ -16,6 +16,13 @@ import (
 // so keeps those that other texts need.
 const DefaultRule = "reap"
 
+// How the scores of several kinds of text become one: of sums over all of them
+// (Score), or as the largest that any kind gives (ScoreMax).
+const (
+	CombineSum = "sum"
+	CombineMax = "max"
+)
+
 // RandomRule gives experts random scores: the control that a rule must beat.
 const RandomRule = "random"
 
@@ -121,6 +128,50 @@ func Score(s *calib.Statistics, name string, weights calib.Weights) (*Scores, er
 	}
 	out.Super, _, err = m.super()
 	return out, err
+}
+
+// ScoreMax computes the scores of a rule for every kind of text alone, each as a
+// share of the sum of its block's, and takes the largest that an expert has in
+// any: what one kind of text needs stays, however little the others do. Weights
+// multiply the shares; without, all kinds count alike.
+func ScoreMax(s *calib.Statistics, name string, weights calib.Weights) (*Scores, error) {
+	all, err := Score(s, name, weights) // checks weights, and knows the super experts
+	if err != nil {
+		return nil, err
+	}
+	for _, scores := range all.Blocks {
+		clear(scores)
+	}
+	for _, d := range s.Domains {
+		weight, ok := weights[d.Name]
+		if weights == nil {
+			weight, ok = 1, d.Chunks > 0
+		}
+		if !ok || weight == 0 {
+			continue
+		}
+		one, err := Score(s, name, calib.Weights{d.Name: 1})
+		if err != nil {
+			return nil, err
+		}
+		for l, scores := range one.Blocks {
+			all.raise(l, scores, weight)
+		}
+	}
+	return all, nil
+}
+
+// raise takes the scores of a kind of text for the experts that have less.
+func (s *Scores) raise(l int, scores []float64, weight float64) {
+	sum := 0.0
+	for _, v := range scores {
+		sum += v
+	}
+	for e, v := range scores {
+		if sum > 0 {
+			s.Blocks[l][e] = max(s.Blocks[l][e], weight*v/sum)
+		}
+	}
 }
 
 // SuperExperts lists the experts of which the texts that count show that the

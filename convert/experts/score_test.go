@@ -90,6 +90,38 @@ func TestScoreWeights(t *testing.T) {
 	}
 }
 
+// TestScoreMax takes by hand the larger of an expert's shares in two kinds of
+// text, of which code does not use expert 3 of block 2.
+func TestScoreMax(t *testing.T) {
+	s := measured(t, false)
+	code, chat := []float64{1. / 6, 2. / 6, 3. / 6, 0}, []float64{.1, .2, .3, .4}
+	for _, c := range []struct {
+		weights calib.Weights
+		want    func(e int) float64
+	}{
+		{nil, func(e int) float64 { return max(code[e], chat[e]) }},
+		{calib.Weights{"code": .5, "chat": 2}, func(e int) float64 { return max(.5*code[e], 2*chat[e]) }},
+		{calib.Weights{"chat": 1}, func(e int) float64 { return chat[e] }},
+		{calib.Weights{"code": 3, "chat": 0}, func(e int) float64 { return 3 * code[e] }},
+	} {
+		got, err := ScoreMax(s, "reap", c.weights)
+		if err != nil || got.Rule != "reap" || got.Experts != 4 || len(got.Blocks) != 2 {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		for e, v := range got.Blocks[2] {
+			if want := c.want(e); math.Abs(v-want) > 1e-12 {
+				t.Errorf("weights %v, expert %d: %v, want %v", c.weights, e, v, want)
+			}
+		}
+		if !slices.Equal(got.Super, []Expert{{1, 2}}) {
+			t.Errorf("super experts %v", got.Super)
+		}
+	}
+	if _, err := ScoreMax(s, "reap", calib.Weights{"docs": 1}); !errors.Is(err, calib.ErrInvalid) {
+		t.Errorf("weights of another domain: %v", err)
+	}
+}
+
 // TestSuper: an expert far above all others in the first three quarters of the
 // blocks is protected.
 func TestSuper(t *testing.T) {
