@@ -83,6 +83,12 @@ func Compare[H Hidden](ctx context.Context, base, model Scorer[H], text *Text, o
 // CompareAll is Compare for several models, which share one run of the base.
 // The perplexity reported on the way is that of the first model.
 func CompareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H], text *Text, opt Options) ([]*Comparison, error) {
+	return compareAll(ctx, base, models, text, opt, func(int, [][]float32) error { return nil })
+}
+
+// compareAll is CompareAll with a look at the logits of base and models at every
+// scored position, under the conditions of a visitor.
+func compareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H], text *Text, opt Options, look func(i int, logits [][]float32) error) ([]*Comparison, error) {
 	for _, m := range models {
 		if base.Vocab() != m.Vocab() {
 			return nil, fmt.Errorf("the base model has a vocabulary of %d tokens, the model one of %d: their predictions cannot be compared", base.Vocab(), m.Vocab())
@@ -101,6 +107,9 @@ func CompareAll[H Hidden](ctx context.Context, base Scorer[H], models []Scorer[H
 			if err := p.visit(i, next, logits[0], logits[m+1]); err != nil {
 				return err
 			}
+		}
+		if err := look(i, logits); err != nil {
+			return err
 		}
 		return opt.row(i, logits[1])
 	}

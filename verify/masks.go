@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 
 	"github.com/winnow-moe/winnow/engine"
 )
@@ -111,6 +113,46 @@ func Lead(all []*Comparison) (next int, by Estimate) {
 		diff[w] = all[next].WindowKLD[w] - all[best].WindowKLD[w]
 	}
 	return next, Estimate{all[next].KLD.Mean.Value - all[best].KLD.Mean.Value, mean(diff).Error}
+}
+
+// Deviation says how far the predictions of two models lie apart that should
+// predict the same, such as a pruned model and the whole one under a mask. It is
+// over all tokens of the vocabulary, in nats, and 0 where they agree to the bit.
+type Deviation struct {
+	// Max is the largest |Δ ln p| of any token at any scored position.
+	Max float64 `json:"max"`
+	// Mean is the mean over the positions of the largest at each.
+	Mean float64 `json:"mean"`
+}
+
+// CompareTwin is Compare of a model with a base, and at the same time how far the
+// model's predictions lie from those of its twin.
+func CompareTwin[H Hidden](ctx context.Context, base, model, twin Scorer[H], text *Text, opt Options) (*Comparison, *Deviation, error) {
+	far := make([]float64, text.Scored())
+	all, err := compareAll(ctx, base, []Scorer[H]{model, twin}, text, opt, func(i int, logits [][]float32) (err error) {
+		far[i], err = farthest(logits[1], logits[2])
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return all[0], &Deviation{slices.Max(far), average(far)}, nil
+}
+
+// farthest is the largest difference of the log-probabilities that logits mean.
+func farthest(a, b []float32) (far float64, err error) {
+	lseA, err := logSumExp(a)
+	if err != nil {
+		return 0, err
+	}
+	lseB, err := logSumExp(b)
+	if err != nil {
+		return 0, err
+	}
+	for i := range a {
+		far = max(far, math.Abs(float64(a[i])-float64(b[i])-lseA+lseB))
+	}
+	return far, nil
 }
 
 // Tried is a number of experts per block and what it costs.

@@ -5,6 +5,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -259,4 +260,61 @@ func TestLead(t *testing.T) {
 	if Closest(all) != 1 || next != 3 || by != (Estimate{2, 1}) {
 		t.Errorf("best %d, next %d by %+v", Closest(all), next, by)
 	}
+}
+
+// TestCompareTwin: the comparison is that without a twin, and the deviation that
+// of log-probabilities computed row by row.
+func TestCompareTwin(t *testing.T) {
+	const vocab = 17
+	text, base, model, twin := someText(t, 900, 64, vocab), wavy(vocab, 2), wavy(vocab, 5), wavy(vocab, 9)
+	got, far, err := CompareTwin(t.Context(), base, model, twin, text, Options{BatchTokens: 128, LogitRows: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := Compare(t.Context(), base, model, text, Options{})
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v; %v", got, want, err)
+	}
+	most, sum := 0.0, 0.0
+	for w := range text.Windows {
+		a, b := probabilities(t, model, text.Windows[w]), probabilities(t, twin, text.Windows[w])
+		for pos := text.from(w); pos < len(text.Windows[w])-1; pos++ {
+			largest := 0.0
+			for id := range vocab {
+				largest = max(largest, math.Abs(math.Log(a[pos][id])-math.Log(b[pos][id])))
+			}
+			most, sum = max(most, largest), sum+largest
+		}
+	}
+	near(t, "largest", far.Max, most, 1e-12)
+	near(t, "mean", far.Mean, sum/float64(text.Scored()), 1e-12)
+	if _, far, err = CompareTwin(t.Context(), base, model, wavy(vocab, 5), text, Options{}); err != nil || *far != (Deviation{}) {
+		t.Errorf("a model and itself: %+v, %v", far, err)
+	}
+}
+
+// probabilities are those of all tokens at every position of a window.
+func probabilities(t *testing.T, m *fakeModel, window []int32) [][]float64 {
+	t.Helper()
+	h, err := m.Forward(t.Context(), [][]int32{window})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logits := make([]float32, len(window)*m.Vocab())
+	if err := m.Logits(t.Context(), h, 0, len(window), logits); err != nil {
+		t.Fatal(err)
+	}
+	var rows [][]float64
+	for row := range slices.Chunk(logits, m.Vocab()) {
+		p, sum := make([]float64, len(row)), 0.0
+		for i, v := range row {
+			p[i] = math.Exp(float64(v))
+			sum += p[i]
+		}
+		for i := range p {
+			p[i] /= sum
+		}
+		rows = append(rows, p)
+	}
+	return rows
 }
