@@ -130,6 +130,18 @@ func (d *Domain) Layer(n int) *ExpertTotals { return d.experts[n] }
 // Covers reports whether a weight's inputs were measured.
 func (d *Domain) Covers(weight string) bool { return d.inputs[weight] != nil }
 
+// Measured reports whether a statistic was measured on all blocks of all texts.
+func (s *Statistics) Measured(stat Stat) bool {
+	for _, d := range s.Domains {
+		for _, t := range d.experts {
+			if t.sums[stat].n+len(t.max[stat]) == 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // merge adds another domain, whose sums are read when they are asked for.
 func (d *Domain) merge(o *Domain) error {
 	for _, name := range o.Datasets {

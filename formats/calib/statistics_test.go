@@ -236,6 +236,9 @@ func TestMergeDifferent(t *testing.T) {
 	if v := statistic(t, sum.Domains[0], 3, LeaveOut); len(v) != 0 {
 		t.Errorf("leave_out: %v", v)
 	}
+	if !a.Measured(LeaveOut) || sum.Measured(LeaveOut) || !sum.Measured(MaxAbs) || !sum.Measured(Gate) {
+		t.Errorf("measured: leave_out of a %v, of the sum %v, peaks %v, gates %v", a.Measured(LeaveOut), sum.Measured(LeaveOut), sum.Measured(MaxAbs), sum.Measured(Gate))
+	}
 	m, err := sum.Matrix(nil)
 	if err != nil {
 		t.Fatal(err)
