@@ -72,6 +72,10 @@ bench:
 bench-peers: build
 	$(GO) run ./cmd/bench-peers -winnow ./winnow -oracle "$$(testdata/oracle/build.sh)" $(BENCHFLAGS)
 
+## prune-table: the table of pruning by code and by English, written into the README
+prune-table: build
+	$(GO) run ./cmd/prune-table -winnow ./winnow
+
 ## vet: go vet for both architectures and formatting
 vet:
 	$(GO) vet $(PACKAGES)
@@ -95,4 +99,4 @@ check: build lint generate test test-noasm test-race test-v3
 	@$(MAKE) fuzz-short FUZZTIME=3s
 	@git diff --exit-code --stat -- . || { echo "generated files are not up to date"; exit 1; }
 
-.PHONY: help build demo test test-noasm test-race test-v3 test-arm64 test-avx512 cover fuzz-short bench bench-peers vet lint golangci generate check
+.PHONY: help build demo test test-noasm test-race test-v3 test-arm64 test-avx512 cover fuzz-short bench bench-peers prune-table vet lint golangci generate check

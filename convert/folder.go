@@ -333,7 +333,7 @@ func (p *FolderPlan) Size() int64 {
 // RunFolder writes the checkpoint of a plan to a folder, which must be new or
 // empty. It has its name only when it is complete and on disk.
 func RunFolder(ctx context.Context, p *FolderPlan, c *Checkpoint, dir string, opt RunOptions) (err error) {
-	if err := checkNewFolder(dir); err != nil {
+	if err := CheckNewFolder(dir); err != nil {
 		return err
 	}
 	parent := filepath.Dir(filepath.Clean(dir))
@@ -358,8 +358,8 @@ func RunFolder(ctx context.Context, p *FolderPlan, c *Checkpoint, dir string, op
 	return durable.Rename(tmp, dir)
 }
 
-// checkNewFolder refuses a folder with something in it.
-func checkNewFolder(dir string) error {
+// CheckNewFolder refuses a folder with something in it, as RunFolder does.
+func CheckNewFolder(dir string) error {
 	entries, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

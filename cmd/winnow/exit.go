@@ -35,7 +35,7 @@ const exitHelp = `Exit status:
   0    success
   1    failure not listed here
   2    wrong usage: unknown flag or type, output exists or equals the input
-  3    a check failed (inspect --check)
+  3    a check failed (inspect --check, prune --verify)
   4    the input is missing, invalid or not supported
   5    not enough disk space or memory
   130  interrupted`
@@ -67,17 +67,23 @@ func (e *checkError) Error() string {
 	return fmt.Sprintf("%d problems found", e.problems)
 }
 
+// failedCheck says that what was written did not pass a check.
+type failedCheck struct{ err error }
+
+func (e *failedCheck) Error() string { return e.err.Error() }
+
 // exitStatus maps an error to the status scripts see.
 func exitStatus(err error) int {
 	var usage *usageError
 	var check *checkError
+	var failed *failedCheck
 	var input *inputError
 	switch {
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
 	case errors.As(err, &usage), errors.Is(err, convert.ErrRefused), errors.Is(err, experts.ErrRefused):
 		return exitUsage
-	case errors.As(err, &check):
+	case errors.As(err, &check), errors.As(err, &failed):
 		return exitCheckFailed
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT),
 		errors.Is(err, syscall.EFBIG), errors.Is(err, syscall.ENOMEM):

@@ -14,7 +14,7 @@ import (
 // keptExperts are the experts that a model is scored with, as if it had no
 // others.
 type keptExperts struct {
-	path string
+	path string // of the keep-list, if it was read
 	list *experts.KeepList
 }
 
@@ -101,21 +101,7 @@ func (a *app) compareKept(ctx context.Context, j *perplexityJob, m *scored, text
 		defer base.model.Close()
 	}
 	j.raw, j.sequences = nil, nil // their windows are there
-	models := []*scored{base}
-	for _, k := range j.kept {
-		s := a.newScored(m.path, m.model, &j.flags, engine.Options{})
-		if err := s.keep(k); err != nil {
-			return nil, err
-		}
-		models = append(models, s)
-	}
-	list, err := scoring(ctx, a, &j.flags, text, models, nil, func(opt verify.Options) ([]*verify.Comparison, error) {
-		var masked []verify.Scorer[*engine.Hidden]
-		for _, s := range models[1:] {
-			masked = append(masked, s.engine)
-		}
-		return verify.CompareAll(ctx, base.engine, masked, text, opt)
-	})
+	list, err := a.compareMasks(ctx, &j.flags, base, m, j.kept, text)
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +115,32 @@ func (a *app) compareKept(ctx context.Context, j *perplexityJob, m *scored, text
 	next, by := verify.Lead(list)
 	r.Best, r.Next, r.Lead = j.kept[verify.Closest(list)].path, j.kept[next].path, by
 	return func() error { return a.printChoices(m, r) }, nil
+}
+
+// compareMasks scores a model with several choices of experts beside a base, all
+// in one run.
+func (a *app) compareMasks(ctx context.Context, flags *scoreFlags, base, m *scored, kept []*keptExperts, text *verify.Text) ([]*verify.Comparison, error) {
+	models := []*scored{base}
+	for _, k := range kept {
+		s, err := a.masked(m, flags, k)
+		if err != nil {
+			return nil, err
+		}
+		models = append(models, s)
+	}
+	return scoring(ctx, a, flags, text, models, nil, func(opt verify.Options) ([]*verify.Comparison, error) {
+		var masked []verify.Scorer[*engine.Hidden]
+		for _, s := range models[1:] {
+			masked = append(masked, s.engine)
+		}
+		return verify.CompareAll(ctx, base.engine, masked, text, opt)
+	})
+}
+
+// masked is a model with some of its experts, beside the one that has all.
+func (a *app) masked(m *scored, flags *scoreFlags, k *keptExperts) (*scored, error) {
+	s := a.newScored(m.path, m.model, flags, engine.Options{})
+	return s, s.keep(k)
 }
 
 func (a *app) printChoices(m *scored, r *choicesResult) error {

@@ -51,10 +51,27 @@ func (v computeValue) remark() string {
 	return "; --compute int8: activations rounded as llama.cpp rounds them"
 }
 
-// addRun adds the flags that say how a run goes and change no result.
-func (f *scoreFlags) addRun(c *cobra.Command) {
+// addWindows adds the flags that say how texts are cut.
+func (f *scoreFlags) addWindows(c *cobra.Command) {
+	c.Flags().IntVarP(&f.ctx, "ctx", "c", verify.DefaultCtx, "`N` tokens per window")
+	c.Flags().IntVar(&f.stride, "stride", 0, "sliding windows, one every `N` tokens (0: llama-perplexity's)")
+	c.Flags().IntVar(&f.chunks, "chunks", 0, "`N` windows of each text (0: all)")
+}
+
+// fieldFlag is for texts in .jsonl files.
+func fieldFlag(c *cobra.Command, field *string) {
+	c.Flags().StringVar(field, "field", "text", "the `NAME` of the field of .jsonl files")
+}
+
+// addMemory adds the flags that say how much is evaluated together.
+func (f *scoreFlags) addMemory(c *cobra.Command) {
 	c.Flags().IntVar(&f.batch, "batch-tokens", 0, "`N` tokens evaluated together (0: as fits the memory)")
 	c.Flags().Var(&f.maxMemory, "max-memory", "bound of resident memory, such as 2G (default: none; batches fit half of what is free)")
+}
+
+// addRun adds the flags that say how a run goes and change no result.
+func (f *scoreFlags) addRun(c *cobra.Command) {
+	f.addMemory(c)
 	c.Flags().StringVar(&f.checkpoint, "checkpoint", "", "keep an unfinished run in `FILE`, and go on from there")
 	c.Flags().DurationVar(&f.every, "checkpoint-every", time.Minute, "least `TIME` between two saves; 0s: after every block")
 }
@@ -126,7 +143,7 @@ file is removed when the run is done.`,
       --experts coder.json`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, pos []string) (err error) {
-			if j.texts, err = parseTexts(texts); err != nil {
+			if j.texts, err = parseTexts("--text", texts); err != nil {
 				return err
 			}
 			j.path, j.ctxGiven = pos[0], cmd.Flags().Changed("ctx")
@@ -137,15 +154,13 @@ file is removed when the run is done.`,
 		},
 	}
 	c.Flags().StringArrayVarP(&texts, "text", "f", nil, "the `[NAME=]FILE` to score, may be repeated; - is standard input")
-	c.Flags().StringVar(&j.field, "field", "text", "the `NAME` of the field of .jsonl files")
+	fieldFlag(c, &j.field)
 	c.Flags().StringVar(&j.ids, "ids", "", "a `FILE` of token ids instead: a JSON list of lists")
 	c.Flags().StringVar(&j.base, "base", "", "the model or file of logits to compare with: `BASE`")
 	c.Flags().StringArrayVar(&j.experts, "experts", nil, "a keep-list `FILE`: score with these experts only; may be repeated")
 	c.Flags().StringVar(&j.save, "save-logits", "", "write MODEL's predictions to a `FILE` for --base")
 	c.Flags().BoolVar(&j.force, "force", false, "replace an existing file of logits")
-	c.Flags().IntVarP(&j.flags.ctx, "ctx", "c", verify.DefaultCtx, "`N` tokens per window")
-	c.Flags().IntVar(&j.flags.stride, "stride", 0, "sliding windows, one every `N` tokens (0: llama-perplexity's)")
-	c.Flags().IntVar(&j.flags.chunks, "chunks", 0, "`N` windows of each text (0: all)")
+	j.flags.addWindows(c)
 	j.flags.computeFlag(c)
 	j.flags.addRun(c)
 	checkpointFlags(c, &j.flags.ck)

@@ -3,16 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/convert/experts"
-	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/durable"
 )
@@ -26,7 +24,9 @@ type pruneFlags struct {
 	rule           string
 	shares         []string
 	weights        calib.Weights
+	combine        string
 	seed           uint64
+	maxKLD         float64
 	groups, mtp    string
 	protect        bool
 	plan, save     string
@@ -34,13 +34,15 @@ type pruneFlags struct {
 	page           string
 	types          string
 	pre            string
+	texts, proof   []string // [NAME=]FILE
+	evaluation     evaluationFlags
 	dryRun, force  bool
 }
 
 func newPruneCommand(a *app) *cobra.Command {
 	flags := pruneFlags{}
 	c := &cobra.Command{
-		Use:   "prune MODEL --stats FILE --keep N|--ratio R|--size SIZE",
+		Use:   "prune MODEL --stats FILE --keep N|--ratio R|--max-kld X",
 		Short: "Take experts out of a mixture",
 		Long: `Choose the experts that stay when a mixture of experts is pruned, as many in
 every block, and write the model that is left (--output), a keep-list
@@ -58,6 +60,19 @@ were their shares of all tokens. Without a calibration the importance matrix
 that most published GGUF files come with will do (--from-imatrix), which takes
 reading the experts' down projections.
 
+--text measures choices before anything is written, by routers that cannot
+choose the experts that go: how far predictions diverge from the model's. It
+should be text that was not calibrated on. With it the rule is chosen for the
+model (--rule auto): the one of reap, reap_sum and loo that diverges least; and
+so is the way with groups (--groups auto). --max-kld finds the fewest experts
+that diverge by no more; rule and groups are then chosen at the middle of the
+possible numbers. Without --text the rule is reap, which suits unknown uses.
+
+--verify measures what was chosen, and with --output what was written: how far
+it is from the whole model, whether it predicts what that does without these
+experts, and how often it repeats itself where it continues the texts. That is
+done without a cache and suits small models; --generate 0 leaves it out.
+
 Experts that the model falls apart without (super experts) always stay. Where
 experts form groups each keeps as many, or --groups flatten makes them one.
 
@@ -69,7 +84,9 @@ or of the types that it would be converted to (--type).
   winnow prune R1-Q8_0.gguf --stats r1.gguf --ratio 25% -o R1-192.gguf
   winnow prune DeepSeek-R1 --stats r1.gguf --weights code=.6,english=.4 \
       --type Q4_K_M --size 250GiB --save-plan coder.json
-  winnow prune DeepSeek-R1 --plan coder.json --type Q4_K_M --dry-run`,
+  winnow prune DeepSeek-R1 --plan coder.json --type Q4_K_M --dry-run
+  winnow prune R1-Q8_0.gguf --stats r1.gguf --text code=held-out.txt \
+      --max-kld 0.05 --verify code=test.txt -o R1-small.gguf`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, pos []string) error {
 			if err := flags.check(cmd, pos[0]); err != nil {
@@ -88,11 +105,16 @@ func (f *pruneFlags) add(c *cobra.Command) {
 	c.Flags().IntVar(&f.keep, "keep", 0, "`N` experts of every block stay")
 	c.Flags().Var(&f.ratio, "ratio", "share `R` of the experts that goes, such as 25% or 0.25")
 	c.Flags().Var(&f.size, "size", "as many experts stay as fit the `SIZE`, such as 90GiB")
-	c.Flags().StringVar(&f.rule, "rule", "", "`RULE` of the scores (default "+experts.DefaultRule+", of importance matrices "+experts.ImatrixRules[0].Name+")")
+	c.Flags().StringVar(&f.rule, "rule", "", "`RULE` of the scores, or auto (default "+experts.DefaultRule+", with --text auto, of importance matrices "+experts.ImatrixRules[0].Name+")")
+	c.Flags().Float64Var(&f.maxKLD, "max-kld", 0, "as few experts stay as diverge by at most `X` on the --text")
+	c.Flags().StringArrayVarP(&f.texts, "text", "f", nil, "measure choices on this `[NAME=]FILE`, may be repeated")
+	c.Flags().StringArrayVar(&f.proof, "verify", nil, "measure the result on this `[NAME=]FILE`, may be repeated")
+	f.evaluation.add(c)
 	c.Flags().StringSliceVar(&f.shares, "weights", nil, "shares of the kinds of text: `NAME=SHARE,...` (default: every token alike)")
+	c.Flags().StringVar(&f.combine, "combine", experts.CombineSum, "`sum|max`: kinds of text add up, or an expert's largest share in any counts")
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`N` that random scores follow from")
 	c.Flags().BoolVar(&f.protect, "protect", true, "keep super experts whatever their score")
-	c.Flags().StringVar(&f.groups, "groups", "equal", "`equal|flatten`: every group keeps as many experts, or they become one")
+	c.Flags().StringVar(&f.groups, "groups", "", "`equal|flatten|auto`: every group keeps as many experts, they become one, or the better of both (default equal, with --text auto)")
 	c.Flags().StringVar(&f.mtp, "mtp", "", "multi-token prediction blocks: `drop|prune` them (default: prune if they were measured)")
 	c.Flags().StringVar(&f.plan, "plan", "", "check and show the keep-list in `FILE` instead")
 	c.Flags().StringVarP(&f.out, "output", "o", "", "write the pruned model to `OUT`, a file, a folder, or a name with {type} in it")
@@ -112,7 +134,7 @@ func ruleNames() (names []string) {
 	for _, r := range append(experts.Rules(), experts.ImatrixRules...) {
 		names = append(names, r.Name)
 	}
-	return names
+	return append(names, autoRule)
 }
 
 // rulesHelp is the part of the help that lists the rules.
@@ -145,23 +167,30 @@ func (f *pruneFlags) check(c *cobra.Command, model string) (err error) {
 	if f.slice != "" && f.stats == "" && f.imatrix == "" {
 		return usagef("--slice-imatrix needs what to slice: --stats or --from-imatrix")
 	}
+	switch {
+	case c.Flags().Changed("keep") && f.keep < 1:
+		return usagef("--keep is %d, want at least 1", f.keep)
+	case f.groups != "" && f.groups != groupsEqual && f.groups != groupsFlatten && f.groups != groupsAuto:
+		return usagef("--groups is %q, want equal, flatten or auto", f.groups)
+	case f.mtp != "" && f.mtp != experts.DropMTP && f.mtp != experts.PruneMTP:
+		return usagef("--mtp is %q, want drop or prune", f.mtp)
+	case f.combine != experts.CombineSum && f.combine != experts.CombineMax:
+		return usagef("--combine is %q, want sum or max", f.combine)
+	}
+	if err := f.checkTexts(c); err != nil {
+		return err
+	}
+	if f.plan != "" {
+		return f.checkPlan(c)
+	}
 	targets := 0
-	for _, name := range []string{"keep", "ratio", "size"} {
+	for _, name := range []string{"keep", "ratio", "size", "max-kld"} {
 		if c.Flags().Changed(name) {
 			targets++
 		}
 	}
-	switch {
-	case c.Flags().Changed("keep") && f.keep < 1:
-		return usagef("--keep is %d, want at least 1", f.keep)
-	case f.groups != "equal" && f.groups != "flatten":
-		return usagef("--groups is %q, want equal or flatten", f.groups)
-	case f.mtp != "" && f.mtp != experts.DropMTP && f.mtp != experts.PruneMTP:
-		return usagef("--mtp is %q, want drop or prune", f.mtp)
-	case f.plan != "":
-		return f.checkPlan(c)
-	case targets != 1:
-		return usagef("prune needs one of --keep N, --ratio R and --size SIZE")
+	if targets != 1 {
+		return usagef("prune needs one of --keep N, --ratio R, --size SIZE and --max-kld X")
 	}
 	if err := f.checkScores(); err != nil || f.save == "" || f.dryRun {
 		return err
@@ -169,9 +198,22 @@ func (f *pruneFlags) check(c *cobra.Command, model string) (err error) {
 	return checkOutput(f.save, []string{model, f.stats, f.imatrix}, f.force)
 }
 
+// checkTexts sees that there are texts for what needs them.
+func (f *pruneFlags) checkTexts(c *cobra.Command) error {
+	switch {
+	case c.Flags().Changed("max-kld") && !(f.maxKLD > 0):
+		return usagef("--max-kld is %g, want a positive number", f.maxKLD)
+	case len(f.texts) == 0 && (f.maxKLD > 0 || f.rule == autoRule || f.groups == groupsAuto):
+		return usagef("--max-kld, --rule auto and --groups auto measure choices: --text FILE, another one than those calibrated on")
+	case len(f.proof) == 0 && (c.Flags().Changed("prompts") || c.Flags().Changed("generate")):
+		return usagef("--prompts and --generate are for --verify")
+	}
+	return f.evaluation.check()
+}
+
 // checkPlan refuses what a keep-list has decided already.
 func (f *pruneFlags) checkPlan(c *cobra.Command) error {
-	for _, name := range []string{"keep", "ratio", "size", "rule", "from-imatrix", "seed", "groups", "mtp", "protect", "save-plan"} {
+	for _, name := range []string{"keep", "ratio", "size", "max-kld", "rule", "combine", "from-imatrix", "seed", "groups", "mtp", "protect", "save-plan"} {
 		if c.Flags().Changed(name) && (name != "from-imatrix" || f.slice == "") {
 			return usagef("--plan and --%s exclude each other: the keep-list has decided", name)
 		}
@@ -179,19 +221,28 @@ func (f *pruneFlags) checkPlan(c *cobra.Command) error {
 	return nil
 }
 
-// checkScores sees that there is one source of scores.
+// checkScores sees that there is one source of scores, and fills in the rule and
+// the way with groups.
 func (f *pruneFlags) checkScores() error {
 	switch {
 	case f.stats != "" && f.imatrix != "":
 		return usagef("--stats and --from-imatrix exclude each other")
 	case f.weights != nil && f.stats == "":
 		return usagef("--weights need --stats")
+	case f.combine == experts.CombineMax && f.stats == "":
+		return usagef("--combine max needs --stats")
+	case f.rule == autoRule && f.stats == "":
+		return usagef("--rule auto needs --stats")
 	case f.imatrix != "":
 		f.rule = orDefault(f.rule, experts.ImatrixRules[0].Name)
 	case f.stats == "" && f.rule != experts.RandomRule:
 		return usagef("prune needs scores: --stats FILE of calibrate, --from-imatrix FILE, or --rule %s", experts.RandomRule)
 	}
-	f.rule = orDefault(f.rule, experts.DefaultRule)
+	rule, groups := experts.DefaultRule, groupsEqual
+	if len(f.texts) > 0 {
+		rule, groups = autoRule, groupsAuto
+	}
+	f.rule, f.groups = orDefault(f.rule, rule), orDefault(f.groups, groups)
 	return nil
 }
 
@@ -209,160 +260,65 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 		return err
 	}
 	defer m.close()
-	var stats *calib.Statistics
+	c := &choice{prunable: m, flags: flags}
+	if err := c.checkOutput(); err != nil {
+		return err
+	}
 	if flags.stats != "" {
-		if stats, err = calib.ReadStatistics(flags.stats); err != nil {
+		if err := c.openStatistics(); err != nil {
 			return err
 		}
-		defer stats.Close()
-		if err := experts.CheckStatistics(stats, &m.model.Params); err != nil {
-			return fmt.Errorf("%s: %w", flags.stats, err)
-		}
+		defer c.stats.Close()
 	}
-	c := &choice{prunable: m, flags: flags, stats: stats}
-	if err := c.decide(ctx); err != nil {
+	ev, err := a.openEvaluation(c)
+	if err != nil {
+		return err
+	}
+	defer ev.close()
+	if err := a.decide(ctx, c, ev); err != nil {
 		return err
 	}
 	report, err := c.report()
 	if err != nil {
 		return err
 	}
+	var written []output
 	if !flags.dryRun {
 		if flags.save != "" {
 			if err := saveKeepList(c.list, flags.save); err != nil {
 				return err
 			}
 		}
-		if err := a.apply(ctx, c); err != nil {
+		if written, err = a.apply(ctx, c); err != nil {
 			return err
 		}
-		if flags.page != "" {
-			if err := c.writeHTML(report, flags.page); err != nil {
-				return err
-			}
+	}
+	if len(flags.proof) > 0 {
+		if report.Proofs, err = a.prove(ctx, c, ev, written); err != nil {
+			return err
 		}
 	}
-	return a.printPrune(report, c)
+	if flags.page != "" && !flags.dryRun {
+		if err := c.writeHTML(report, flags.page); err != nil {
+			return err
+		}
+	}
+	if err := a.printPrune(report, c); err != nil {
+		return err
+	}
+	return checkProofs(report.Proofs, engine.Compute(flags.evaluation.compute))
 }
 
-// choice is a keep-list with what led to it.
-type choice struct {
-	*prunable
-	flags  *pruneFlags
-	stats  *calib.Statistics // may be nil
-	scores *experts.Scores   // nil for keep-lists that were read
-	list   *experts.KeepList
-	notes  []string
-}
-
-// decide reads the keep-list or makes it.
-func (c *choice) decide(ctx context.Context) (err error) {
-	p := &c.model.Params
-	if c.flags.plan != "" {
-		c.list, err = readKeepList(c.flags.plan, p)
+// openStatistics reads statistics of the model.
+func (c *choice) openStatistics() (err error) {
+	if c.stats, err = calib.ReadStatistics(c.flags.stats); err != nil {
 		return err
 	}
-	if c.scores, err = c.score(ctx); err != nil {
-		return err
-	}
-	if !c.flags.protect {
-		c.scores.Super = nil
-	}
-	opt := experts.Options{Flatten: c.flags.groups == "flatten", MTP: c.flags.mtp}
-	if opt.MTP == "" {
-		opt.MTP = c.defaultMTP()
-	}
-	target := experts.Target{Keep: c.flags.keep, Ratio: float64(c.flags.ratio), Size: int64(c.flags.size)}
-	if opt.Keep, err = target.Count(p, opt.Flatten, c.bytes(0, opt.MTP)); err == nil && opt.Keep == p.Experts {
-		err = usagef("all %d experts of every block would stay", p.Experts)
-	}
-	if err != nil {
-		return groupHint(err, p, opt.Flatten)
-	}
-	if c.list, err = experts.Select(c.scores, p, opt); err != nil {
-		return err
-	}
-	c.list.Provenance = experts.Provenance{
-		Model: c.path, Rule: c.scores.Rule, Weights: c.flags.weights, Statistics: orDefault(c.flags.stats, c.flags.imatrix), Tool: "winnow " + version,
-	}
-	if c.scores.Rule == experts.RandomRule {
-		c.list.Seed = c.flags.seed
+	if err = experts.CheckStatistics(c.stats, &c.model.Params); err != nil {
+		c.stats.Close()
+		return fmt.Errorf("%s: %w", c.flags.stats, err)
 	}
 	return nil
-}
-
-// score computes the scores that the flags ask for.
-func (c *choice) score(ctx context.Context) (*experts.Scores, error) {
-	switch {
-	case c.flags.rule == experts.RandomRule:
-		return c.randomScore()
-	case c.flags.imatrix != "":
-		return c.imatrixScore(ctx)
-	}
-	s, err := experts.Score(c.stats, c.flags.rule, c.flags.weights)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.flags.stats, err)
-	}
-	return s, nil
-}
-
-// randomScore draws scores. Statistics, if there are any, say which experts to
-// protect, so that the control differs from the rules in nothing else.
-func (c *choice) randomScore() (s *experts.Scores, err error) {
-	s = experts.Random(&c.model.Params, c.flags.seed)
-	if c.stats != nil {
-		s.Super, err = experts.SuperExperts(c.stats, c.flags.weights)
-	}
-	return s, err
-}
-
-func (c *choice) imatrixScore(ctx context.Context) (*experts.Scores, error) {
-	matrix, err := calib.Read(c.flags.imatrix, calib.Options{})
-	if err != nil {
-		return nil, err
-	}
-	defer matrix.Close()
-	view, _, err := openModel(c.path, c.ck)
-	if err != nil {
-		return nil, err
-	}
-	defer view.Close()
-	s, err := experts.ImatrixScore(ctx, matrix, &c.model.Params, c.flags.rule, convert.DownNorms(view))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", c.flags.imatrix, err)
-	}
-	return s, nil
-}
-
-// defaultMTP prunes MTP blocks if scores are known of all, and else leaves them
-// out, as the families' conversion may do anyway.
-func (c *choice) defaultMTP() string {
-	switch {
-	case c.model.Params.NextnLayers == 0 && c.model.AnnouncedMTP > 0:
-		c.notes = append(c.notes, "multi-token prediction blocks are left out, as convert does (--mtp prune prunes them)")
-		return experts.DropMTP
-	case c.model.Params.NextnLayers == 0:
-		return ""
-	}
-	for _, l := range experts.Blocks(&c.model.Params, experts.PruneMTP) {
-		if c.scores.Blocks[l] == nil {
-			c.notes = append(c.notes, "multi-token prediction blocks are left out: nothing is known of their experts")
-			return experts.DropMTP
-		}
-	}
-	return experts.PruneMTP
-}
-
-// groupHint says how a number that does not fit the groups can be had.
-func groupHint(err error, p *arch.Params, flatten bool) error {
-	if flatten || p.ExpertGroups < 2 || !errors.Is(err, experts.ErrRefused) {
-		return err
-	}
-	hint := "no smaller number keeps the groups; --groups flatten gives them up"
-	if least := experts.Smallest(p, false); least > 0 {
-		hint = fmt.Sprintf("multiples of %d from %d on keep the groups; --groups flatten gives them up", p.ExpertGroups, least)
-	}
-	return &convert.HintError{Err: err, Hint: hint}
 }
 
 // saveKeepList writes a keep-list whole or not at all.

@@ -1,17 +1,21 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/calib"
+	"github.com/winnow-moe/winnow/quant/isa"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
+	"github.com/winnow-moe/winnow/verify"
 )
 
 // goldenScores are the scores of one model and kind of text.
@@ -56,6 +60,7 @@ func TestScoresGolden(t *testing.T) {
 					}
 				}
 			}
+			compareLargest(t, stats, golden)
 		})
 	}
 }
@@ -93,6 +98,137 @@ func (g *goldenScores) compare(t *testing.T, stats *calib.Statistics, domain, ru
 	}
 	if !slices.Equal(s.Super, super) {
 		t.Errorf("%s: super experts %v, want %v", domain, s.Super, super)
+	}
+}
+
+// compareLargest checks the largest share of an expert in the score of any kind of
+// text, by golden scores.
+func compareLargest(t *testing.T, stats *calib.Statistics, golden map[string]*goldenScores) {
+	t.Helper()
+	got, err := experts.ScoreMax(stats, "reap_sum", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[int][]float64{}
+	for _, g := range golden {
+		for _, layer := range g.Layers {
+			var l int
+			var scores []float64
+			if json.Unmarshal(layer["layer"], &l) != nil || json.Unmarshal(layer["reap_sum"], &scores) != nil {
+				t.Fatal("unreadable golden scores")
+			}
+			sum := 0.0
+			for _, v := range scores {
+				sum += v
+			}
+			if want[l] == nil {
+				want[l] = make([]float64, len(scores))
+			}
+			for e, v := range scores {
+				want[l][e] = max(want[l][e], v/sum)
+			}
+		}
+	}
+	for l := range want {
+		for e, w := range want[l] {
+			if v := got.Blocks[l][e]; !(math.Abs(v-w) <= 1e-4*w) {
+				t.Errorf("block %d, largest share of expert %d: %.8g, want %.8g", l, e, v, w)
+			}
+		}
+	}
+}
+
+// TestOwnDomain: what code and English choose differs, and each choice costs less
+// on text of its kind than the other one does.
+func TestOwnDomain(t *testing.T) {
+	if len(isa.Available()) == 1 {
+		t.Skip("without vectors it takes minutes, and has the same bits")
+	}
+	corpus, domains := filepath.Join(fixtures.Dir(t, "packs/corpus"), "corpus"), []string{"code", "english"}
+	for _, name := range []string{"tiny-r1", "tiny-gemma4-moe"} {
+		t.Run(name, func(t *testing.T) {
+			t.Chdir(t.TempDir())
+			model := miniature(t, name)
+			measure := []string{"perplexity", model, "-c", "128", "--chunks", "12", "--json"}
+			var lists []*experts.KeepList
+			for _, d := range domains {
+				winnowRun(t, "calibrate", model, "--text", d+"="+filepath.Join(corpus, "calib-"+d+".txt"), "-c", "128", "--chunks", "32", "-o", d+".gguf")
+				winnowRun(t, "prune", model, "--stats", d+".gguf", "--rule", "reap_sum", "--keep", "8", "--save-plan", d+".json")
+				measure = append(measure, "--experts", d+".json", "--text", d+"="+filepath.Join(corpus, "eval-"+d+".txt"))
+				list, err := readKeepListFile(d + ".json")
+				if err != nil {
+					t.Fatal(err)
+				}
+				lists = append(lists, list)
+			}
+			for l, ids := range lists[0].Blocks {
+				if slices.Equal(ids, lists[1].Blocks[l]) {
+					t.Errorf("block %d: code and English keep the same experts %v", l, ids)
+				}
+			}
+			var r choicesResult
+			if err := json.Unmarshal(winnowRun(t, measure...), &r); err != nil {
+				t.Fatal(err)
+			}
+			for i, d := range domains {
+				own, other := r.Choices[i].Domains[i].KLD.Mean.Value, r.Choices[1-i].Domains[i].KLD.Mean.Value
+				t.Logf("KLD on %s: %.4f, of the other choice %.4f", d, own, other)
+				if !(own < other) {
+					t.Errorf("%s: KLD %.4f, the choice by the other kind of text has %.4f", d, own, other)
+				}
+			}
+		})
+	}
+}
+
+func readKeepListFile(path string) (*experts.KeepList, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return experts.ReadKeepList(f)
+}
+
+// winnowRun runs a command and returns its results.
+func winnowRun(t *testing.T, args ...string) []byte {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	if status := run(append(args, "-q"), &stdout, &stderr); status != exitOK {
+		t.Fatalf("winnow %s: status %d: %s", strings.Join(args, " "), status, &stderr)
+	}
+	return stdout.Bytes()
+}
+
+// TestCheckProofs: predictions that are not those of the masked model fail, unless
+// activations were rounded.
+func TestCheckProofs(t *testing.T) {
+	list := []*proofReport{{}, {Path: "a", Deviation: &verify.Deviation{Max: 1, Mean: 1e-6}}}
+	if err := checkProofs(list, engine.ComputeF32); err != nil {
+		t.Error(err)
+	}
+	for _, mean := range []float64{1e-3, math.NaN()} {
+		list[1].Deviation.Mean = mean
+		if err := checkProofs(list, engine.ComputeF32); exitStatus(err) != exitCheckFailed {
+			t.Errorf("%v: status %d of %v", mean, exitStatus(err), err)
+		}
+	}
+	if err := checkProofs(list, engine.ComputeInt8); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBatches(t *testing.T) {
+	prompts := [][]int32{{1, 2}, {3, 4}, {5, 6}, {7, 8}, {9, 10}}
+	for tokens, want := range map[int][]int{0: {1, 1, 1, 1, 1}, 10: {2, 2, 1}, 24: {4, 1}, 1000: {5}} {
+		var got []int
+		var all [][]int32
+		for b := range batches(prompts, 3, tokens) {
+			got, all = append(got, len(b)), append(all, b...)
+		}
+		if !slices.Equal(got, want) || len(all) != len(prompts) || all[4][1] != 10 {
+			t.Errorf("%d tokens: %v, want %v", tokens, got, want)
+		}
 	}
 }
 

@@ -14,22 +14,49 @@ type pruning struct {
 	folder *convert.FolderPlan
 }
 
-// planPruning decides the outputs: GGUF files, or the checkpoint folder in its
-// own form if no type is asked for.
+// asFolder reports whether the output is a checkpoint folder in its own form: one
+// is the input and no type is asked for.
+func (c *choice) asFolder() bool { return c.folder != nil && len(c.recipes) == 0 }
+
+// checkOutput finds before the choice is made, which may take long, what keeps its
+// outputs from being written.
+func (c *choice) checkOutput() error {
+	switch {
+	case c.flags.out == "" || c.flags.dryRun:
+		return nil
+	case c.asFolder():
+		return convert.CheckNewFolder(c.flags.out)
+	}
+	p, err := c.planFiles()
+	if err != nil {
+		return err
+	}
+	return checkOutputs([]*conversion{p}, c.flags.force)
+}
+
+// planPruning decides the outputs: GGUF files, or the checkpoint folder.
 func (c *choice) planPruning() (*pruning, error) {
-	if c.folder != nil && len(c.recipes) == 0 {
+	if c.asFolder() {
 		plan, err := c.folder.PlanFolder(c.list, nil, "")
 		if err != nil {
 			return nil, planError(err)
 		}
 		return &pruning{folder: plan}, nil
 	}
+	p, err := c.planFiles()
+	if err != nil {
+		return nil, err
+	}
+	return &pruning{files: p}, checkOutputs([]*conversion{p}, c.flags.force)
+}
+
+// planFiles plans GGUF files, of the whole model as long as nothing is chosen.
+func (c *choice) planFiles() (*conversion, error) {
 	outputs, err := outputNames(c.flags.out, "", c.recipes)
 	if err != nil {
 		return nil, err
 	}
-	req := convert.Request{Outputs: outputs, Experts: c.list}
-	p := &conversion{}
+	req, p := convert.Request{Outputs: outputs, Experts: c.list}, &conversion{}
 	if c.folder != nil {
 		p.plan, err = c.folder.Plan(req)
 		p.data, p.inputs = c.folder, c.folder.Inputs()
@@ -40,16 +67,35 @@ func (c *choice) planPruning() (*pruning, error) {
 	if err != nil {
 		return nil, planError(err)
 	}
-	return &pruning{files: p}, checkOutputs([]*conversion{p}, c.flags.force)
+	return p, nil
+}
+
+// output is a model that was written: output index of the plan, or the folder.
+type output struct {
+	path       string
+	index      int
+	keepsTypes bool // of what it was made from
+}
+
+// outputs lists what is written.
+func (p *pruning) outputs(c *choice) (list []output) {
+	if p.folder != nil {
+		return []output{{path: c.flags.out, keepsTypes: true}}
+	}
+	for i := range p.files.plan.Outputs {
+		o := &p.files.plan.Outputs[i]
+		list = append(list, output{o.Path, i, o.Recipe.KeepsTypes})
+	}
+	return list
 }
 
 // apply writes what the flags ask for: the pruned model, and the statistics or
 // the matrix of its experts.
-func (a *app) apply(ctx context.Context, c *choice) error {
+func (a *app) apply(ctx context.Context, c *choice) (written []output, err error) {
 	if c.flags.out != "" {
 		p, err := c.planPruning()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if p.folder != nil {
 			err = a.writeFolder(ctx, c, p.folder)
@@ -58,13 +104,14 @@ func (a *app) apply(ctx context.Context, c *choice) error {
 			err = a.execute(ctx, p.files, convert.DefaultMaxMemory, "pruning")
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
+		written = p.outputs(c)
 	}
 	if c.flags.slice == "" {
-		return nil
+		return written, nil
 	}
-	return c.sliceMeasured()
+	return written, c.sliceMeasured()
 }
 
 // writeFolder writes a pruned checkpoint folder.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/winnow-moe/winnow/convert/experts"
+	"github.com/winnow-moe/winnow/verify"
 )
 
 // pruneReport is the result of prune in the form --json prints.
@@ -21,11 +22,34 @@ type pruneReport struct {
 	MTP        string             `json:"mtp,omitempty"`
 	Rule       string             `json:"rule,omitempty"`
 	Weights    map[string]float64 `json:"weights,omitempty"`
+	Combine    string             `json:"combine,omitempty"`
 	Statistics string             `json:"statistics,omitempty"`
 	Super      []experts.Expert   `json:"super_experts"`
 	Blocks     []pruneBlock       `json:"blocks"`
 	Sizes      []pruneSize        `json:"sizes"`
+	Measured   []trialReport      `json:"measured,omitempty"`
+	Lead       *leadReport        `json:"lead,omitempty"`
+	Searched   []*verify.Tried    `json:"searched,omitempty"`
+	MaxKLD     float64            `json:"max_kld,omitempty"`
+	Proofs     []*proofReport     `json:"verified,omitempty"`
 	Warnings   []string           `json:"warnings"`
+}
+
+// trialReport is what a choice costs on the texts.
+type trialReport struct {
+	Rule    string `json:"rule,omitempty"`
+	Flatten bool   `json:"flatten,omitempty"`
+	Keep    int    `json:"keep"`
+	Chosen  bool   `json:"chosen"`
+	*verify.Comparison
+}
+
+// leadReport says by how much the divergence of the choice taken is smaller than
+// that of the next one.
+type leadReport struct {
+	Next    string `json:"next"`
+	Flatten bool   `json:"flatten,omitempty"`
+	verify.Estimate
 }
 
 // pruneBlock is the choice in one block.
@@ -50,9 +74,10 @@ func (c *choice) report() (*pruneReport, error) {
 	p := &c.model.Params
 	r := &pruneReport{
 		Model: c.path, Arch: c.model.Family.Arch, Experts: p.Experts, Keep: c.list.Keep(), Used: p.ExpertsUsed, Flatten: c.list.Flatten, MTP: c.list.MTP,
-		Rule: c.list.Rule, Weights: c.list.Weights, Statistics: c.list.Statistics, Super: []experts.Expert{}, Sizes: c.sizes(c.list),
-		Warnings: append([]string{}, c.notes...),
+		Rule: c.list.Rule, Weights: c.list.Weights, Combine: c.list.Combine, Statistics: c.list.Statistics, Super: []experts.Expert{}, Sizes: c.sizes(c.list),
+		Searched: c.search, MaxKLD: c.flags.maxKLD, Warnings: append([]string{}, c.notes...),
 	}
+	r.compared(c)
 	if p.ExpertGroups > 1 {
 		r.Groups = p.ExpertGroups
 	}
@@ -74,6 +99,21 @@ func (c *choice) report() (*pruneReport, error) {
 	r.Warnings = append(r.Warnings, c.superWarnings(r)...)
 	r.Warnings = append(r.Warnings, experts.Warnings(p, r.Keep, r.Flatten)...)
 	return r, nil
+}
+
+// compared reports what was measured before the choice.
+func (r *pruneReport) compared(c *choice) {
+	var costs []*verify.Comparison
+	for i, t := range c.tried {
+		if t.cost != nil {
+			r.Measured = append(r.Measured, trialReport{t.list.Rule, t.list.Flatten, t.list.Keep(), i == c.best, t.cost})
+			costs = append(costs, t.cost)
+		}
+	}
+	if len(costs) > 1 {
+		next, by := verify.Lead(costs)
+		r.Lead = &leadReport{r.Measured[next].Rule, r.Measured[next].Flatten, by}
+	}
 }
 
 // superWarnings names super experts and, of them, those that do not stay.
@@ -122,12 +162,16 @@ func (a *app) printPrune(r *pruneReport, c *choice) error {
 		return a.printJSON(r)
 	}
 	a.warn(r.Warnings)
+	a.printMeasured(r, c.flags.evaluation.compute)
 	a.printf("%s\n%s\n", pruneTable(r), wrap(pruneText(r), "  "))
 	for _, s := range r.Super {
 		a.printf("super expert, which stays: %d of block %d\n", s.Expert, s.Block)
 	}
 	for _, s := range r.Sizes {
 		a.printf("%s: %s, before %s\n", s.Type, sizeText(s.After), sizeText(s.Before))
+	}
+	for _, p := range r.Proofs {
+		a.printProof(p, c.flags.evaluation.compute)
 	}
 	for _, path := range []string{c.flags.out, c.flags.save, c.flags.slice, c.flags.page} {
 		if path != "" && !c.flags.dryRun {
@@ -137,11 +181,101 @@ func (a *app) printPrune(r *pruneReport, c *choice) error {
 	return nil
 }
 
+// textName is the most that a table shows of the name of a text.
+const textName = 14
+
+// costRows are the rows of a table for a comparison and its texts, behind some
+// columns that stand in the first.
+func costRows(c *verify.Comparison, before ...string) (rows [][]string) {
+	add := func(before []string, name string, c *verify.Comparison) {
+		rows = append(rows, append(before, name, fmt.Sprintf("%.4f", c.Base.Value), fmt.Sprintf("%.4f", c.PPL.Value),
+			fmt.Sprintf("%.6f", c.KLD.Mean.Value), fmt.Sprintf("%.2f %%", c.SameTop.Value)))
+	}
+	add(before, "all", c)
+	for _, d := range c.Domains {
+		add(make([]string, len(before)), cut(printable(d.Name), textName), d)
+	}
+	return rows
+}
+
+// printMeasured shows what choices cost on the texts, and which was taken.
+func (a *app) printMeasured(r *pruneReport, compute computeValue) {
+	if len(r.Measured) > 0 {
+		rows := [][]string{{"", "kept", "text", "PPL before", "after", "KLD", "same top"}}
+		for _, t := range r.Measured {
+			rows = append(rows, costRows(t.Comparison, trialName(t.Rule, t.Flatten), strconv.Itoa(t.Keep))...)
+		}
+		a.printf("%s", table("lrlrrrr", rows))
+	}
+	if r.Lead != nil {
+		taken := r.Measured[slices.IndexFunc(r.Measured, func(t trialReport) bool { return t.Chosen })]
+		text := fmt.Sprintf("taken: %s, by a KLD smaller by %.6f ± %.6f than that of %s", trialName(taken.Rule, taken.Flatten), r.Lead.Value, r.Lead.Error, trialName(r.Lead.Next, r.Lead.Flatten))
+		if r.Lead.Value <= r.Lead.Error {
+			text += ", which is within the error"
+		}
+		a.printf("%s\n", wrap(text, "  "))
+	}
+	definition := ""
+	if len(r.Measured) > 0 {
+		definition = r.Measured[0].Definition
+	}
+	if len(r.Searched) > 0 {
+		definition = r.Searched[0].Definition
+		rows := [][]string{{"kept", "text", "PPL before", "after", "KLD", "same top"}}
+		for _, t := range r.Searched {
+			rows = append(rows, costRows(t.Comparison, strconv.Itoa(t.Keep))...)
+		}
+		if len(r.Measured) > 0 {
+			a.printf("\n")
+		}
+		a.printf("%sfewest with a KLD of at most %g: %d\n", table("rlrrrr", rows), r.MaxKLD, r.Keep)
+	}
+	if definition != "" {
+		a.printf("%s\n\n", wrap(definition+compute.remark(), ""))
+	}
+}
+
+// trialName is what a choice is called.
+func trialName(rule string, flatten bool) string {
+	name := orDefault(rule, "keep-list")
+	if flatten {
+		name += ", one group"
+	}
+	return name
+}
+
+// printProof shows what pruning costs on the texts of --verify.
+func (a *app) printProof(p *proofReport, compute computeValue) {
+	what := "the whole model, without the experts that go"
+	if p.Path != "" {
+		what = printable(p.Path)
+	}
+	a.printf("\nverified: %s\n%s", what, table("lrrrr", append([][]string{{"text", "PPL before", "after", "KLD", "same top"}}, costRows(p.Comparison)...)))
+	if len(p.Continued) > 0 {
+		rows := [][]string{{"continued", "prompts", "repeated before", "after", "loops before", "after"}}
+		for _, c := range p.Continued {
+			row := []string{cut(printable(orDefault(c.Name, "all")), textName), strconv.Itoa(c.After.Prompts)}
+			for _, e := range []verify.Estimate{c.Before.Repeated, c.After.Repeated, c.Before.Loops, c.After.Loops} {
+				row = append(row, fmt.Sprintf("%.1f %%", e.Value))
+			}
+			rows = append(rows, row)
+		}
+		a.printf("\n%s", table("lrrrrr", rows))
+	}
+	if p.Deviation != nil {
+		a.printf("%s\n", wrap(fmt.Sprintf("beside the whole model without those experts: |Δ ln p| at most %.2g, on average %.2g", p.Deviation.Max, p.Deviation.Mean), "  "))
+	}
+	a.printf("%s\n", wrap(p.Definition+compute.remark(), ""))
+}
+
 // pruneText says in a sentence what is chosen.
 func pruneText(r *pruneReport) string {
 	text := fmt.Sprintf("%d of %d experts stay in each of %d %s, of which a token uses %d", r.Keep, r.Experts, len(r.Blocks), plural(len(r.Blocks), "block", "blocks"), r.Used)
 	if r.Rule != "" {
 		text += "; rule " + r.Rule
+	}
+	if r.Combine != "" {
+		text += ", the largest share in any kind of text"
 	}
 	switch {
 	case r.Flatten:

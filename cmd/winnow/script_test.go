@@ -68,7 +68,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": statusCmd, "json": jsonCmd, "narrow": narrowCmd, "plain": plainCmd, "ids": idsCmd, "logits": logitsCmd,
-			"compress": compressCmd, "patch": patchCmd,
+			"compress": compressCmd, "patch": patchCmd, "same": sameCmd,
 		},
 		Condition: func(cond string) (bool, error) {
 			switch cond {
@@ -116,32 +116,53 @@ func statusCmd(ts *testscript.TestScript, _ bool, args []string) {
 //
 //	json stdout outputs.0.type '"Q8_0"'
 func jsonCmd(ts *testscript.TestScript, _ bool, args []string) {
-	dec := json.NewDecoder(strings.NewReader(ts.ReadFile(args[0])))
-	var doc any
+	doc := readJSON(ts, args[0])
+	for i := 1; i+1 < len(args); i += 2 {
+		if got := valueAt(ts, doc, args[i]); got != args[i+1] {
+			ts.Fatalf("%s is %s, want %s", args[i], got, args[i+1])
+		}
+	}
+}
+
+// sameCmd checks that two documents have the same value in a place of each:
+//
+//	same a.json measured.0.kld.mean.value stdout kld.mean.value
+func sameCmd(ts *testscript.TestScript, _ bool, args []string) {
+	a, b := valueAt(ts, readJSON(ts, args[0]), args[1]), valueAt(ts, readJSON(ts, args[2]), args[3])
+	if a != b || a == "null" {
+		ts.Fatalf("%s is %s, %s is %s", args[1], a, args[3], b)
+	}
+}
+
+// readJSON reads a stream with exactly one JSON document.
+func readJSON(ts *testscript.TestScript, file string) (doc any) {
+	dec := json.NewDecoder(strings.NewReader(ts.ReadFile(file)))
 	ts.Check(dec.Decode(&doc))
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		ts.Fatalf("more than one document")
 	}
-	for i := 1; i+1 < len(args); i += 2 {
-		v := doc
-		for key := range strings.SplitSeq(args[i], ".") {
-			switch at := v.(type) {
-			case map[string]any:
-				v = at[key]
-			case []any:
-				n, err := strconv.Atoi(key)
-				if err != nil || n >= len(at) {
-					ts.Fatalf("%s: no element %q in a list of %d", args[i], key, len(at))
-				}
-				v = at[n]
-			default:
-				ts.Fatalf("%s: nothing below %v", args[i], v)
+	return doc
+}
+
+// valueAt is what lies at a path of keys and list positions, as JSON.
+func valueAt(ts *testscript.TestScript, doc any, path string) string {
+	for key := range strings.SplitSeq(path, ".") {
+		switch at := doc.(type) {
+		case map[string]any:
+			doc = at[key]
+		case []any:
+			n, err := strconv.Atoi(key)
+			if err != nil || n >= len(at) {
+				ts.Fatalf("%s: no element %q in a list of %d", path, key, len(at))
 			}
-		}
-		if got, _ := json.Marshal(v); string(got) != args[i+1] {
-			ts.Fatalf("%s is %s, want %s", args[i], got, args[i+1])
+			doc = at[n]
+		default:
+			ts.Fatalf("%s: nothing below %v", path, doc)
 		}
 	}
+	got, err := json.Marshal(doc)
+	ts.Check(err)
+	return string(got)
 }
 
 // narrowCmd checks that a stream fits a terminal of 80 columns.

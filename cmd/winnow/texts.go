@@ -20,10 +20,10 @@ const maxTextBytes = 1 << 30
 // textFile is a text to score and the domain it stands for.
 type textFile struct{ name, path string }
 
-// parseTexts reads the values of --text, [NAME=]FILE. What stands before the
+// parseTexts reads the values of a flag such as --text, [NAME=]FILE. What stands before the
 // first = is a name if it could not be a path with folders. Without one the
 // file's name up to its first dot is taken.
-func parseTexts(values []string) ([]textFile, error) {
+func parseTexts(flag string, values []string) ([]textFile, error) {
 	var files []textFile
 	for _, v := range values {
 		name, path, named := strings.Cut(v, "=")
@@ -31,14 +31,14 @@ func parseTexts(values []string) ([]textFile, error) {
 			name, path = "", v
 		}
 		if path == "" || named && name == "" && path != v {
-			return nil, usagef("--text %q: want FILE or NAME=FILE", v)
+			return nil, usagef("%s %q: want FILE or NAME=FILE", flag, v)
 		}
 		if name == "" {
 			name, _, _ = strings.Cut(filepath.Base(path), ".")
 		}
 		for _, f := range files {
 			if f.name == name {
-				return nil, usagef("two texts have the name %q; name them: --text NAME=FILE", name)
+				return nil, usagef("two texts have the name %q; name them: %s NAME=FILE", name, flag)
 			}
 			if f.path == "-" && path == "-" {
 				return nil, usagef("standard input can be read for one text only")

@@ -62,7 +62,7 @@ func checkTotals(t *calib.ExpertTotals, l int, p *arch.Params) error {
 		sum += n
 	}
 	if want := tokens[0] * float64(p.ExpertsUsed); sum != want {
-		return invalid("block %d: the statistics have %.0f choices by %.0f tokens, and the model's tokens choose %d experts each: they are of another model", l, sum, tokens[0], p.ExpertsUsed)
+		return invalid("block %d: the statistics have %.0f choices by %.0f tokens, and the model's tokens choose %d experts each: they are of another model, or were cut out of the whole one's and have to be measured anew", l, sum, tokens[0], p.ExpertsUsed)
 	}
 	return nil
 }
