@@ -141,7 +141,7 @@ func compareLargest(t *testing.T, stats *calib.Statistics, golden map[string]*go
 // TestOwnDomain: what code and English choose differs, and each choice costs less
 // on text of its kind than the other one does.
 func TestOwnDomain(t *testing.T) {
-	if len(isa.Available()) == 1 {
+	if len(isa.Available()) == 1 || testing.Short() {
 		t.Skip("without vectors it takes minutes, and has the same bits")
 	}
 	corpus, domains := filepath.Join(fixtures.Dir(t, "packs/corpus"), "corpus"), []string{"code", "english"}
