@@ -251,6 +251,9 @@ func (a *app) printProof(p *proofReport, compute computeValue) {
 		what = printable(p.Path)
 	}
 	a.printf("\nverified: %s\n%s", what, table("lrrrr", append([][]string{{"text", "PPL before", "after", "KLD", "same top"}}, costRows(p.Comparison)...)))
+	if p.Deviation != nil {
+		a.printf("%s\n", wrap(fmt.Sprintf("beside the whole model without those experts: |Δ ln p| at most %.2g, on average %.2g", p.Deviation.Max, p.Deviation.Mean), "  "))
+	}
 	if len(p.Continued) > 0 {
 		rows := [][]string{{"continued", "prompts", "repeated before", "after", "loops before", "after"}}
 		for _, c := range p.Continued {
@@ -260,10 +263,7 @@ func (a *app) printProof(p *proofReport, compute computeValue) {
 			}
 			rows = append(rows, row)
 		}
-		a.printf("\n%s", table("lrrrrr", rows))
-	}
-	if p.Deviation != nil {
-		a.printf("%s\n", wrap(fmt.Sprintf("beside the whole model without those experts: |Δ ln p| at most %.2g, on average %.2g", p.Deviation.Max, p.Deviation.Mean), "  "))
+		a.printf("\n%s\n", table("lrrrrr", rows))
 	}
 	a.printf("%s\n", wrap(p.Definition+compute.remark(), ""))
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/engine"
+	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/verify"
 )
 
@@ -55,6 +57,9 @@ func (a *app) openEvaluation(c *choice) (*evaluation, error) {
 		return nil, err
 	}
 	proof, err := ev.read("--verify", c.flags.proof)
+	if err == nil {
+		c.notes = append(c.notes, calibratedOn(c.stats, choices.texts, proof.texts)...)
+	}
 	if err != nil || len(choices.texts)+len(proof.texts) == 0 {
 		return ev, err
 	}
@@ -72,6 +77,23 @@ func (a *app) openEvaluation(c *choice) (*evaluation, error) {
 		return nil, err
 	}
 	return ev, nil
+}
+
+// calibratedOn warns of texts that statistics were measured on, going by the names
+// of their files: what they say of a choice is too good.
+func calibratedOn(s *calib.Statistics, texts ...[]textFile) (warnings []string) {
+	if s == nil {
+		return nil
+	}
+	for _, t := range slices.Concat(texts...) {
+		for _, d := range s.Domains {
+			if slices.Contains(d.Datasets, t.path) {
+				warnings = append(warnings, fmt.Sprintf("%s was calibrated on: choices look better on it than they are", t.path))
+				break
+			}
+		}
+	}
+	return warnings
 }
 
 // read reads the texts of a flag.
