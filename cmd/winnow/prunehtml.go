@@ -11,6 +11,7 @@ import (
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/durable"
+	"github.com/winnow-moe/winnow/verify"
 	"github.com/winnow-moe/winnow/verify/report"
 )
 
@@ -65,8 +66,96 @@ func (c *choice) page(r *pruneReport) (*report.Prune, error) {
 			return nil, fmt.Errorf("%s: %w", c.flags.stats, err)
 		}
 	}
-	p.Counts, err = c.otherCounts()
-	return p, err
+	if p.Counts, err = c.otherCounts(); err != nil {
+		return nil, err
+	}
+	r.addCosts(p)
+	return p, nil
+}
+
+// addCosts tells the page what was measured on texts.
+func (r *pruneReport) addCosts(p *report.Prune) {
+	if len(r.Measured) > 0 {
+		p.Choice = &report.Choice{Text: r.Measured[0].Definition}
+	}
+	for i, t := range r.Measured {
+		trial := report.Trial{Rule: orDefault(t.Rule, "keep-list"), Measured: pageMeasured(t.Comparison), Domains: pageTexts(t.Domains...)}
+		if r.Groups > 1 {
+			trial.Groups = groupsText(t.Flatten)
+		}
+		p.Choice.Trials = append(p.Choice.Trials, trial)
+		if t.Chosen {
+			p.Choice.Best, p.Choice.Next = i, i
+		}
+	}
+	if r.Lead != nil {
+		p.Choice.Next, p.Choice.Lead = r.Lead.index, report.Estimate(r.Lead.Estimate)
+	}
+	for i := range p.Counts {
+		if c := r.costWith(p.Counts[i].Keep); c != nil {
+			m := pageMeasured(c)
+			p.Counts[i].Measured = &m
+		}
+	}
+	if len(r.Proofs) > 0 {
+		r.Proofs[0].addTo(p)
+	}
+}
+
+// costWith is what was measured of a number of experts as they were chosen, nil if
+// nothing.
+func (r *pruneReport) costWith(keep int) *verify.Comparison {
+	for _, t := range r.Searched {
+		if t.Keep == keep {
+			return t.Comparison
+		}
+	}
+	for _, t := range r.Measured {
+		if t.Chosen && t.Keep == keep {
+			return t.Comparison
+		}
+	}
+	return nil
+}
+
+// addTo tells the page what the model is like before and after.
+func (p *proofReport) addTo(page *report.Prune) {
+	page.Definition = p.Definition
+	page.Texts = pageTexts(slices.Concat([]*verify.Comparison{p.Comparison}, p.Domains)...)
+	for i, c := range p.Continued {
+		t := &page.Texts[min(i+1, len(page.Texts)-1)]
+		before, after := pageRepetition(c.Before), pageRepetition(c.After)
+		t.RepetitionBefore, t.RepetitionAfter = &before, &after
+	}
+	if p.Deviation != nil {
+		page.Written = &p.Deviation.Max
+	}
+	if p.Path != "" {
+		page.Facts = append(page.Facts, report.Fact{Name: "measured after writing", Value: p.Path})
+	}
+}
+
+func pageMeasured(c *verify.Comparison) report.Measured {
+	return report.Measured{PPL: report.Estimate(c.PPL), KLD: report.Estimate(c.KLD.Mean), SameTop: report.Estimate(c.SameTop)}
+}
+
+func pageTexts(all ...*verify.Comparison) (list []report.Text) {
+	for _, c := range all {
+		list = append(list, report.Text{Name: c.Name, Base: report.Estimate(c.Base), Measured: pageMeasured(c)})
+	}
+	return list
+}
+
+func pageRepetition(r *verify.Repetition) report.Repetition {
+	return report.Repetition{Prompts: r.Prompts, Tokens: r.Tokens, Repeated: report.Estimate(r.Repeated), Loops: report.Estimate(r.Loops)}
+}
+
+// groupsText names a way with groups as --groups does.
+func groupsText(flatten bool) string {
+	if flatten {
+		return groupsFlatten
+	}
+	return groupsEqual
 }
 
 // facts are what the choice follows from.
@@ -87,6 +176,7 @@ func (c *choice) facts(r *pruneReport) (list []report.Fact) {
 	for _, name := range slices.Sorted(maps.Keys(r.Weights)) {
 		add("weight of "+name, strconv.FormatFloat(r.Weights[name], 'g', -1, 64))
 	}
+	add("scores of several texts", r.Combine)
 	if c.scores != nil && !c.flags.protect {
 		add("super experts", "not protected")
 	}
@@ -156,6 +246,9 @@ func (c *choice) otherCounts() (list []report.Count, err error) {
 		if experts.CheckCount(p, keep, c.list.Flatten) == nil {
 			counts = append(counts, keep)
 		}
+	}
+	for _, t := range c.search {
+		counts = append(counts, t.Keep)
 	}
 	slices.Sort(counts)
 	for _, keep := range slices.Backward(slices.Compact(counts)) {

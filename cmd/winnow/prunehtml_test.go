@@ -27,7 +27,7 @@ func TestPage(t *testing.T) {
 	}
 	defer m.close()
 	c := &choice{prunable: m, flags: flags, stats: stats}
-	if err := c.decide(t.Context()); err != nil {
+	if err := (&app{quiet: true}).decide(t.Context(), c, &evaluation{}); err != nil {
 		t.Fatal(err)
 	}
 	r, err := c.report()

@@ -50,6 +50,7 @@ type leadReport struct {
 	Next    string `json:"next"`
 	Flatten bool   `json:"flatten,omitempty"`
 	verify.Estimate
+	index int // of the next one
 }
 
 // pruneBlock is the choice in one block.
@@ -112,7 +113,7 @@ func (r *pruneReport) compared(c *choice) {
 	}
 	if len(costs) > 1 {
 		next, by := verify.Lead(costs)
-		r.Lead = &leadReport{r.Measured[next].Rule, r.Measured[next].Flatten, by}
+		r.Lead = &leadReport{r.Measured[next].Rule, r.Measured[next].Flatten, by, next}
 	}
 }
 
