@@ -63,8 +63,9 @@ reading the experts' down projections.
 --text measures choices before anything is written, by routers that cannot
 choose the experts that go: how far predictions diverge from the model's. It
 should be text that was not calibrated on. With it the rule is chosen for the
-model (--rule auto): the one of reap, reap_sum and loo that diverges least; and
-so is the way with groups (--groups auto). --max-kld finds the fewest experts
+model (--rule auto): the one of reap, reap_sum and greedy that diverges least,
+loo instead of greedy without a sample (calibrate --sample); and so is the way
+with groups (--groups auto). --max-kld finds the fewest experts
 that diverge by no more; rule and groups are then chosen at the middle of the
 possible numbers. Without --text the rule is reap, which suits unknown uses.
 
@@ -231,8 +232,10 @@ func (f *pruneFlags) checkScores() error {
 		return usagef("--weights need --stats")
 	case f.combine == experts.CombineMax && f.stats == "":
 		return usagef("--combine max needs --stats")
-	case f.rule == autoRule && f.stats == "":
-		return usagef("--rule auto needs --stats")
+	case (f.rule == autoRule || f.rule == experts.GreedyRule) && f.stats == "":
+		return usagef("--rule %s needs --stats", f.rule)
+	case f.rule == experts.GreedyRule && f.combine == experts.CombineMax:
+		return usagef("--rule greedy goes by all texts together, without --combine max")
 	case f.imatrix != "":
 		f.rule = orDefault(f.rule, experts.ImatrixRules[0].Name)
 	case f.stats == "" && f.rule != experts.RandomRule:
@@ -270,12 +273,11 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 		}
 		defer c.stats.Close()
 	}
-	ev, err := a.openEvaluation(c)
-	if err != nil {
+	if c.ev, err = a.openEvaluation(c); err != nil {
 		return err
 	}
-	defer ev.close()
-	if err := a.decide(ctx, c, ev); err != nil {
+	defer c.ev.close()
+	if err := a.decide(ctx, c); err != nil {
 		return err
 	}
 	report, err := c.report()
@@ -294,7 +296,7 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 		}
 	}
 	if len(flags.proof) > 0 {
-		if report.Proofs, err = a.prove(ctx, c, ev, written); err != nil {
+		if report.Proofs, err = a.prove(ctx, c, written); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/convert/experts"
+	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/verify"
@@ -28,8 +29,10 @@ type choice struct {
 	*prunable
 	flags  *pruneFlags
 	stats  *calib.Statistics // may be nil
-	matrix *experts.Scores   // those of --from-imatrix, once computed
-	scores *experts.Scores   // nil for keep-lists that were read
+	ev     *evaluation
+	matrix *experts.Scores          // those of --from-imatrix, once computed
+	greedy map[bool]*experts.Scores // by whether groups are given up, once computed
+	scores *experts.Scores          // nil for keep-lists that were read
 	list   *experts.KeepList
 	tried  []*trial // what was compared; the list is of the best, or was searched by its scores
 	best   int
@@ -47,18 +50,18 @@ type trial struct {
 
 // decide reads the keep-list, or makes one: the best of several if rules or ways
 // with groups are to be tried.
-func (a *app) decide(ctx context.Context, c *choice, ev *evaluation) (err error) {
+func (a *app) decide(ctx context.Context, c *choice) (err error) {
 	if c.tried, err = c.trials(ctx); err != nil {
 		return err
 	}
-	if search := c.flags.maxKLD > 0; ev.text != nil && (!search || len(c.tried) > 1) {
-		if err := a.measureTrials(ctx, c, ev); err != nil {
+	if search := c.flags.maxKLD > 0; c.ev.text != nil && (!search || len(c.tried) > 1) {
+		if err := a.measureTrials(ctx, c); err != nil {
 			return err
 		}
 	}
 	c.scores, c.list = c.tried[c.best].scores, c.tried[c.best].list
 	if c.flags.maxKLD > 0 {
-		return a.searchFewest(ctx, c, ev)
+		return a.searchFewest(ctx, c)
 	}
 	return nil
 }
@@ -118,10 +121,15 @@ func (c *choice) rules() []string {
 		return []string{c.flags.rule}
 	}
 	rules := []string{"reap", "reap_sum"}
-	if c.stats.Measured(calib.LeaveOut) {
+	lacks := func(d *calib.Domain) bool { return d.Chunks > 0 && d.Sampled() == 0 }
+	switch {
+	case !slices.ContainsFunc(c.stats.Domains, lacks):
+		return append(rules, experts.GreedyRule)
+	case c.stats.Measured(calib.LeaveOut):
+		c.notes = append(c.notes, "rule greedy is not tried, but loo instead: the statistics have no sample of all texts (calibrate --sample)")
 		return append(rules, "loo")
 	}
-	c.notes = append(c.notes, "rule loo is not tried: the statistics lack what it needs (calibrate --loo)")
+	c.notes = append(c.notes, "rules greedy and loo are not tried: the statistics lack what they need (calibrate --sample, --loo)")
 	return rules
 }
 
@@ -181,17 +189,19 @@ func (c *choice) choose(s *experts.Scores, opt experts.Options) (*experts.KeepLi
 	switch {
 	case s.Rule == experts.RandomRule:
 		k.Seed = c.flags.seed
-	case c.flags.combine == experts.CombineMax:
+	case c.flags.combine == experts.CombineMax && s.Rule != experts.GreedyRule:
 		k.Combine = c.flags.combine
 	}
 	return k, nil
 }
 
-// score computes the scores of a rule. Whether groups are kept or given up
-// (flatten) matters to rules that follow what routers do with the experts that
-// are left; those of single experts do not.
-func (c *choice) score(ctx context.Context, rule string, _ bool) (s *experts.Scores, err error) {
+// score computes the scores of a rule. Whether groups are kept or given up matters
+// to greedy, which follows what routers do with the experts that are left; other
+// rules score single experts.
+func (c *choice) score(ctx context.Context, rule string, flatten bool) (s *experts.Scores, err error) {
 	switch {
+	case rule == experts.GreedyRule && c.stats != nil:
+		s, err = c.greedyScore(ctx, flatten)
 	case rule == experts.RandomRule:
 		return c.randomScore()
 	case c.flags.imatrix != "":
@@ -208,6 +218,74 @@ func (c *choice) score(ctx context.Context, rule string, _ bool) (s *experts.Sco
 		return nil, fmt.Errorf("%s: %w", c.flags.stats, err)
 	}
 	return s, nil
+}
+
+// greedyScore takes the experts of every block out one by one, by the sample in
+// the statistics and the weights of the model. What all ways with groups need of
+// a block is computed once.
+func (c *choice) greedyScore(ctx context.Context, flatten bool) (*experts.Scores, error) {
+	if c.greedy != nil {
+		return c.greedy[flatten], nil
+	}
+	super, err := experts.SuperExperts(c.stats, c.flags.weights)
+	if err != nil {
+		return nil, err
+	}
+	m, err := c.ev.model()
+	if err != nil {
+		return nil, err
+	}
+	p, ways := m.engine.Params(), c.ways()
+	found, blocks := make([]map[int]experts.Removal, len(ways)), experts.Blocks(&c.model.Params, experts.DropMTP)
+	for i := range found {
+		found[i] = map[int]experts.Removal{}
+	}
+	bar := c.ev.app.newProgress("taking experts out", false)
+	defer bar.finish()
+	for i, l := range blocks {
+		list, err := c.removals(ctx, m.engine, l, ways, super)
+		if err != nil {
+			return nil, fmt.Errorf("block %d: %w", l, err)
+		}
+		for way, g := range list {
+			found[way][l] = experts.Removal(*g)
+		}
+		bar.update(int64(i+1), int64(len(blocks)), "")
+	}
+	c.greedy = map[bool]*experts.Scores{}
+	for i, flatten := range ways {
+		c.greedy[flatten] = experts.Greedy(p, found[i])
+		c.greedy[flatten].Super = super
+	}
+	return c.greedy[flatten], nil
+}
+
+// removals are the orders in which the experts of a block go, one for each way
+// with groups, down to the fewest that the model can have.
+func (c *choice) removals(ctx context.Context, m *engine.Model, l int, ways []bool, super []experts.Expert) ([]*engine.Greedy, error) {
+	sample, err := c.stats.Sample(l, c.flags.weights)
+	if err != nil {
+		return nil, &convert.HintError{Err: err, Hint: "calibrate again, with a sample of tokens (--sample)"}
+	}
+	s, err := m.Sampled(ctx, l, sample)
+	if err != nil {
+		return nil, err
+	}
+	var stay []int
+	for _, e := range super {
+		if c.flags.protect && e.Block == l {
+			stay = append(stay, e.Expert)
+		}
+	}
+	var options []engine.GreedyOptions
+	for _, flatten := range ways {
+		keep := experts.Smallest(&c.model.Params, flatten)
+		if keep == 0 {
+			keep = c.model.Params.Experts // none can go, which counting them says
+		}
+		options = append(options, engine.GreedyOptions{Keep: keep, Flatten: flatten, Protected: stay})
+	}
+	return s.Greedy(ctx, options...)
 }
 
 // randomScore draws scores. Statistics, if there are any, say which experts to

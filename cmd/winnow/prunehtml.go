@@ -69,8 +69,26 @@ func (c *choice) page(r *pruneReport) (*report.Prune, error) {
 	if p.Counts, err = c.otherCounts(); err != nil {
 		return nil, err
 	}
+	r.addCurves(p)
 	r.addCosts(p)
 	return p, nil
+}
+
+// addCurves tells the page what blocks lack with fewer and fewer experts.
+func (r *pruneReport) addCurves(p *report.Prune) {
+	for _, b := range r.Blocks {
+		if b.Errors == nil {
+			continue
+		}
+		if p.Curves == nil {
+			p.Curves = &report.Curves{Rule: r.Rule}
+		}
+		curve := report.Curve{Block: b.Block}
+		for n, e := range slices.Backward(b.Errors) {
+			curve.Points = append(curve.Points, report.Point{Keep: r.Experts - n, Error: e})
+		}
+		p.Curves.Blocks = append(p.Curves.Blocks, curve)
+	}
 }
 
 // addCosts tells the page what was measured on texts.

@@ -26,8 +26,8 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.close()
-	c := &choice{prunable: m, flags: flags, stats: stats}
-	if err := (&app{quiet: true}).decide(t.Context(), c, &evaluation{}); err != nil {
+	c := &choice{prunable: m, flags: flags, stats: stats, ev: &evaluation{}}
+	if err := (&app{quiet: true}).decide(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
 	r, err := c.report()

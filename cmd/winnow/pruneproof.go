@@ -42,8 +42,8 @@ type continuedReport struct {
 }
 
 // prove measures what was written or, if nothing was, what was chosen.
-func (a *app) prove(ctx context.Context, c *choice, ev *evaluation, written []output) ([]*proofReport, error) {
-	p := &proof{app: a, choice: c, ev: ev, kept: &keptExperts{list: c.list}}
+func (a *app) prove(ctx context.Context, c *choice, written []output) ([]*proofReport, error) {
+	p := &proof{app: a, choice: c, kept: &keptExperts{list: c.list}}
 	if len(written) == 0 {
 		r, err := p.masked(ctx)
 		return []*proofReport{r}, err
@@ -63,7 +63,6 @@ func (a *app) prove(ctx context.Context, c *choice, ev *evaluation, written []ou
 type proof struct {
 	*app
 	*choice
-	ev     *evaluation
 	kept   *keptExperts
 	before []*verify.Repetition // continuations by the whole model, once known
 }

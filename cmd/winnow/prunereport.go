@@ -59,6 +59,9 @@ type pruneBlock struct {
 	Kept    []int     `json:"kept"`
 	Dropped []int     `json:"dropped"`
 	Scores  []float64 `json:"scores,omitempty"`
+	// Errors are what the block's output lacks without the first 0, 1, ... experts
+	// that go, Σ|y−y'|²/Σ|y|², if the rule tells.
+	Errors []float64 `json:"errors,omitempty"`
 	// Lost is the share of the tokens' choices that fall on dropped experts.
 	Lost *float64 `json:"choices_lost,omitempty"`
 }
@@ -93,7 +96,7 @@ func (c *choice) report() (*pruneReport, error) {
 	for _, l := range c.list.Numbers() {
 		b := pruneBlock{Block: l, Kept: c.list.Blocks[l], Dropped: others(p.Experts, c.list.Blocks[l]), Lost: lost(uses[l], c.list.Blocks[l])}
 		if c.scores != nil {
-			b.Scores = c.scores.Blocks[l]
+			b.Scores, b.Errors = c.scores.Blocks[l], c.scores.Curve[l]
 		}
 		r.Blocks = append(r.Blocks, b)
 	}

@@ -42,15 +42,25 @@ func (f *evaluationFlags) check() error {
 
 // evaluation is the whole model with the texts to measure choices on.
 type evaluation struct {
+	app   *app
+	path  string
 	flags *evaluationFlags
-	whole *scored      // nil without texts
+	whole *scored      // nil until it is needed
 	text  *verify.Text // of --text; nil: none
 	proof *verify.Text // of --verify; nil: none
 }
 
+// model opens the whole model, once.
+func (ev *evaluation) model() (_ *scored, err error) {
+	if ev.whole == nil {
+		ev.whole, err = ev.app.openScored(ev.path, &ev.flags.scoreFlags)
+	}
+	return ev.whole, err
+}
+
 // openEvaluation opens what there is to measure on, before anything is written.
 func (a *app) openEvaluation(c *choice) (*evaluation, error) {
-	ev := &evaluation{flags: &c.flags.evaluation}
+	ev := &evaluation{app: a, path: c.path, flags: &c.flags.evaluation}
 	ev.flags.ck = c.ck
 	choices, err := ev.read("--text", c.flags.texts)
 	if err != nil {
@@ -63,14 +73,15 @@ func (a *app) openEvaluation(c *choice) (*evaluation, error) {
 	if err != nil || len(choices.texts)+len(proof.texts) == 0 {
 		return ev, err
 	}
-	if ev.whole, err = a.openScored(c.path, &ev.flags.scoreFlags); err != nil {
+	m, err := ev.model()
+	if err != nil {
 		return nil, err
 	}
 	if len(choices.texts) > 0 {
-		ev.text, err = choices.text(ev.whole)
+		ev.text, err = choices.text(m)
 	}
 	if err == nil && len(proof.texts) > 0 {
-		ev.proof, err = proof.text(ev.whole)
+		ev.proof, err = proof.text(m)
 	}
 	if err != nil {
 		ev.close()
@@ -112,7 +123,8 @@ func (ev *evaluation) close() {
 }
 
 // measureTrials measures what choices cost, and finds the best.
-func (a *app) measureTrials(ctx context.Context, c *choice, ev *evaluation) error {
+func (a *app) measureTrials(ctx context.Context, c *choice) error {
+	ev := c.ev
 	var kept []*keptExperts
 	for _, t := range c.tried {
 		kept = append(kept, &keptExperts{list: t.list})
@@ -130,7 +142,7 @@ func (a *app) measureTrials(ctx context.Context, c *choice, ev *evaluation) erro
 
 // searchFewest finds the fewest experts that diverge by no more than --max-kld,
 // ranked as in the best of what was tried.
-func (a *app) searchFewest(ctx context.Context, c *choice, ev *evaluation) error {
+func (a *app) searchFewest(ctx context.Context, c *choice) error {
 	opt := experts.Options{Flatten: c.list.Flatten, MTP: c.list.MTP}
 	counts, err := c.counts(opt.Flatten)
 	if err != nil {
@@ -146,7 +158,7 @@ func (a *app) searchFewest(ctx context.Context, c *choice, ev *evaluation) error
 		lists[keep] = list
 		return (&keptExperts{list: list}).mask(), nil
 	}
-	found, tried, err := a.fewest(ctx, c, ev, counts, choose)
+	found, tried, err := a.fewest(ctx, c, counts, choose)
 	if err != nil {
 		return err
 	}
@@ -161,7 +173,8 @@ func (a *app) searchFewest(ctx context.Context, c *choice, ev *evaluation) error
 
 // fewest searches with progress: every number that is tried takes a pass over the
 // text, and so does the whole model, once.
-func (a *app) fewest(ctx context.Context, c *choice, ev *evaluation, counts []int, choose func(int) (engine.Mask, error)) (found *verify.Tried, tried []*verify.Tried, err error) {
+func (a *app) fewest(ctx context.Context, c *choice, counts []int, choose func(int) (engine.Mask, error)) (found *verify.Tried, tried []*verify.Tried, err error) {
+	ev := c.ev
 	n := scoringNeeds([]*scored{ev.whole, ev.whole}, false, ev.text)
 	n.kept += ev.whole.engine.HiddenBytes(ev.text.Len())
 	f, err := ev.flags.memoryFit(n)
