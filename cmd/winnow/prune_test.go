@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -138,23 +139,67 @@ func compareLargest(t *testing.T, stats *calib.Statistics, golden map[string]*go
 	}
 }
 
-// TestOwnDomain: what code and English choose differs, and each choice costs less
-// on text of its kind than the other one does.
-func TestOwnDomain(t *testing.T) {
+// chooser chooses experts of a trained miniature by calibration texts and measures
+// the choices on evaluation texts, all in a folder of its own.
+type chooser struct {
+	*testing.T
+	model string
+	args  []string // of perplexity
+}
+
+func newChooser(t *testing.T, name string, windows int) *chooser {
+	t.Helper()
 	if len(isa.Available()) == 1 || testing.Short() {
 		t.Skip("without vectors it takes minutes, and has the same bits")
 	}
-	corpus, domains := filepath.Join(fixtures.Dir(t, "packs/corpus"), "corpus"), []string{"code", "english"}
+	c := &chooser{T: t, model: miniature(t, name)}
+	c.args = []string{"perplexity", c.model, "-c", "128", "--chunks", strconv.Itoa(windows), "--json"}
+	for _, d := range []string{"code", "english"} {
+		c.args = append(c.args, "--text", d+"="+corpusText(t, "eval-"+d))
+	}
+	t.Chdir(t.TempDir())
+	return c
+}
+
+func corpusText(t *testing.T, name string) string {
+	return filepath.Join(fixtures.Dir(t, "packs/corpus"), "corpus", name+".txt")
+}
+
+func (c *chooser) calibrate(domain string, windows int) {
+	c.Helper()
+	winnowRun(c.T, "calibrate", c.model, "--text", domain+"="+corpusText(c.T, "calib-"+domain), "-c", "128", "--chunks", strconv.Itoa(windows), "-o", domain+".gguf")
+}
+
+// choose keeps half of the experts.
+func (c *chooser) choose(plan, domain, rule string, more ...string) {
+	c.Helper()
+	winnowRun(c.T, append([]string{"prune", c.model, "--stats", domain + ".gguf", "--rule", rule, "--keep", "8", "--save-plan", plan}, more...)...)
+	c.args = append(c.args, "--experts", plan)
+}
+
+// measure returns the divergences of every choice on code and on English.
+func (c *chooser) measure() (kld [][2]float64) {
+	c.Helper()
+	var r choicesResult
+	if err := json.Unmarshal(winnowRun(c.T, c.args...), &r); err != nil {
+		c.Fatal(err)
+	}
+	for _, choice := range r.Choices {
+		kld = append(kld, [2]float64{choice.Domains[0].KLD.Mean.Value, choice.Domains[1].KLD.Mean.Value})
+	}
+	return kld
+}
+
+// TestOwnDomain: what code and English choose differs, and each choice costs less
+// on text of its kind than the other one does.
+func TestOwnDomain(t *testing.T) {
 	for _, name := range []string{"tiny-r1", "tiny-gemma4-moe"} {
 		t.Run(name, func(t *testing.T) {
-			t.Chdir(t.TempDir())
-			model := miniature(t, name)
-			measure := []string{"perplexity", model, "-c", "128", "--chunks", "12", "--json"}
+			c := newChooser(t, name, 12)
 			var lists []*experts.KeepList
-			for _, d := range domains {
-				winnowRun(t, "calibrate", model, "--text", d+"="+filepath.Join(corpus, "calib-"+d+".txt"), "-c", "128", "--chunks", "32", "-o", d+".gguf")
-				winnowRun(t, "prune", model, "--stats", d+".gguf", "--rule", "reap_sum", "--keep", "8", "--save-plan", d+".json")
-				measure = append(measure, "--experts", d+".json", "--text", d+"="+filepath.Join(corpus, "eval-"+d+".txt"))
+			for _, d := range []string{"code", "english"} {
+				c.calibrate(d, 32)
+				c.choose(d+".json", d, "reap_sum")
 				list, err := readKeepListFile(d + ".json")
 				if err != nil {
 					t.Fatal(err)
@@ -166,15 +211,53 @@ func TestOwnDomain(t *testing.T) {
 					t.Errorf("block %d: code and English keep the same experts %v", l, ids)
 				}
 			}
-			var r choicesResult
-			if err := json.Unmarshal(winnowRun(t, measure...), &r); err != nil {
-				t.Fatal(err)
-			}
-			for i, d := range domains {
-				own, other := r.Choices[i].Domains[i].KLD.Mean.Value, r.Choices[1-i].Domains[i].KLD.Mean.Value
-				t.Logf("KLD on %s: %.4f, of the other choice %.4f", d, own, other)
-				if !(own < other) {
+			kld := c.measure()
+			for i, d := range []string{"code", "English"} {
+				if own, other := kld[i][i], kld[1-i][i]; !(own < other) {
 					t.Errorf("%s: KLD %.4f, the choice by the other kind of text has %.4f", d, own, other)
+				}
+			}
+		})
+	}
+}
+
+// TestRuleOrderings holds what was measured with HF's modules on the trained
+// miniatures (8 of 16 experts, chosen by code): on code itself sums over the text
+// and greedy cost less than means, and these less than random numbers; on English
+// the mean costs less than how often experts are used.
+func TestRuleOrderings(t *testing.T) {
+	for _, name := range []string{"tiny-r1", "tiny-gemma4-moe"} {
+		t.Run(name, func(t *testing.T) {
+			c := newChooser(t, name, 24)
+			c.calibrate("code", 60)
+			rules := []string{"reap", "frequency", "ean_sum", "reap_sum", "loo", "energy", "seer", "greedy"}
+			for _, rule := range rules {
+				c.choose(rule+".json", "code", rule)
+			}
+			for _, seed := range []string{"1", "2", "3"} {
+				c.choose("random"+seed+".json", "code", "random", "--seed", seed)
+			}
+			kld := c.measure()
+			code, english, random := map[string]float64{}, map[string]float64{}, 0.0
+			for i, v := range kld {
+				if i >= len(rules) {
+					random += v[0] / 3
+					continue
+				}
+				code[rules[i]], english[rules[i]] = v[0], v[1]
+			}
+			t.Logf("KLD on code %v, of random choices %.4f; on English %v", code, random, english)
+			for _, rule := range rules[1:] {
+				if !(code[rule] < code["reap"]) {
+					t.Errorf("code: KLD of %s %.4f, of reap %.4f", rule, code[rule], code["reap"])
+				}
+			}
+			if !(code["reap"] < random) {
+				t.Errorf("code: KLD of reap %.4f, of random choices %.4f", code["reap"], random)
+			}
+			for _, rule := range []string{"frequency", "ean_sum"} {
+				if !(english["reap"] < english[rule]) {
+					t.Errorf("English: KLD of reap %.4f, of %s %.4f", english["reap"], rule, english[rule])
 				}
 			}
 		})
