@@ -199,3 +199,26 @@ func checkRange(info *gguf.TensorInfo, first, n int64) error {
 	}
 	return nil
 }
+
+// bothChanges are changes on top of others.
+type bothChanges struct{ under, over Changes }
+
+// Both are changes of a model that others have changed already; either may be nil.
+func Both(under, over Changes) Changes {
+	switch {
+	case under == nil:
+		return over
+	case over == nil:
+		return under
+	}
+	return &bothChanges{under, over}
+}
+
+func (b *bothChanges) Has(name string) bool { return b.over.Has(name) || b.under.Has(name) }
+
+func (b *bothChanges) Rows(ctx context.Context, name string, first, n int64, dst []float32) error {
+	if b.over.Has(name) {
+		return b.over.Rows(ctx, name, first, n, dst)
+	}
+	return b.under.Rows(ctx, name, first, n, dst)
+}

@@ -94,7 +94,7 @@ func changeFile(t *testing.T, path string, ch Changes, keep func(*arch.Params) *
 // changeFolder makes a folder with changes.
 func changeFolder(t *testing.T, ck *Checkpoint, ch Changes, keep *experts.KeepList) (string, error) {
 	t.Helper()
-	plan, err := ck.PlanFolder(keep, ch, "")
+	plan, err := ck.PlanFolder(keep, ch)
 	if err != nil {
 		return "", err
 	}
@@ -460,13 +460,14 @@ func TestChangeErrors(t *testing.T) {
 		kind  error
 		words string
 	}{
-		{func() error { _, err := ck.PlanFolder(keep, &testChanges{m: model, has: all}, ""); return err }, ErrRefused, "attn_q.weight"},
+		{func() error { _, err := ck.PlanFolder(keep, &testChanges{m: model, has: all}); return err }, ErrRefused, "attn_q.weight"},
 		{func() error {
 			req := request(t, t.TempDir(), "F32")
-			req.Changes, req.Merged = &testChanges{m: model, has: networks}, "ream"
+			req.Experts = merged(keep, "ream")
 			_, err := ck.Plan(req)
 			return err
-		}, ErrRefused, "no keep-list"},
+		}, ErrRefused, "must be computed"},
+		{func() error { _, err := PruneStatistics(ck.Model, merged(keep, "ream"), nil); return err }, ErrRefused, "says nothing about"},
 	} {
 		if err := c.plan(); !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.words) {
 			t.Errorf("error %v, want one with %q", err, c.words)
@@ -486,7 +487,7 @@ func TestChangeErrors(t *testing.T) {
 	if err := Run(t.Context(), plan, ck, RunOptions{}); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), `ffn_up_exps.weight": the value at row 5, column 0`) {
 		t.Errorf("an infinite weight: %v", err)
 	}
-	folder, err := ck.PlanFolder(keep, bad, "")
+	folder, err := ck.PlanFolder(keep, bad)
 	must(t, err)
 	to := filepath.Join(t.TempDir(), "x")
 	if err := RunFolder(t.Context(), folder, ck, to, RunOptions{}); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), "row 5, column 0") {
@@ -519,18 +520,42 @@ func TestChangeNeedsImportance(t *testing.T) {
 	}
 }
 
+// merged makes a keep-list one of a merge in which every expert that goes joins the
+// first that stays.
+func merged(k *experts.KeepList, method string) *experts.KeepList {
+	out := *k
+	out.Flatten = false
+	out.Merge = &experts.Merging{Method: method, Groups: map[int][]experts.Group{}}
+	for l, ids := range k.Blocks {
+		for i, center := range ids {
+			g := experts.Group{Center: center, Members: []int{center}, Weights: []float64{1}}
+			if i == 0 {
+				for e := range k.Experts {
+					if !slices.Contains(ids, e) {
+						g.Members = append(g.Members, e)
+					}
+				}
+				slices.Sort(g.Members)
+				g.Weights = slices.Repeat([]float64{1 / float64(len(g.Members))}, len(g.Members))
+			}
+			out.Merge.Groups[l] = append(out.Merge.Groups[l], g)
+		}
+	}
+	return &out
+}
+
 // TestMerged: files and folders record that experts were merged, keep it, and
 // are not merged again.
 func TestMerged(t *testing.T) {
 	ck := openCheckpoint(t, fixture(t, "qwen3_moe"), CheckpointOptions{})
-	ch, keep := &testChanges{m: asModel(t, ck), has: networks}, keepSome(&ck.Model.Params)
-	plan, err := ck.PlanFolder(keep, ch, "ream")
+	ch, keep := &testChanges{m: asModel(t, ck), has: networks}, merged(keepSome(&ck.Model.Params), "ream")
+	plan, err := ck.PlanFolder(keep, ch)
 	must(t, err)
 	folder := filepath.Join(t.TempDir(), "x")
 	must(t, RunFolder(t.Context(), plan, ck, folder, RunOptions{}))
-	merged := openCheckpoint(t, folder, CheckpointOptions{})
+	once := openCheckpoint(t, folder, CheckpointOptions{})
 	req := request(t, t.TempDir(), "F32")
-	req.Changes, req.Experts, req.Merged = ch, keep, "ream"
+	req.Changes, req.Experts = ch, keep
 	direct, err := ck.Plan(req)
 	must(t, err)
 	path := run(t, direct, ck, RunOptions{})[0]
@@ -542,15 +567,15 @@ func TestMerged(t *testing.T) {
 		again := request(t, t.TempDir(), "COPY")
 		m, err := src.Model()
 		must(t, err)
-		again.Experts, again.Merged = keepSome(&m.Params), "mean"
+		again.Experts, again.Changes = merged(keepSome(&m.Params), "mean"), ch
 		if _, err := src.Plan(again); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), "merged already (ream)") {
 			t.Errorf("merged twice: %v", err)
 		}
 	}
-	if merged.Merged() != "ream" || ck.Merged() != "" || NotMerged(ck.Merged()) != nil {
-		t.Errorf("merged %q from %q", merged.Merged(), ck.Merged())
+	if once.Merged() != "ream" || ck.Merged() != "" || NotMerged(ck.Merged()) != nil {
+		t.Errorf("merged %q from %q", once.Merged(), ck.Merged())
 	}
-	if _, err := merged.PlanFolder(keepSome(&merged.Model.Params), nil, "mean"); !errors.Is(err, ErrInput) {
+	if _, err := once.PlanFolder(merged(keepSome(&once.Model.Params), "mean"), ch); !errors.Is(err, ErrInput) {
 		t.Errorf("merged twice: %v", err)
 	}
 	keys := openGGUF(t, path).Metadata().Keys()

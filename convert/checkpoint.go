@@ -310,9 +310,6 @@ type Request struct {
 	// Changes, when not nil, are weights of the model to compute instead of reading
 	// them, before it loses experts.
 	Changes Changes
-	// Merged, when not empty, is the method by which Changes merge experts. Outputs
-	// record it.
-	Merged string
 	// Preview makes a plan to look at, which is never run: what would be
 	// refused for lack of importance or of AllowRequantize becomes a note.
 	Preview bool
@@ -333,16 +330,15 @@ type OutputRequest struct {
 // Plan decides the conversion. It reads no weights.
 func (c *Checkpoint) Plan(req Request) (*Plan, error) {
 	p := &Plan{Source: c.Dir, Arch: c.Model.Family.Arch, Dropped: c.dropped, inv: c.inv, Notes: slices.Clone(c.Warnings), importance: req.Importance, preview: req.Preview}
-	if err := checkMerge(c.merged, req.Merged, req.Experts); err != nil {
-		return nil, err
-	}
 	var sel *selection
 	if req.Experts != nil {
 		var err error
 		if sel, err = newSelection(c.Model, req.Experts); err != nil {
 			return nil, err
 		}
-		sel.how.Merged = req.Merged
+		if err := checkMerge(c.merged, req.Experts, req.Changes); err != nil {
+			return nil, err
+		}
 	}
 	kept, err := p.addCheckpoint(c.tensors, &req)
 	if err != nil {

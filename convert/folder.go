@@ -71,18 +71,18 @@ type folderPlan struct {
 type stack struct{ l, axis int }
 
 // PlanFolder decides what a checkpoint becomes in which only some experts are
-// left, and in which weights have changed. Changes may be nil; merged is the
-// method by which they merge experts, "" if they do not. It reads no weights.
-func (c *Checkpoint) PlanFolder(keep *experts.KeepList, changes Changes, merged string) (*FolderPlan, error) {
-	if err := checkMerge(c.merged, merged, keep); err != nil {
-		return nil, err
-	}
+// left, and in which weights have changed. Changes may be nil. It reads no
+// weights.
+func (c *Checkpoint) PlanFolder(keep *experts.KeepList, changes Changes) (*FolderPlan, error) {
 	sel, err := newSelection(c.Model, keep)
 	if err != nil {
 		return nil, err
 	}
+	if err := checkMerge(c.merged, keep, changes); err != nil {
+		return nil, err
+	}
 	f := &folderPlan{selection: sel, c: c}
-	f.how.DropMTP, f.how.Merged = keep.MTP == "drop", merged
+	f.how.DropMTP = keep.MTP == "drop"
 	if err := f.index(); err != nil {
 		return nil, err
 	}

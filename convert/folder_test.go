@@ -19,7 +19,7 @@ import (
 func pruneFolder(t testing.TB, dir string, opt CheckpointOptions, keep func(*arch.Params) *experts.KeepList) string {
 	t.Helper()
 	ck := openCheckpoint(t, dir, opt)
-	plan, err := ck.PlanFolder(keep(&ck.Model.Params), nil, "")
+	plan, err := ck.PlanFolder(keep(&ck.Model.Params), nil)
 	must(t, err)
 	to := filepath.Join(t.TempDir(), filepath.Base(dir))
 	must(t, RunFolder(t.Context(), plan, ck, to, RunOptions{}))
@@ -102,7 +102,7 @@ func TestPruneFolderFiles(t *testing.T) {
 		t.Errorf("%d experts, want %d", got, want)
 	}
 	named := openCheckpoint(t, copyFixture(t, dir, map[string]any{"x": []any{map[string]any{"y": "model.layers.1.mlp.experts.3.up_proj"}}}), CheckpointOptions{})
-	if _, err := named.PlanFolder(keepSome(&named.Model.Params), nil, ""); err == nil || !strings.Contains(err.Error(), "experts.3.up_proj") {
+	if _, err := named.PlanFolder(keepSome(&named.Model.Params), nil); err == nil || !strings.Contains(err.Error(), "experts.3.up_proj") {
 		t.Errorf("a config.json that names an expert: %v", err)
 	}
 	if err := RunFolder(t.Context(), nil, nil, to, RunOptions{}); err == nil {

@@ -27,6 +27,9 @@ func newSelection(m *arch.Model, keep *experts.KeepList) (*selection, error) {
 	}
 	s := &selection{model: m, keep: keep, tensors: map[string]arch.Tensor{}}
 	s.how = arch.Pruning{Experts: keep.Keep(), Flatten: keep.Flatten, DropMTP: keep.MTP == "drop" && m.Params.NextnLayers > 0}
+	if keep.Merge != nil {
+		s.how.Merged = keep.Merge.Method
+	}
 	for _, t := range m.Tensors() {
 		s.tensors[t.Name.String()] = t
 		if l := t.Name.Layer; t.Rule.ExpertAxis() >= 0 && !s.drops(l) && len(keep.Blocks[l]) == 0 {
@@ -229,14 +232,14 @@ func NotMerged(method string) error {
 	return hinted("start from the model as it was before", formatError("the model's experts were merged already (%s)", method))
 }
 
-// checkMerge refuses a merge of merged experts, and one that does not say which
-// experts stay.
-func checkMerge(before, method string, keep *experts.KeepList) error {
-	if method == "" {
+// checkMerge refuses a merge of merged experts, and one whose weights nobody
+// computes.
+func checkMerge(before string, keep *experts.KeepList, changes Changes) error {
+	switch {
+	case keep.Merge == nil:
 		return nil
-	}
-	if keep == nil {
-		return refused("experts are merged, but no keep-list says which of them stay")
+	case changes == nil:
+		return refused("the keep-list merges experts, whose weights must be computed")
 	}
 	return NotMerged(before)
 }
@@ -300,11 +303,20 @@ func (s *selection) measured() calib.Selection {
 	}
 }
 
+// measuredSelection is a selection for what was measured, which says nothing about
+// merged experts.
+func measuredSelection(m *arch.Model, keep *experts.KeepList) (*selection, error) {
+	if keep.Merge != nil {
+		return nil, hinted("calibrate the model that is written", refused("what was measured of experts says nothing about those that they are merged to"))
+	}
+	return newSelection(m, keep)
+}
+
 // PruneMatrix returns the importance matrix of the model that a keep-list
 // leaves of m: of weights that belong to experts the sums of those that stay.
 // They are still sums over the routing of the whole model.
 func PruneMatrix(m *arch.Model, keep *experts.KeepList, matrix *calib.Matrix) (*calib.Matrix, error) {
-	s, err := newSelection(m, keep)
+	s, err := measuredSelection(m, keep)
 	if err != nil {
 		return nil, err
 	}
@@ -313,7 +325,7 @@ func PruneMatrix(m *arch.Model, keep *experts.KeepList, matrix *calib.Matrix) (*
 
 // PruneStatistics returns what PruneMatrix does of a calibration's statistics.
 func PruneStatistics(m *arch.Model, keep *experts.KeepList, stats *calib.Statistics) (*calib.Statistics, error) {
-	s, err := newSelection(m, keep)
+	s, err := measuredSelection(m, keep)
 	if err != nil {
 		return nil, err
 	}

@@ -119,9 +119,6 @@ func (s *GGUFSource) Model() (*arch.Model, error) {
 // selection returns the request's choice of experts, nil where there is none,
 // and the model, nil where nothing of its experts changes.
 func (s *GGUFSource) selection(keys *gguf.Metadata, req *Request) (*selection, *arch.Model, error) {
-	if err := checkMerge(s.Merged(), req.Merged, req.Experts); err != nil {
-		return nil, nil, err
-	}
 	if req.Experts == nil && req.Changes == nil {
 		return nil, nil, nil
 	}
@@ -139,8 +136,7 @@ func (s *GGUFSource) selection(keys *gguf.Metadata, req *Request) (*selection, *
 	if err != nil {
 		return nil, nil, err
 	}
-	sel.how.Merged = req.Merged
-	return sel, m, nil
+	return sel, m, checkMerge(s.Merged(), req.Experts, req.Changes)
 }
 
 // addTensors fills the plan with the input's tensors in llama-quantize's order,

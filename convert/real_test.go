@@ -151,7 +151,7 @@ func checkPrunedPlan(t *testing.T, ck *Checkpoint, whole *Summary, before int64)
 	}
 	p, err := ck.Plan(req)
 	must(t, err)
-	folder, err := ck.PlanFolder(req.Experts, nil, "")
+	folder, err := ck.PlanFolder(req.Experts, nil)
 	must(t, err)
 	if took := time.Since(start); took > 30*time.Second { // below one second on an idle machine
 		t.Errorf("planning without some experts takes %v", took)

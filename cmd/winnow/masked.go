@@ -57,6 +57,9 @@ func (j *perplexityJob) keep(m *scored) error {
 		if err != nil {
 			return err
 		}
+		if list.Merge != nil {
+			return usagef("keep-list %q merges experts: measure it with winnow prune --plan %s --text FILE", path, path)
+		}
 		j.kept = append(j.kept, &keptExperts{path, list})
 	}
 	if len(j.kept) != 1 {
@@ -120,7 +123,7 @@ func (a *app) compareKept(ctx context.Context, j *perplexityJob, m *scored, text
 // compareMasks scores a model with several choices of experts beside a base, all
 // in one run.
 func (a *app) compareMasks(ctx context.Context, flags *scoreFlags, base, m *scored, kept []*keptExperts, text *verify.Text) ([]*verify.Comparison, error) {
-	models := []*scored{base}
+	var models []*scored
 	for _, k := range kept {
 		s, err := a.masked(m, flags, k)
 		if err != nil {
@@ -128,12 +131,17 @@ func (a *app) compareMasks(ctx context.Context, flags *scoreFlags, base, m *scor
 		}
 		models = append(models, s)
 	}
-	return scoring(ctx, a, flags, text, models, nil, func(opt verify.Options) ([]*verify.Comparison, error) {
-		var masked []verify.Scorer[*engine.Hidden]
-		for _, s := range models[1:] {
-			masked = append(masked, s.engine)
+	return a.compareModels(ctx, flags, base, models, text)
+}
+
+// compareModels scores models beside a base, all in one run.
+func (a *app) compareModels(ctx context.Context, flags *scoreFlags, base *scored, models []*scored, text *verify.Text) ([]*verify.Comparison, error) {
+	return scoring(ctx, a, flags, text, append([]*scored{base}, models...), nil, func(opt verify.Options) ([]*verify.Comparison, error) {
+		var list []verify.Scorer[*engine.Hidden]
+		for _, s := range models {
+			list = append(list, s.engine)
 		}
-		return verify.CompareAll(ctx, base.engine, masked, text, opt)
+		return verify.CompareAll(ctx, base.engine, list, text, opt)
 	})
 }
 

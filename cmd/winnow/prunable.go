@@ -62,13 +62,16 @@ func (f *pruneFlags) recipes() ([]*quant.Recipe, error) {
 	return recipes, err
 }
 
-// previewRequest asks for a plan to look at.
-func previewRequest(recipes []*quant.Recipe) convert.Request {
-	req := convert.Request{Preview: true}
-	for _, r := range recipes {
+// preview plans the whole model, with changes, to look at.
+func (m *prunable) preview(changes convert.Changes) (*convert.Plan, error) {
+	req := convert.Request{Preview: true, Changes: changes}
+	for _, r := range m.recipes {
 		req.Outputs = append(req.Outputs, convert.OutputRequest{Path: r.Name, Recipe: r})
 	}
-	return req
+	if m.folder != nil {
+		return m.folder.Plan(req)
+	}
+	return m.file.Plan(req)
 }
 
 func (m *prunable) openGGUF(recipes []*quant.Recipe) error {
@@ -86,7 +89,7 @@ func (m *prunable) openGGUF(recipes []*quant.Recipe) error {
 	}
 	m.recipes, m.file = recipes, convert.NewGGUFSource(m.path, f)
 	if m.model, err = arch.FromMetadata(f.Metadata()); err == nil {
-		m.plan, err = m.file.Plan(previewRequest(recipes))
+		m.plan, err = m.preview(nil)
 	}
 	if err != nil {
 		f.Close()
@@ -106,7 +109,7 @@ func (m *prunable) openCheckpoint(recipes []*quant.Recipe) error {
 		return err
 	}
 	m.close, m.model, m.folder, m.recipes = ck.Close, ck.Model, ck, recipes
-	if m.plan, err = ck.Plan(previewRequest(recipes)); err != nil {
+	if m.plan, err = m.preview(nil); err != nil {
 		ck.Close()
 		return planError(err)
 	}

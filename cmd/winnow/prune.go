@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,6 +36,8 @@ type pruneFlags struct {
 	types          string
 	pre            string
 	texts, proof   []string // [NAME=]FILE
+	merge          string
+	repair         bool
 	evaluation     evaluationFlags
 	dryRun, force  bool
 }
@@ -116,6 +119,8 @@ func (f *pruneFlags) add(c *cobra.Command) {
 	c.Flags().Uint64Var(&f.seed, "seed", 0, "`N` that random scores follow from")
 	c.Flags().BoolVar(&f.protect, "protect", true, "keep super experts whatever their score")
 	c.Flags().StringVar(&f.groups, "groups", "", "`equal|flatten|auto`: every group keeps as many experts, they become one, or the better of both (default equal, with --text auto)")
+	c.Flags().StringVar(&f.merge, "merge", "", "merge experts into those that stay by this `METHOD`")
+	c.Flags().BoolVar(&f.repair, "repair", false, "fit the down projections of the experts that stay to what the others did")
 	c.Flags().StringVar(&f.mtp, "mtp", "", "multi-token prediction blocks: `drop|prune` them (default: prune if they were measured)")
 	c.Flags().StringVar(&f.plan, "plan", "", "check and show the keep-list in `FILE` instead")
 	c.Flags().StringVarP(&f.out, "output", "o", "", "write the pruned model to `OUT`, a file, a folder, or a name with {type} in it")
@@ -127,6 +132,7 @@ func (f *pruneFlags) add(c *cobra.Command) {
 	c.Flags().BoolVar(&f.dryRun, "dry-run", false, "print the choice and write nothing")
 	c.Flags().BoolVar(&f.force, "force", false, "replace existing outputs")
 	c.RegisterFlagCompletionFunc("type", completeTypes)
+	c.RegisterFlagCompletionFunc("merge", cobra.FixedCompletions(mergeNames(), cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("rule", cobra.FixedCompletions(ruleNames(), cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -206,6 +212,14 @@ func (f *pruneFlags) checkTexts(c *cobra.Command) error {
 		return usagef("--max-kld is %g, want a positive number", f.maxKLD)
 	case len(f.texts) == 0 && (f.maxKLD > 0 || f.rule == autoRule || f.groups == groupsAuto):
 		return usagef("--max-kld, --rule auto and --groups auto measure choices: --text FILE, another one than those calibrated on")
+	case len(f.texts) == 0 && (f.merge != "" || f.repair):
+		return usagef("--merge and --repair are measured beside what they are to be better than: --text FILE, another one than those calibrated on")
+	case f.stats == "" && (f.merge != "" || f.repair):
+		return usagef("--merge and --repair need --stats")
+	case f.merge != "" && !slices.Contains(mergeNames(), f.merge):
+		return usagef("--merge is %q, want one of %s", f.merge, strings.Join(mergeNames(), ", "))
+	case f.slice != "" && f.merge != "":
+		return usagef("--slice-imatrix and --merge exclude each other: what was measured of experts says nothing about merged ones")
 	case len(f.proof) == 0 && (c.Flags().Changed("prompts") || c.Flags().Changed("generate")):
 		return usagef("--prompts and --generate are for --verify")
 	}
@@ -214,7 +228,7 @@ func (f *pruneFlags) checkTexts(c *cobra.Command) error {
 
 // checkPlan refuses what a keep-list has decided already.
 func (f *pruneFlags) checkPlan(c *cobra.Command) error {
-	for _, name := range []string{"keep", "ratio", "size", "max-kld", "rule", "combine", "from-imatrix", "seed", "groups", "mtp", "protect", "save-plan"} {
+	for _, name := range []string{"keep", "ratio", "size", "max-kld", "rule", "combine", "from-imatrix", "seed", "groups", "mtp", "protect", "merge", "save-plan"} {
 		if c.Flags().Changed(name) && (name != "from-imatrix" || f.slice == "") {
 			return usagef("--plan and --%s exclude each other: the keep-list has decided", name)
 		}
@@ -279,6 +293,16 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 	defer c.ev.close()
 	if err := a.decide(ctx, c); err != nil {
 		return err
+	}
+	if flags.merge != "" {
+		if err := a.merge(ctx, c); err != nil {
+			return err
+		}
+	}
+	if flags.repair {
+		if err := a.repair(ctx, c); err != nil {
+			return err
+		}
 	}
 	report, err := c.report()
 	if err != nil {

@@ -37,7 +37,7 @@ func (c *choice) checkOutput() error {
 // planPruning decides the outputs: GGUF files, or the checkpoint folder.
 func (c *choice) planPruning() (*pruning, error) {
 	if c.asFolder() {
-		plan, err := c.folder.PlanFolder(c.list, nil, "")
+		plan, err := c.folder.PlanFolder(c.list, c.changes)
 		if err != nil {
 			return nil, planError(err)
 		}
@@ -56,7 +56,7 @@ func (c *choice) planFiles() (*conversion, error) {
 	if err != nil {
 		return nil, err
 	}
-	req, p := convert.Request{Outputs: outputs, Experts: c.list}, &conversion{}
+	req, p := convert.Request{Outputs: outputs, Experts: c.list, Changes: c.changes}, &conversion{}
 	if c.folder != nil {
 		p.plan, err = c.folder.Plan(req)
 		p.data, p.inputs = c.folder, c.folder.Inputs()

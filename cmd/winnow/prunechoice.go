@@ -27,17 +27,20 @@ const (
 // choice is a keep-list with what led to it.
 type choice struct {
 	*prunable
-	flags  *pruneFlags
-	stats  *calib.Statistics // may be nil
-	ev     *evaluation
-	matrix *experts.Scores          // those of --from-imatrix, once computed
-	greedy map[bool]*experts.Scores // by whether groups are given up, once computed
-	scores *experts.Scores          // nil for keep-lists that were read
-	list   *experts.KeepList
-	tried  []*trial // what was compared; the list is of the best, or was searched by its scores
-	best   int
-	search []*verify.Tried // numbers of experts that were measured for --max-kld
-	notes  []string
+	flags    *pruneFlags
+	stats    *calib.Statistics // may be nil
+	ev       *evaluation
+	matrix   *experts.Scores          // those of --from-imatrix, once computed
+	greedy   map[bool]*experts.Scores // by whether groups are given up, once computed
+	scores   *experts.Scores          // nil for keep-lists that were read
+	list     *experts.KeepList
+	tried    []*trial // what was compared; the list is of the best, or was searched by its scores
+	best     int
+	search   []*verify.Tried // numbers of experts that were measured for --max-kld
+	merged   *mergeReport    // nil: experts are not merged, or as the keep-list says
+	repaired *repairReport
+	changes  convert.Changes // of weights of the experts that stay; nil: none
+	notes    []string
 }
 
 // trial is a choice and what it costs on texts.
@@ -53,6 +56,11 @@ type trial struct {
 func (a *app) decide(ctx context.Context, c *choice) (err error) {
 	if c.tried, err = c.trials(ctx); err != nil {
 		return err
+	}
+	if c.list = c.tried[0].list; c.list.Merge != nil { // it was read
+		if err := a.planMerged(ctx, c); err != nil {
+			return err
+		}
 	}
 	if search := c.flags.maxKLD > 0; c.ev.text != nil && (!search || len(c.tried) > 1) {
 		if err := a.measureTrials(ctx, c); err != nil {
@@ -121,9 +129,8 @@ func (c *choice) rules() []string {
 		return []string{c.flags.rule}
 	}
 	rules := []string{"reap", "reap_sum"}
-	lacks := func(d *calib.Domain) bool { return d.Chunks > 0 && d.Sampled() == 0 }
 	switch {
-	case !slices.ContainsFunc(c.stats.Domains, lacks):
+	case !lacksSample(c.stats):
 		return append(rules, experts.GreedyRule)
 	case c.stats.Measured(calib.LeaveOut):
 		c.notes = append(c.notes, "rule greedy is not tried, but loo instead: the statistics have no sample of all texts (calibrate --sample)")
@@ -227,7 +234,7 @@ func (c *choice) greedyScore(ctx context.Context, flatten bool) (*experts.Scores
 	if c.greedy != nil {
 		return c.greedy[flatten], nil
 	}
-	super, err := experts.SuperExperts(c.stats, c.flags.weights)
+	super, err := c.superExperts()
 	if err != nil {
 		return nil, err
 	}
@@ -235,49 +242,38 @@ func (c *choice) greedyScore(ctx context.Context, flatten bool) (*experts.Scores
 	if err != nil {
 		return nil, err
 	}
-	p, ways := m.engine.Params(), c.ways()
-	found, blocks := make([]map[int]experts.Removal, len(ways)), experts.Blocks(&c.model.Params, experts.DropMTP)
-	for i := range found {
-		found[i] = map[int]experts.Removal{}
+	s, err := c.ev.app.openSampling(c, "taking experts out", m.model)
+	if err != nil {
+		return nil, err
 	}
-	bar := c.ev.app.newProgress("taking experts out", false)
-	defer bar.finish()
-	for i, l := range blocks {
-		list, err := c.removals(ctx, m.engine, l, ways, super)
-		if err != nil {
-			return nil, fmt.Errorf("block %d: %w", l, err)
+	ways, found := c.ways(), map[bool]map[int]experts.Removal{false: {}, true: {}}
+	err = s.each(ctx, func(l int, b []*engine.Sampled) error {
+		list, err := b[0].Greedy(ctx, c.removals(l, ways, super)...)
+		for i, g := range list {
+			found[ways[i]][l] = experts.Removal(*g)
 		}
-		for way, g := range list {
-			found[way][l] = experts.Removal(*g)
-		}
-		bar.update(int64(i+1), int64(len(blocks)), "")
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	c.greedy = map[bool]*experts.Scores{}
-	for i, flatten := range ways {
-		c.greedy[flatten] = experts.Greedy(p, found[i])
+	for _, flatten := range ways {
+		c.greedy[flatten] = experts.Greedy(&c.model.Params, found[flatten])
 		c.greedy[flatten].Super = super
 	}
 	return c.greedy[flatten], nil
 }
 
-// removals are the orders in which the experts of a block go, one for each way
+// removals ask for the orders in which the experts of a block go, one for each way
 // with groups, down to the fewest that the model can have.
-func (c *choice) removals(ctx context.Context, m *engine.Model, l int, ways []bool, super []experts.Expert) ([]*engine.Greedy, error) {
-	sample, err := c.stats.Sample(l, c.flags.weights)
-	if err != nil {
-		return nil, &convert.HintError{Err: err, Hint: "calibrate again, with a sample of tokens (--sample)"}
-	}
-	s, err := m.Sampled(ctx, l, sample)
-	if err != nil {
-		return nil, err
-	}
+func (c *choice) removals(l int, ways []bool, super []experts.Expert) (options []engine.GreedyOptions) {
 	var stay []int
 	for _, e := range super {
-		if c.flags.protect && e.Block == l {
+		if e.Block == l {
 			stay = append(stay, e.Expert)
 		}
 	}
-	var options []engine.GreedyOptions
 	for _, flatten := range ways {
 		keep := experts.Smallest(&c.model.Params, flatten)
 		if keep == 0 {
@@ -285,7 +281,7 @@ func (c *choice) removals(ctx context.Context, m *engine.Model, l int, ways []bo
 		}
 		options = append(options, engine.GreedyOptions{Keep: keep, Flatten: flatten, Protected: stay})
 	}
-	return s.Greedy(ctx, options...)
+	return options
 }
 
 // randomScore draws scores. Statistics, if there are any, say which experts to

@@ -34,6 +34,7 @@ func (c *choice) writeHTML(r *pruneReport, path string) error {
 	if err != nil {
 		return err
 	}
+	c.addChanges(page)
 	var b bytes.Buffer
 	if err := page.WriteHTML(&b); err != nil {
 		return err

@@ -31,6 +31,8 @@ type pruneReport struct {
 	Lead       *leadReport        `json:"lead,omitempty"`
 	Searched   []*verify.Tried    `json:"searched,omitempty"`
 	MaxKLD     float64            `json:"max_kld,omitempty"`
+	Merge      *mergeReport       `json:"merge,omitempty"`
+	Repair     *repairReport      `json:"repair,omitempty"`
 	Proofs     []*proofReport     `json:"verified,omitempty"`
 	Warnings   []string           `json:"warnings"`
 }
@@ -79,7 +81,7 @@ func (c *choice) report() (*pruneReport, error) {
 	r := &pruneReport{
 		Model: c.path, Arch: c.model.Family.Arch, Experts: p.Experts, Keep: c.list.Keep(), Used: p.ExpertsUsed, Flatten: c.list.Flatten, MTP: c.list.MTP,
 		Rule: c.list.Rule, Weights: c.list.Weights, Combine: c.list.Combine, Statistics: c.list.Statistics, Super: []experts.Expert{}, Sizes: c.sizes(c.list),
-		Searched: c.search, MaxKLD: c.flags.maxKLD, Warnings: append([]string{}, c.notes...),
+		Searched: c.search, MaxKLD: c.flags.maxKLD, Merge: c.merged, Repair: c.repaired, Warnings: append([]string{}, c.notes...),
 	}
 	r.compared(c)
 	if p.ExpertGroups > 1 {
@@ -101,6 +103,7 @@ func (c *choice) report() (*pruneReport, error) {
 		r.Blocks = append(r.Blocks, b)
 	}
 	r.Warnings = append(r.Warnings, c.superWarnings(r)...)
+	r.Warnings = append(r.Warnings, r.changeWarnings()...)
 	r.Warnings = append(r.Warnings, experts.Warnings(p, r.Keep, r.Flatten)...)
 	return r, nil
 }
@@ -167,6 +170,7 @@ func (a *app) printPrune(r *pruneReport, c *choice) error {
 	}
 	a.warn(r.Warnings)
 	a.printMeasured(r, c.flags.evaluation.compute)
+	a.printChanges(r)
 	a.printf("%s\n%s\n", pruneTable(r), wrap(pruneText(r), "  "))
 	for _, s := range r.Super {
 		a.printf("super expert, which stays: %d of block %d\n", s.Expert, s.Block)

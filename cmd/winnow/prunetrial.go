@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/calib"
@@ -122,6 +123,14 @@ func (ev *evaluation) close() {
 	}
 }
 
+// changed is the whole model with weights that have changed.
+func (a *app) changed(c *choice) *scored {
+	if c.changes == nil {
+		return c.ev.whole
+	}
+	return a.newScored(c.path, convert.Changed(c.ev.whole.model, c.changes), &c.ev.flags.scoreFlags, engine.Options{})
+}
+
 // measureTrials measures what choices cost, and finds the best.
 func (a *app) measureTrials(ctx context.Context, c *choice) error {
 	ev := c.ev
@@ -129,7 +138,7 @@ func (a *app) measureTrials(ctx context.Context, c *choice) error {
 	for _, t := range c.tried {
 		kept = append(kept, &keptExperts{list: t.list})
 	}
-	all, err := a.compareMasks(ctx, &ev.flags.scoreFlags, ev.whole, ev.whole, kept, ev.text)
+	all, err := a.compareMasks(ctx, &ev.flags.scoreFlags, ev.whole, a.changed(c), kept, ev.text)
 	if err != nil {
 		return err
 	}

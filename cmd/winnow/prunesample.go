@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/convert/experts"
+	"github.com/winnow-moe/winnow/engine"
+	"github.com/winnow-moe/winnow/formats/calib"
+	"github.com/winnow-moe/winnow/formats/gguf"
+)
+
+// sampling runs the experts of a model, or of several that differ in weights only,
+// on the tokens that were sampled when the model was calibrated.
+type sampling struct {
+	*choice
+	engines []*engine.Model
+	bar     *progress
+}
+
+// openSampling loads models for it. Blocks are shown as they are done.
+func (a *app) openSampling(c *choice, what string, models ...gguf.Model) (*sampling, error) {
+	if lacksSample(c.stats) {
+		return nil, &convert.HintError{
+			Err:  &inputError{fmt.Errorf("%q has no sample of the tokens of all texts, which greedy choices, merging and repair take", c.flags.stats)},
+			Hint: "calibrate again: --sample N keeps N tokens of every window",
+		}
+	}
+	s := &sampling{choice: c, bar: a.newProgress(what, false)}
+	for _, m := range models {
+		e, err := engine.Load(m, engine.Options{Threads: a.threads})
+		if err != nil {
+			return nil, &inputError{fmt.Errorf("%s: %w", c.path, err)}
+		}
+		s.engines = append(s.engines, e)
+	}
+	return s, nil
+}
+
+// each calls do for every block, in turn, with its sample in all models.
+func (s *sampling) each(ctx context.Context, do func(l int, b []*engine.Sampled) error) error {
+	defer s.bar.finish()
+	blocks := experts.Blocks(&s.model.Params, experts.DropMTP)
+	for i, l := range blocks {
+		s.bar.update(int64(i), int64(len(blocks)), "")
+		sample, err := s.stats.Sample(l, s.flags.weights)
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.flags.stats, err)
+		}
+		var list []*engine.Sampled
+		for _, m := range s.engines {
+			b, err := m.Sampled(ctx, l, sample)
+			if err != nil {
+				return &inputError{fmt.Errorf("%s: %w", s.flags.stats, err)}
+			}
+			list = append(list, b)
+		}
+		if err := do(l, list); err != nil {
+			if errors.Is(err, context.Canceled) {
+				return err
+			}
+			return &inputError{fmt.Errorf("%s: %w", s.path, err)}
+		}
+	}
+	s.bar.update(int64(len(blocks)), int64(len(blocks)), "")
+	return nil
+}
+
+// superExperts are those that are protected.
+func (c *choice) superExperts() ([]experts.Expert, error) {
+	if !c.flags.protect {
+		return nil, nil
+	}
+	list, err := experts.SuperExperts(c.stats, c.flags.weights)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", c.flags.stats, err)
+	}
+	return list, err
+}
+
+// lacksSample reports whether there are texts of which no tokens were sampled.
+func lacksSample(s *calib.Statistics) bool {
+	return slices.ContainsFunc(s.Domains, func(d *calib.Domain) bool { return d.Chunks > 0 && d.Sampled() == 0 })
+}
