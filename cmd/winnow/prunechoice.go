@@ -208,7 +208,7 @@ func (c *choice) choose(s *experts.Scores, opt experts.Options) (*experts.KeepLi
 func (c *choice) score(ctx context.Context, rule string, flatten bool) (s *experts.Scores, err error) {
 	switch {
 	case rule == experts.GreedyRule && c.stats != nil:
-		s, err = c.greedyScore(ctx, flatten)
+		return c.greedyScore(ctx, flatten)
 	case rule == experts.RandomRule:
 		return c.randomScore()
 	case c.flags.imatrix != "":

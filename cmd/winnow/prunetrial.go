@@ -100,7 +100,9 @@ func calibratedOn(s *calib.Statistics, texts ...[]textFile) (warnings []string) 
 	for _, t := range slices.Concat(texts...) {
 		for _, d := range s.Domains {
 			if slices.Contains(d.Datasets, t.path) {
-				warnings = append(warnings, fmt.Sprintf("%s was calibrated on: choices look better on it than they are", t.path))
+				if w := fmt.Sprintf("%s was calibrated on: choices look better on it than they are", t.path); !slices.Contains(warnings, w) {
+					warnings = append(warnings, w)
+				}
 				break
 			}
 		}
