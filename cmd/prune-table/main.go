@@ -2,7 +2,8 @@
 // text or another: the trained miniatures in testdata are calibrated on code and
 // on English, lose half of their experts by each, and are measured on held-out
 // text of both kinds. It prints a table and writes it into the README, between
-// its markers.
+// its markers. A second table, of what rules, merging and repair cost, is of texts
+// of three kinds together.
 //
 // It is a tool for developers; `make prune-table` builds what it needs.
 package main
@@ -31,8 +32,9 @@ const (
 )
 
 const (
-	begin = "<!-- made by make prune-table -->\n"
-	end   = "<!-- end -->\n"
+	begin     = "<!-- made by make prune-table -->\n"
+	beginWays = "<!-- ways, made by make prune-table -->\n"
+	end       = "<!-- end -->\n"
 )
 
 var (
@@ -84,9 +86,17 @@ func run(winnow, readme string) error {
 			rows = append(rows, r)
 		}
 	}
-	table := markdown(rows)
-	fmt.Print(table)
-	return replace(readme, table)
+	ways, err := b.ways()
+	if err != nil {
+		return err
+	}
+	for _, t := range []struct{ begin, table string }{{begin, markdown(rows)}, {beginWays, markdownWays(ways)}} {
+		fmt.Print(t.table)
+		if err := replace(readme, t.begin, t.table); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func unpack(path, dir string) error {
@@ -220,7 +230,7 @@ func verdict(rows []*row) string {
 }
 
 // replace puts the table between the markers of a file.
-func replace(path, table string) error {
+func replace(path, begin, table string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err

@@ -77,6 +77,12 @@ it is from the whole model, whether it predicts what that does without these
 experts, and how often it repeats itself where it continues the texts. That is
 done without a cache and suits small models; --generate 0 leaves it out.
 
+--merge METHOD puts weighted means of experts in the place of those that stay,
+and measures pruning to as many beside it, which is often better. --repair fits
+the down projections of the experts that stay to what all of them put out; that
+is kept if the model diverges less. Both need --text and the sample that calibrate
+keeps, and encode the weights that they change anew.
+
 Experts that the model falls apart without (super experts) always stay. Where
 experts form groups each keeps as many, or --groups flatten makes them one.
 
@@ -90,7 +96,9 @@ or of the types that it would be converted to (--type).
       --type Q4_K_M --size 250GiB --save-plan coder.json
   winnow prune DeepSeek-R1 --plan coder.json --type Q4_K_M --dry-run
   winnow prune R1-Q8_0.gguf --stats r1.gguf --text code=held-out.txt \
-      --max-kld 0.05 --verify code=test.txt -o R1-small.gguf`,
+      --max-kld 0.05 --verify code=test.txt -o R1-small.gguf
+  winnow prune DeepSeek-R1 --stats r1.gguf --ratio 50% --text held-out.txt \
+      --repair --type Q4_K_M --report r1.html -o R1-half.gguf`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, pos []string) error {
 			if err := flags.check(cmd, pos[0]); err != nil {
@@ -150,7 +158,11 @@ func rulesHelp() string {
 	for _, r := range append(experts.Rules(), experts.ImatrixRules...) {
 		rows = append(rows, []string{"  " + r.Name, r.What})
 	}
-	return "Rules, with the output f of an expert and c = gate·f what it adds to the\nblock's output y:\n" + strings.TrimRight(table("ll", rows), "\n")
+	ways := [][]string{}
+	for _, r := range experts.MergeRules() {
+		ways = append(ways, []string{"  " + r.Name, r.What})
+	}
+	return "Rules, with the output f of an expert and c = gate·f what it adds to the\nblock's output y:\n" + strings.TrimRight(table("ll", rows), "\n") + "\n\nWays to merge:\n" + strings.TrimRight(table("ll", ways), "\n")
 }
 
 // check finds mistakes of the command line.

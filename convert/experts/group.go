@@ -43,12 +43,12 @@ type mergeRule struct {
 
 // mergeRules; formulas in the methods of grouping.
 var mergeRules = []mergeRule{
-	{DefaultMerge, true, "the largest mean |c| stay and take in, one after the other, the experts nearest in output and router (REAM)",
+	{DefaultMerge, true, "those of the largest mean |c| take in their nearest, in turn (REAM)",
 		func(l *Likeness) (s, m [][]float64) { return [][]float64{l.Reap}, [][]float64{l.Cosine, l.Logits} }, (*Likeness).reap, (*grouping).ream},
-	{"m-smoe", true, "the most frequent stay, each other joins the one with the most similar logits (M-SMoE)", needsLogits, (*Likeness).frequency, (*grouping).bySimilarLogits},
-	{"hc-smoe", false, "clusters of near mean outputs by average linkage; the most frequent of each stays (HC-SMoE)",
+	{"m-smoe", true, "the most frequent take in those of the most similar logits (M-SMoE)", needsLogits, (*Likeness).frequency, (*grouping).bySimilarLogits},
+	{"hc-smoe", false, "clusters of mean outputs, by average linkage (HC-SMoE)",
 		func(l *Likeness) (s, m [][]float64) { return [][]float64{l.Counts}, [][]float64{l.Distance} }, (*Likeness).frequency, (*grouping).clusters},
-	{"mean", false, "the groups of m-smoe, neurons as they come: the mean by frequency alone", needsLogits, (*Likeness).frequency, (*grouping).bySimilarLogits},
+	{"mean", false, "the groups of m-smoe; neurons are not matched", needsLogits, (*Likeness).frequency, (*grouping).bySimilarLogits},
 }
 
 func needsLogits(l *Likeness) (scores, matrices [][]float64) {
