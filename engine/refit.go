@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -20,43 +21,24 @@ type RefitOptions struct {
 	// Sweeps is how often every expert is fitted to what the others leave; 0
 	// means DefaultSweeps.
 	Sweeps int
+	// CacheBytes bounds the fits of blocks that are held, at least one; 0 means
+	// DefaultCacheBytes.
+	CacheBytes int64
 }
 
 // What a refit does when nothing else is said.
 const (
-	DefaultRidge  = 0.2
-	DefaultSweeps = 3
+	DefaultRidge      = 0.2
+	DefaultSweeps     = 3
+	DefaultCacheBytes = 256 << 20
 )
 
 // Refit is a model whose experts make up for others that it lost: the down
 // projections of those that are left are fitted, so that the blocks put out again
-// what they did. Rows of these weights are computed when they are asked for; of
-// experts with few tokens no more is held than two numbers for each of them and
-// every row and column.
-type Refit struct {
-	m      *Model
-	opt    RefitOptions
-	lock   sync.RWMutex
-	blocks map[int][]correction // of every expert
-}
-
-// correction is what is added to an expert's down projection [embed, width]:
-// leftᵀ·right, with left [n, embed] and right [n, width], or leftᵀ alone.
-type correction struct{ left, right kernel.Matrix }
-
-// NewRefit prepares to fit the experts that a mask leaves.
-func (m *Model) NewRefit(opt RefitOptions) *Refit {
-	if opt.Ridge == 0 {
-		opt.Ridge = DefaultRidge
-	}
-	if opt.Sweeps == 0 {
-		opt.Sweeps = DefaultSweeps
-	}
-	return &Refit{m: m, opt: opt, blocks: map[int][]correction{}}
-}
-
-// Add fits the down projections of a block by a sample of what the whole model
-// gives its experts: it minimises
+// what they did. Blocks are fitted when rows of these weights are asked for, and
+// again if they are asked for long after.
+//
+// A fit minimises, on a sample of what the whole model gives the experts,
 //
 //	Σ_t w_t·|y_t − y'_t − Σ_e ΔW_e·φ_te|² + λ·Σ_e |ΔW_e|²
 //
@@ -66,27 +48,115 @@ func (m *Model) NewRefit(opt RefitOptions) *Refit {
 // then. Experts are fitted one after the other, each to what the others leave of
 // y − y' (block Gauss-Seidel), by the normal equations in the smaller of their two
 // forms: of the hidden units or of the tokens.
-//
-// The two models have the same tokens; they are the same but where experts that are
-// left were changed, too.
-func (r *Refit) Add(ctx context.Context, whole, fitted *Sampled) error {
-	if fitted.m != r.m || whole.l.number != fitted.l.number || whole.x.Rows != fitted.x.Rows {
-		return fmt.Errorf("block %d: not a sample for the model and the block that are fitted", fitted.l.number)
+type Refit struct {
+	m      *Model
+	opt    RefitOptions
+	source RefitSource
+	lock   sync.Mutex
+	blocks map[int]*fitted
+	recent []int // blocks, the one asked for last at the end
+}
+
+// RefitSource gives the sample of a block in the whole model and in the one that is
+// fitted: the same tokens. The models are the same but where experts that are left
+// were changed, too.
+type RefitSource func(ctx context.Context, block int) (whole, changed *Sampled, err error)
+
+// fitted is the fit of a block. It may be used when done is closed.
+type fitted struct {
+	done    chan struct{}
+	err     error
+	experts []correction
+}
+
+// correction is what is added to an expert's down projection [embed, width]:
+// leftᵀ·right, with left [n, embed] and right [n, width], or leftᵀ alone.
+type correction struct{ left, right kernel.Matrix }
+
+// bytes is what a fit takes.
+func (f *fitted) bytes() (n int64) {
+	for i := range f.experts {
+		n += 4 * int64(len(f.experts[i].left.Data)+len(f.experts[i].right.Data))
 	}
-	if fitted.l.expDown.w.factors != nil {
-		return fmt.Errorf("tensor %q has factors beside it, which a fitted weight would not have", fitted.l.expDown.w.info.Name)
+	return n
+}
+
+// NewRefit prepares to fit the experts that a mask leaves.
+func (m *Model) NewRefit(opt RefitOptions, source RefitSource) *Refit {
+	opt.Ridge = cmp.Or(opt.Ridge, DefaultRidge)
+	opt.Sweeps = cmp.Or(opt.Sweeps, DefaultSweeps)
+	opt.CacheBytes = cmp.Or(opt.CacheBytes, DefaultCacheBytes)
+	return &Refit{m: m, opt: opt, source: source, blocks: map[int]*fitted{}}
+}
+
+// block returns the fit of a block, which others may be waiting for or make.
+func (r *Refit) block(ctx context.Context, l int) ([]correction, error) {
+	r.lock.Lock()
+	f, known := r.blocks[l]
+	if !known {
+		f = &fitted{done: make(chan struct{})}
+		r.blocks[l] = f
 	}
-	f := &fit{Sampled: fitted, opt: &r.opt}
-	if err := f.collect(ctx, whole); err != nil {
-		return err
+	r.recent = append(slices.DeleteFunc(r.recent, func(i int) bool { return i == l }), l)
+	r.lock.Unlock()
+	if known {
+		select {
+		case <-f.done:
+			return f.experts, f.err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	if err := f.solve(ctx); err != nil {
-		return fmt.Errorf("block %d: %w", fitted.l.number, err)
-	}
+	f.experts, f.err = r.fit(ctx, l)
+	close(f.done)
 	r.lock.Lock()
 	defer r.lock.Unlock()
-	r.blocks[fitted.l.number] = f.corrections()
-	return nil
+	if f.err != nil {
+		delete(r.blocks, l) // another may try again
+	}
+	r.forget()
+	return f.experts, f.err
+}
+
+// forget lets the fits go that were asked for longest ago, down to what may be
+// held.
+func (r *Refit) forget() {
+	total := int64(0)
+	for i, l := range slices.Backward(r.recent) {
+		f := r.blocks[l]
+		if f == nil {
+			r.recent = slices.Delete(r.recent, i, i+1)
+			continue
+		}
+		select {
+		case <-f.done:
+		default:
+			continue // it is being made
+		}
+		if total += f.bytes(); total > r.opt.CacheBytes && i < len(r.recent)-1 {
+			delete(r.blocks, l)
+			r.recent = slices.Delete(r.recent, i, i+1)
+		}
+	}
+}
+
+// fit fits a block.
+func (r *Refit) fit(ctx context.Context, l int) ([]correction, error) {
+	whole, changed, err := r.source(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	if changed.m != r.m || whole.l.number != l || changed.l.number != l || whole.x.Rows != changed.x.Rows {
+		return nil, fmt.Errorf("block %d: not a sample for the model and the block that are fitted", l)
+	}
+	f := &fit{Sampled: changed, opt: &r.opt}
+	if err := f.collect(ctx, whole); err != nil {
+		return nil, err
+	}
+	if err := f.solve(ctx); err != nil {
+		return nil, fmt.Errorf("block %d: %w", l, err)
+	}
+	return f.corrections(), nil
 }
 
 // fit is the refit of a block.
@@ -294,24 +364,26 @@ func (f *fit) corrections() []correction {
 // Has reports whether a tensor is computed.
 func (r *Refit) Has(name string) bool {
 	n := arch.ParseName(name)
-	r.lock.RLock()
-	defer r.lock.RUnlock()
-	return n.Role == arch.ExpertDown && n.Suffix == "weight" && r.blocks[n.Layer] != nil
+	return n.Role == arch.ExpertDown && n.Suffix == "weight" && r.opt.Keep[n.Layer] != nil && n.Layer < len(r.m.layers)
 }
 
 // Rows fills dst with rows of a down projection that is computed: of all experts,
 // those that are left out as they were.
 func (r *Refit) Rows(ctx context.Context, name string, first, n int64, dst []float32) error {
-	layer := arch.ParseName(name).Layer
-	r.lock.RLock()
-	list := r.blocks[layer]
-	r.lock.RUnlock()
-	if list == nil {
+	if !r.Has(name) {
 		return fmt.Errorf("tensor %q is not fitted", name)
+	}
+	layer := arch.ParseName(name).Layer
+	t := r.m.layers[layer].expDown.w
+	if t.factors != nil {
+		return fmt.Errorf("tensor %q has factors beside it, which a fitted weight would not have", name)
+	}
+	experts, err := r.block(ctx, layer)
+	if err != nil {
+		return err
 	}
 	w := r.m.workers.Get().(*worker)
 	defer r.m.workers.Put(w)
-	t := r.m.layers[layer].expDown.w
 	rows, err := r.m.read(ctx, w, 0, t, int(first), int(n))
 	if err != nil {
 		return err
@@ -320,7 +392,7 @@ func (r *Refit) Rows(ctx context.Context, name string, first, n int64, dst []flo
 	embed := r.m.embd.cols
 	for i := range int(n) {
 		e, row := (int(first)+i)/embed, (int(first)+i)%embed
-		list[e].add(dst[i*t.cols:][:t.cols], row)
+		experts[e].add(dst[i*t.cols:][:t.cols], row)
 	}
 	return nil
 }

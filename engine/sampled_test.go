@@ -2,10 +2,16 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/winnow-moe/winnow/engine/kernel"
 	"github.com/winnow-moe/winnow/formats/calib"
@@ -199,10 +205,7 @@ func TestRefit(t *testing.T) {
 			return
 		}
 		opt := RefitOptions{Mask: Mask{Keep: map[int][]int{b.l.number: keep}, Flatten: true}, Ridge: 0.1, Sweeps: 60}
-		r := b.m.NewRefit(opt)
-		if err := r.Add(t.Context(), b.Sampled, b.Sampled); err != nil {
-			t.Fatal(err)
-		}
+		r := b.m.NewRefit(opt, func(context.Context, int) (*Sampled, *Sampled, error) { return b.Sampled, b.Sampled, nil })
 		info := *b.l.expDown.w.info
 		if !r.Has(info.Name) || r.Has("blk.99.ffn_down_exps.weight") || r.Has("output.weight") {
 			t.Fatal("not the tensor that is fitted")
@@ -321,4 +324,55 @@ func (f *fittedBlock) penalties(t *testing.T, ridge float64) []float64 {
 		out[e.expert] = ridge * sum / float64(e.phi.Cols)
 	}
 	return out
+}
+
+// TestRefitCache: rows are the same whether the fits of blocks are held or made
+// anew, and for many that ask at once; what fails may be asked for again.
+func TestRefitCache(t *testing.T) {
+	a := alter(t, "qwen3_moe")
+	m, stats := a.load(t, Options{}), &calib.Statistics{ChunkSize: 33}
+	d := stats.Domain("test")
+	d.Chunks = 1
+	if _, err := a.load(t, Options{Sampler: d, SampleTokens: 100}).Forward(t.Context(), someSeqs(m.Vocab(), 12, 21)); err != nil {
+		t.Fatal(err)
+	}
+	mask := Mask{Keep: map[int][]int{0: {0, 1, 3, 5, 6}, 1: {0, 2, 4, 5, 7}}}
+	var failing atomic.Bool
+	source := func(ctx context.Context, l int) (*Sampled, *Sampled, error) {
+		if failing.Load() {
+			return nil, nil, errors.New("no sample")
+		}
+		sample, err := stats.Sample(l, nil)
+		if err != nil {
+			return nil, nil, err
+		}
+		s, err := m.Sampled(ctx, l, sample)
+		return s, s, err
+	}
+	held, anew := m.NewRefit(RefitOptions{Mask: mask}, source), m.NewRefit(RefitOptions{Mask: mask, CacheBytes: 1}, source)
+	names := []string{"blk.0.ffn_down_exps.weight", "blk.1.ffn_down_exps.weight"}
+	rows, cols := m.layers[0].expDown.w.rows, m.layers[0].expDown.w.cols
+	failing.Store(true)
+	if err := anew.Rows(t.Context(), names[0], 0, 1, make([]float32, cols)); err == nil || !strings.Contains(err.Error(), "no sample") {
+		t.Errorf("error %v", err)
+	}
+	failing.Store(false)
+	var g errgroup.Group
+	for i := range 16 {
+		g.Go(func() error {
+			got, want := make([]float32, 4*cols), make([]float32, 4*cols)
+			first := int64(i * 37 % (rows - 4))
+			err := errors.Join(anew.Rows(t.Context(), names[i%2], first, 4, got), held.Rows(t.Context(), names[i%2], first, 4, want))
+			if err == nil && !slices.Equal(got, want) {
+				err = fmt.Errorf("rows from %d of %s differ", first, names[i%2])
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if len(held.blocks) != 2 || len(anew.blocks) != 1 || len(anew.recent) != 1 {
+		t.Errorf("%d and %d fits are held, want 2 and 1", len(held.blocks), len(anew.blocks))
+	}
 }

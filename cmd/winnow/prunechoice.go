@@ -242,12 +242,12 @@ func (c *choice) greedyScore(ctx context.Context, flatten bool) (*experts.Scores
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.ev.app.openSampling(c, "taking experts out", m.model)
+	s, err := c.ev.app.openSampling(c, m.model)
 	if err != nil {
 		return nil, err
 	}
 	ways, found := c.ways(), map[bool]map[int]experts.Removal{false: {}, true: {}}
-	err = s.each(ctx, func(l int, b []*engine.Sampled) error {
+	err = s.each(ctx, "taking experts out", func(l int, b []*engine.Sampled) error {
 		list, err := b[0].Greedy(ctx, c.removals(l, ways, super)...)
 		for i, g := range list {
 			found[ways[i]][l] = experts.Removal(*g)

@@ -92,7 +92,7 @@ func (m *prunable) mergedBefore() string {
 
 // compare finds out how alike experts are.
 func (m *merger) compare(ctx context.Context) (map[int]*experts.Likeness, error) {
-	s, err := m.openSampling(m.choice, "comparing", m.ev.whole.model)
+	s, err := m.openSampling(m.choice, m.ev.whole.model)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (m *merger) compare(ctx context.Context) (map[int]*experts.Likeness, error)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", m.flags.stats, err)
 	}
-	return blocks, s.each(ctx, func(l int, b []*engine.Sampled) error {
+	return blocks, s.each(ctx, "comparing", func(l int, b []*engine.Sampled) error {
 		like, err := b[0].Likeness(ctx)
 		if err == nil {
 			blocks[l].Distance, blocks[l].Cosine = like.Distance, like.Cosine

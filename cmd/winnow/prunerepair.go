@@ -23,15 +23,17 @@ type repairReport struct {
 // the model diverges less then.
 func (a *app) repair(ctx context.Context, c *choice) error {
 	ev, kept := c.ev, &keptExperts{list: c.list}
-	s, err := a.openSampling(c, "repairing", ev.whole.model, convert.Changed(ev.whole.model, c.changes))
+	s, err := a.openSampling(c, ev.whole.model, convert.Changed(ev.whole.model, c.changes))
 	if err != nil {
 		return err
 	}
-	fitted := s.engines[1].NewRefit(engine.RefitOptions{Mask: kept.mask()})
-	err = s.each(ctx, func(_ int, b []*engine.Sampled) error { return fitted.Add(ctx, b[0], b[1]) })
-	if err != nil {
-		return err
-	}
+	fitted := s.engines[1].NewRefit(engine.RefitOptions{Mask: kept.mask()}, func(ctx context.Context, l int) (whole, changed *engine.Sampled, err error) {
+		b, err := s.block(ctx, l)
+		if err != nil {
+			return nil, nil, err
+		}
+		return b[0], b[1], nil
+	})
 	before := c.changes
 	c.changes = convert.Both(before, fitted)
 	flags := &ev.flags.scoreFlags

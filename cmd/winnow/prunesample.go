@@ -16,20 +16,20 @@ import (
 // sampling runs the experts of a model, or of several that differ in weights only,
 // on the tokens that were sampled when the model was calibrated.
 type sampling struct {
+	*app
 	*choice
 	engines []*engine.Model
-	bar     *progress
 }
 
-// openSampling loads models for it. Blocks are shown as they are done.
-func (a *app) openSampling(c *choice, what string, models ...gguf.Model) (*sampling, error) {
+// openSampling loads models for it.
+func (a *app) openSampling(c *choice, models ...gguf.Model) (*sampling, error) {
 	if lacksSample(c.stats) {
 		return nil, &convert.HintError{
 			Err:  &inputError{fmt.Errorf("%q has no sample of the tokens of all texts, which greedy choices, merging and repair take", c.flags.stats)},
 			Hint: "calibrate again: --sample N keeps N tokens of every window",
 		}
 	}
-	s := &sampling{choice: c, bar: a.newProgress(what, false)}
+	s := &sampling{app: a, choice: c}
 	for _, m := range models {
 		e, err := engine.Load(m, engine.Options{Threads: a.threads})
 		if err != nil {
@@ -40,23 +40,33 @@ func (a *app) openSampling(c *choice, what string, models ...gguf.Model) (*sampl
 	return s, nil
 }
 
-// each calls do for every block, in turn, with its sample in all models.
-func (s *sampling) each(ctx context.Context, do func(l int, b []*engine.Sampled) error) error {
-	defer s.bar.finish()
+// block is the sample of a block in all models.
+func (s *sampling) block(ctx context.Context, l int) (list []*engine.Sampled, err error) {
+	sample, err := s.stats.Sample(l, s.flags.weights)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.flags.stats, err)
+	}
+	for _, m := range s.engines {
+		b, err := m.Sampled(ctx, l, sample)
+		if err != nil {
+			return nil, &inputError{fmt.Errorf("%s: %w", s.flags.stats, err)}
+		}
+		list = append(list, b)
+	}
+	return list, nil
+}
+
+// each calls do for every block, in turn, with its sample in all models. Blocks are
+// shown as they are done.
+func (s *sampling) each(ctx context.Context, what string, do func(l int, b []*engine.Sampled) error) error {
+	bar := s.newProgress(what, false)
+	defer bar.finish()
 	blocks := experts.Blocks(&s.model.Params, experts.DropMTP)
 	for i, l := range blocks {
-		s.bar.update(int64(i), int64(len(blocks)), "")
-		sample, err := s.stats.Sample(l, s.flags.weights)
+		bar.update(int64(i), int64(len(blocks)), "")
+		list, err := s.block(ctx, l)
 		if err != nil {
-			return fmt.Errorf("%s: %w", s.flags.stats, err)
-		}
-		var list []*engine.Sampled
-		for _, m := range s.engines {
-			b, err := m.Sampled(ctx, l, sample)
-			if err != nil {
-				return &inputError{fmt.Errorf("%s: %w", s.flags.stats, err)}
-			}
-			list = append(list, b)
+			return err
 		}
 		if err := do(l, list); err != nil {
 			if errors.Is(err, context.Canceled) {
@@ -65,7 +75,7 @@ func (s *sampling) each(ctx context.Context, do func(l int, b []*engine.Sampled)
 			return &inputError{fmt.Errorf("%s: %w", s.path, err)}
 		}
 	}
-	s.bar.update(int64(len(blocks)), int64(len(blocks)), "")
+	bar.update(int64(len(blocks)), int64(len(blocks)), "")
 	return nil
 }
 
