@@ -69,7 +69,7 @@ Sums are exact: runs over parts of the texts, merged, give the file of one run.
 	c.Flags().Int64Var(&flags.minTokens, "min-expert-tokens", 1, "warn of experts that saw fewer than `N` tokens")
 	flags.computeFlag(c)
 	c.Flags().BoolVar(&flags.loo, "loo", true, "measure what a block lacks without each expert (leave one out), which takes one more expert per token")
-	c.Flags().IntVar(&flags.sample, "sample", -1, "`N` tokens of each window to keep what goes into experts of, which prune chooses, merges and repairs experts by (-1: as many as take 4 MiB)")
+	c.Flags().IntVar(&flags.sample, "sample", -1, "keep what goes into experts of `N` tokens of each window, for greedy choices, merging and repair (-1: as much as 512 MiB hold, 4 of each window)")
 	c.Flags().BoolVar(&flags.output, "process-output", false, "output.weight too, if the model has one")
 	flags.addRun(c)
 	checkpointFlags(c, &flags.ck)
@@ -104,15 +104,23 @@ func (f *calibrateFlags) check(pos []string) error {
 	return checkOutput(f.out, inputs, f.force)
 }
 
-// sampleBytes is about what the sample of a window takes, unless it is asked for.
-const sampleBytes = 4 << 20
+// What samples take at most unless they are asked for, but for one token of every
+// window.
+const (
+	windowSample = 4 << 20 // bytes of a window
+	wholeSample  = 512 << 20
+)
 
 // sampleTokens returns how many tokens of a window are sampled.
-func (f *calibrateFlags) sampleTokens(p *arch.Params) int {
+func (f *calibrateFlags) sampleTokens(p *arch.Params, texts []calibrationText) int {
 	if f.sample >= 0 {
 		return f.sample
 	}
-	return max(1, sampleBytes/max(1, sampledBytes(p)))
+	windows := 0
+	for _, t := range texts {
+		windows += len(t.windows)
+	}
+	return max(1, min(windowSample, wholeSample/max(1, windows))/max(1, sampledBytes(p)))
 }
 
 // sampledBytes is what the sample of a token takes in all blocks.
@@ -138,15 +146,18 @@ func (a *app) calibrate(ctx context.Context, path string, flags *calibrateFlags)
 		return err
 	}
 	defer m.model.Close()
-	m.options.Sampler, m.options.SampleTokens = watch, flags.sampleTokens(m.engine.Params())
 	texts, err := m.windows(flags)
 	if err != nil {
 		return err
 	}
+	m.options.Sampler, m.options.SampleTokens = watch, flags.sampleTokens(m.engine.Params(), texts)
 	if flags.output && !slices.ContainsFunc(m.model.Tensors(), func(t gguf.TensorInfo) bool { return t.Name == "output.weight" }) {
 		a.warn([]string{"the model has no output.weight, its embedding takes that part: --process-output adds nothing"})
 	}
 	stats := &calib.Statistics{ChunkSize: flags.ctx}
+	if stats.Routers, err = routerDigests(ctx, m.model); err != nil {
+		return &inputError{fmt.Errorf("%s: %w", path, err)}
+	}
 	for _, t := range texts {
 		stats.Domain(t.name)
 	}

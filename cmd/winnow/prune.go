@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/engine"
 	"github.com/winnow-moe/winnow/formats/calib"
@@ -37,6 +38,7 @@ type pruneFlags struct {
 	pre            string
 	texts, proof   []string // [NAME=]FILE
 	merge          string
+	anyModel       bool
 	repair         bool
 	evaluation     evaluationFlags
 	dryRun, force  bool
@@ -113,6 +115,7 @@ or of the types that it would be converted to (--type).
 
 func (f *pruneFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.stats, "stats", "", "`FILE` of statistics that calibrate wrote")
+	c.Flags().BoolVar(&f.anyModel, "other-model", false, "take statistics of a model with other weights")
 	c.Flags().StringVar(&f.imatrix, "from-imatrix", "", "`FILE` with an importance matrix instead")
 	c.Flags().IntVar(&f.keep, "keep", 0, "`N` experts of every block stay")
 	c.Flags().Var(&f.ratio, "ratio", "share `R` of the experts that goes, such as 25% or 0.25")
@@ -294,7 +297,7 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 		return err
 	}
 	if flags.stats != "" {
-		if err := c.openStatistics(); err != nil {
+		if err := c.openStatistics(ctx); err != nil {
 			return err
 		}
 		defer c.stats.Close()
@@ -348,13 +351,34 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 }
 
 // openStatistics reads statistics of the model.
-func (c *choice) openStatistics() (err error) {
+func (c *choice) openStatistics(ctx context.Context) (err error) {
 	if c.stats, err = calib.ReadStatistics(c.flags.stats); err != nil {
 		return err
 	}
-	if err = experts.CheckStatistics(c.stats, &c.model.Params); err != nil {
+	if err = experts.CheckStatistics(c.stats, &c.model.Params); err == nil && !c.flags.anyModel {
+		err = c.checkRouters(ctx)
+	}
+	if err != nil {
 		c.stats.Close()
 		return fmt.Errorf("%s: %w", c.flags.stats, err)
+	}
+	return nil
+}
+
+// checkRouters sees that statistics were measured on this very model, whatever it
+// was quantized to.
+func (c *choice) checkRouters(ctx context.Context) error {
+	m, _, err := openModel(c.path, c.ck)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	digests, err := routerDigests(ctx, m)
+	if err != nil {
+		return err
+	}
+	if err := experts.CheckRouters(c.stats, digests); err != nil {
+		return &convert.HintError{Err: err, Hint: "--other-model takes them, as for a model that was trained further"}
 	}
 	return nil
 }

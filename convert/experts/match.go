@@ -86,3 +86,21 @@ func checkWidths(s *calib.Statistics, p *arch.Params) error {
 func downName(l int) string {
 	return arch.Name{Layer: l, Role: arch.ExpertDown, Suffix: "weight"}.String()
 }
+
+// CheckRouters compares the routers of the model that statistics were measured on
+// with digests of a model's (calib.RouterDigests), if they are known: models of one
+// kind have the same dimensions. Errors match ErrInvalid.
+func CheckRouters(s *calib.Statistics, digests []string) error {
+	if s.Routers == nil {
+		return nil
+	}
+	if len(s.Routers) != len(digests) {
+		return invalid("the statistics know %d rows of a router, the model has %d: they are of another model", len(s.Routers), len(digests))
+	}
+	for e, d := range digests {
+		if s.Routers[e] != d {
+			return invalid("the statistics are of another model: its first router has other weights for expert %d", e)
+		}
+	}
+	return nil
+}

@@ -73,6 +73,9 @@ func pick[T any](list []T, ids []int) []T {
 // over the tokens of the whole model, in which others chose the experts.
 func (s *Statistics) Select(sel Selection) (*Statistics, error) {
 	out := &Statistics{ChunkSize: s.ChunkSize}
+	if first := s.firstBlock(); first >= 0 && len(s.Routers) == sel.Experts {
+		out.Routers = pick(s.Routers, sel.Block(first))
+	}
 	for _, d := range s.Domains {
 		to := out.Domain(d.Name)
 		to.Datasets, to.Chunks = d.Datasets, d.Chunks

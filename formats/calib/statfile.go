@@ -23,6 +23,7 @@ import (
 //	winnow.calibration.dataset_domains  ARRAY of UINT32   the domain of each text
 //	winnow.calibration.shared           ARRAY of STRING   "D.V" of a weight V in domain D that has the input ...
 //	winnow.calibration.shared_with      ARRAY of STRING   ... of another, W
+//	winnow.calibration.routers          ARRAY of STRING   Statistics.Routers, if they are known
 //
 // and behind its tensors, for domain number D, F64 tensors:
 //
@@ -46,6 +47,7 @@ const (
 	keyTextDomains    = "winnow.calibration.dataset_domains"
 	keyShared         = "winnow.calibration.shared"
 	keySharedWith     = "winnow.calibration.shared_with"
+	keyRouters        = "winnow.calibration.routers"
 	suffixSquares     = ".sum2"
 	suffixRows        = ".rows"
 	statisticsVersion = 1
@@ -110,6 +112,9 @@ func (s *Statistics) addKeys(meta *gguf.Metadata) {
 	meta.Set(keyTextDomains, of)
 	meta.Set(keyShared, shared)
 	meta.Set(keySharedWith, with)
+	if s.Routers != nil {
+		meta.Set(keyRouters, s.Routers)
+	}
 }
 
 // sections lists the tensors beside those of the importance matrix.
@@ -193,6 +198,7 @@ func parseStatistics(f gguf.Model) (*Statistics, error) {
 		return nil, invalid("metadata key %s is missing or not %d: the file has no statistics that this program reads", keyVersion, statisticsVersion)
 	}
 	s := &Statistics{}
+	s.Routers, _ = meta.Strings(keyRouters)
 	if err := s.readDomains(meta); err != nil {
 		return nil, err
 	}

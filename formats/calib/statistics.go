@@ -18,6 +18,9 @@ type Statistics struct {
 	ChunkSize int
 	// Domains are the kinds of text, in the order in which they came.
 	Domains []*Domain
+	// Routers tell models apart: digests of the router's rows for the experts of
+	// the first block that has some (see RouterDigests). nil: they are not known.
+	Routers []string
 
 	file io.Closer
 }
@@ -217,8 +220,11 @@ func (t *inputTotals) plus(o *inputTotals) (*inputTotals, error) {
 // MergeStatistics adds statistics up, domain by domain. The result reads the sums
 // of the others when they are asked for.
 func MergeStatistics(list ...*Statistics) (*Statistics, error) {
-	out := &Statistics{ChunkSize: list[0].ChunkSize}
+	out := &Statistics{ChunkSize: list[0].ChunkSize, Routers: list[0].Routers}
 	for _, s := range list {
+		if s.Routers != nil && out.Routers != nil && !slices.Equal(s.Routers, out.Routers) {
+			return nil, invalid("statistics of another model than those before: its routers have other weights")
+		}
 		if s.ChunkSize != out.ChunkSize {
 			return nil, invalid("windows of %d tokens, and of %d in the statistics before: their sums do not go together", s.ChunkSize, out.ChunkSize)
 		}
