@@ -70,23 +70,23 @@ func (c *choice) page(r *pruneReport) (*report.Prune, error) {
 	if p.Counts, err = c.otherCounts(); err != nil {
 		return nil, err
 	}
-	r.addCurves(p)
+	c.addCurves(p)
 	r.addCosts(p)
 	return p, nil
 }
 
-// addCurves tells the page what blocks lack with fewer and fewer experts.
-func (r *pruneReport) addCurves(p *report.Prune) {
-	for _, b := range r.Blocks {
-		if b.Errors == nil {
-			continue
-		}
-		if p.Curves == nil {
-			p.Curves = &report.Curves{Rule: r.Rule}
-		}
+// addCurves tells the page what blocks lack with fewer and fewer experts, if a
+// search of greedy found that out.
+func (c *choice) addCurves(p *report.Prune) {
+	s := c.greedy[c.searched]
+	if s == nil {
+		return
+	}
+	p.Curves = &report.Curves{Rule: s.Rule}
+	for _, b := range p.Blocks {
 		curve := report.Curve{Block: b.Block}
-		for n, e := range slices.Backward(b.Errors) {
-			curve.Points = append(curve.Points, report.Point{Keep: r.Experts - n, Error: e})
+		for n, e := range slices.Backward(s.Curve[b.Block]) {
+			curve.Points = append(curve.Points, report.Point{Keep: p.Experts - n, Error: e})
 		}
 		p.Curves.Blocks = append(p.Curves.Blocks, curve)
 	}
@@ -124,6 +124,15 @@ func (r *pruneReport) addCosts(p *report.Prune) {
 // costWith is what was measured of a number of experts as they were chosen, nil if
 // nothing.
 func (r *pruneReport) costWith(keep int) *verify.Comparison {
+	switch {
+	case keep != r.Keep:
+	case r.Repair != nil && r.Repair.Kept:
+		return r.Repair.After
+	case r.Repair != nil:
+		return r.Repair.Before
+	case r.Merge != nil:
+		return r.Merge.Merged
+	}
 	for _, t := range r.Searched {
 		if t.Keep == keep {
 			return t.Comparison

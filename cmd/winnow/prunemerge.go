@@ -79,6 +79,10 @@ func (a *app) merge(ctx context.Context, c *choice) error {
 		}
 	}
 	c.merged, c.list, c.changes = r, list, changes
+	if c.scores, err = experts.Score(c.stats, experts.MergeScore(list.Merge.Method), c.flags.weights); err != nil {
+		return fmt.Errorf("%s: %w", c.flags.stats, err)
+	}
+	c.scores.Super = m.super
 	return nil
 }
 

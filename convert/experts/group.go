@@ -57,6 +57,15 @@ func needsLogits(l *Likeness) (scores, matrices [][]float64) {
 
 // The scores by which groups are weighted. The small terms give groups of experts
 // that no token chose a mean, all members alike.
+// MergeScore names the rule of the scores that a way to merge chooses the experts
+// that stay by, and weighs those that it merges.
+func MergeScore(method string) string {
+	if method == DefaultMerge {
+		return DefaultRule
+	}
+	return "frequency"
+}
+
 func (l *Likeness) frequency() []float64 { return plus(l.Counts, 1e-9) }
 func (l *Likeness) reap() []float64      { return plus(l.Reap, 1e-12) }
 

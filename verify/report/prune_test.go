@@ -309,7 +309,7 @@ func TestTables(t *testing.T) {
 		"texts": {{{"text", "tokens", "weight", "experts that prefer it", "of them stay", "choices lost"}, {"code", "1,000", "75.0 %", "2", "1", "7.5 %"}, {"chat", "500", "25.0 %", "0", "0", "0.0 %"}}},
 		"merge": {{{"experts", "method", "KLD merged", "KLD pruned", "better"}, {"3", "ream", "0.125000 ± 0.002000", kld, "pruning, by 50.0 %"}, {"2", "ream", kld, "0.125000 ± 0.002000", "merging, by 50.0 %"}},
 			{{"block", "center: members (weights)"}, {"1", "0: 0 (0.75), 2 (0.25)"}}},
-		"repair": {{{"model", "KLD", "PPL", "same top token"}, {"pruned", "0.125000 ± 0.002000", ppl, top}, {"repaired chosen", kld, ppl, top}},
+		"repair": {{{"model", "KLD", "PPL", "same top token"}, {"as chosen", "0.125000 ± 0.002000", ppl, top}, {"repaired chosen", kld, ppl, top}},
 			{{"what", "value"}, {"ridge", "0.2"}}, {{"block", "before", "after", "repair kept"}, {"1", "10 %", "6 %", "yes"}, {"2", "5 %", "5.5 %", "no"}}},
 		"blocks": {{{"block", "stay", "choices lost", "error", "super experts", "experts that go"}, {"1", "3", "0.0 %", "10 %", "3", "2"}, {"2", "3", "10.0 %", "5 %", "", "0"}}},
 		"origin": {{{"what", "value"}, {"model", "models/tiny.gguf"}, {"architecture", "mixtral"}, {"scores from", "tiny.stats"}, {"made by", "winnow 1"}}},

@@ -317,7 +317,7 @@ func (p *Prune) repairSection() *section {
 	}
 	s := &section{ID: "repair", Title: "Repair", Text: []string{"The down projections of the experts that stay are fitted anew to what the whole block adds. " + verdict}}
 	t := &table{Caption: "Before and after the repair", Columns: numbers("model", "KLD", "PPL", "same top token")}
-	t.add(append([]string{"pruned"}, r.Before.cells()...)...)
+	t.add(append([]string{"as chosen"}, r.Before.cells()...)...)
 	t.mark(!r.Kept)
 	t.add(append([]string{"repaired"}, r.After.cells()...)...)
 	t.mark(r.Kept)
