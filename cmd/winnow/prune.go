@@ -82,8 +82,8 @@ done without a cache and suits small models; --generate 0 leaves it out.
 --merge METHOD puts weighted means of experts in the place of those that stay,
 and measures pruning to as many beside it, which is often better. --repair fits
 the down projections of the experts that stay to what all of them put out; that
-is kept if the model diverges less. Both need --text and the sample that calibrate
-keeps, and encode the weights that they change anew.
+is kept if the model diverges less. Both need --text, and the sample of tokens
+that calibrate keeps. Weights that they change are encoded anew.
 
 Experts that the model falls apart without (super experts) always stay. Where
 experts form groups each keeps as many, or --groups flatten makes them one.
