@@ -43,18 +43,16 @@ func newCholesky(a kernel.Matrix, ridge float64) (*cholesky, error) {
 
 func (c *cholesky) row(i int) []float64 { return c.lower[i*c.n:][:c.n] }
 
-// times sets dst [n, m] to the solution for right [n, m].
-func (c *cholesky) times(dst, right kernel.Matrix) {
-	rows := make([]float64, c.n*right.Cols)
-	of := func(i int) []float64 { return rows[i*right.Cols:][:right.Cols] }
-	for i := range c.n {
-		for k, v := range right.Row(i) {
-			of(i)[k] = float64(v)
-		}
+// invert sets dst [n, n] to the inverse.
+func (c *cholesky) invert(dst kernel.Matrix) {
+	rows := make([]float64, c.n*c.n)
+	of := func(i int) []float64 { return rows[i*c.n:][:c.n] }
+	for i := range c.n { // the inverse of the lower half, row after row
+		of(i)[i] = 1
 		for j := range i {
-			kernel.AddScaled64(of(i), of(j), -c.row(i)[j])
+			kernel.AddScaled64(of(i)[:j+1], of(j)[:j+1], -c.row(i)[j])
 		}
-		scale64(of(i), 1/c.row(i)[i])
+		scale64(of(i)[:i+1], 1/c.row(i)[i])
 	}
 	for i := c.n - 1; i >= 0; i-- {
 		for j := i + 1; j < c.n; j++ {

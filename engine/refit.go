@@ -70,7 +70,7 @@ type fitted struct {
 }
 
 // correction is what is added to an expert's down projection [embed, width]:
-// leftᵀ·right, with left [n, embed] and right [n, width], or leftᵀ alone.
+// left·right, with left [embed, n] and right [n, width], or left alone.
 type correction struct{ left, right kernel.Matrix }
 
 // bytes is what a fit takes.
@@ -163,19 +163,25 @@ func (r *Refit) fit(ctx context.Context, l int) ([]correction, error) {
 type fit struct {
 	*Sampled
 	opt     *RefitOptions
-	rest    kernel.Matrix // [tokens, embed]: √w·(y − y'), less what experts make up for
+	lacks   kernel.Matrix // [tokens, embed]: √w·(y − y')
 	experts []*expertFit  // of those that tokens choose
 }
 
-// expertFit is that of an expert.
+// expertFit is that of an expert. Its equations are those of the tokens (dual), or
+// those of the hidden units where these are fewer. They are solved by their
+// inverse, for all elements of the output alike.
 type expertFit struct {
-	expert int
-	tokens []int32       // that choose it
-	phi    kernel.Matrix // [tokens, width]: √w·φ
-	gram   kernel.Matrix // φ·φᵀ or φᵀ·φ
-	solve  *cholesky     // of the normal equations
-	dual   bool          // they are of the tokens, and
-	change kernel.Matrix // is [tokens, embed]; else of hidden units, [width, embed]: ΔWᵀ
+	expert  int
+	tokens  []int32       // that choose it
+	phi     kernel.Matrix // [tokens, width]: √w·φ
+	dual    bool
+	ridge   float32        // λ
+	inverse kernel.Weights // of φ·φᵀ + λ or φᵀ·φ + λ
+	// φ and its transpose, where the equations are of the hidden units.
+	down, up kernel.Weights
+	// change is what ΔW is made of: ΔW = change·φ with [embed, tokens], or change
+	// itself [embed, width].
+	change kernel.Matrix
 }
 
 // collect computes what the block lacks and what its experts can make up for it.
@@ -192,7 +198,7 @@ func (f *fit) collect(ctx context.Context, whole *Sampled) error {
 	if err != nil {
 		return err
 	}
-	f.rest = kernel.NewMatrix(make([]float32, len(f.x.Data)), f.x.Rows, f.x.Cols)
+	f.lacks = kernel.NewMatrix(make([]float32, f.x.Rows*f.x.Cols), f.x.Rows, f.x.Cols)
 	err = whole.chosen(ctx, all, func(net *chosenNetwork, _, outputs kernel.Matrix) {
 		f.add(net, outputs, 1)
 	})
@@ -215,7 +221,7 @@ func (f *fit) root(t int32) float32 { return float32(math.Sqrt(f.weights[t])) }
 // add adds an expert's outputs to what the block lacks.
 func (f *fit) add(net *chosenNetwork, outputs kernel.Matrix, sign float32) {
 	for i, t := range net.tokens {
-		kernel.AddScaled(f.rest.Row(int(t)), outputs.Row(i), sign*f.root(t)*net.gates[i])
+		kernel.AddScaled(f.lacks.Row(int(t)), outputs.Row(i), sign*f.root(t)*net.gates[i])
 	}
 }
 
@@ -262,81 +268,107 @@ func (s *Sampled) chosen(ctx context.Context, r *routes, take func(net *chosenNe
 	})
 }
 
-// solve fits the experts in turn. Those of a turn follow each other; within one
-// all threads work.
+// fitColumns is how many elements of the output are fitted at a time.
+const fitColumns = 64
+
+// solve fits the experts in turn, for elements of the output apart from each other.
 func (f *fit) solve(ctx context.Context) error {
-	if err := f.m.parallel(ctx, len(f.experts), func(_ context.Context, _ *worker, i int) error {
+	err := f.m.parallel(ctx, len(f.experts), func(_ context.Context, _ *worker, i int) error {
 		return f.experts[i].prepare(f.opt.Ridge, f.x.Cols)
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
+	return f.m.parallel(ctx, (f.x.Cols+fitColumns-1)/fitColumns, func(ctx context.Context, _ *worker, i int) error {
+		first := i * fitColumns
+		return f.sweep(ctx, first, min(fitColumns, f.x.Cols-first))
+	})
+}
+
+// sweep fits n elements of the output from first on.
+func (f *fit) sweep(ctx context.Context, first, n int) error {
+	rest := transposed(f.lacks.Columns(first, n)) // [n, tokens]: what experts do not make up for
+	made := make([]kernel.Matrix, len(f.experts)) // what each does
 	for range f.opt.Sweeps {
-		for _, x := range f.experts {
+		for i, x := range f.experts {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			x.refit(f.rest.Gather(x.tokens))
+			made[i] = x.refit(rest, made[i], x.change.Slice(first, n))
 		}
 	}
 	return nil
 }
 
-// prepare factors the normal equations.
-func (x *expertFit) prepare(ridge float64, embed int) (err error) {
+// prepare makes the equations.
+func (x *expertFit) prepare(ridge float64, embed int) error {
 	tokens, width := x.phi.Rows, x.phi.Cols
-	x.dual = tokens < width
-	a, n := x.phi, tokens
-	if !x.dual {
-		a, n = transposed(x.phi), width
+	a := x.phi
+	if x.dual = tokens < width; !x.dual {
+		a = transposed(x.phi)
+		x.down.Pack(x.phi)
+		x.up.Pack(a)
 	}
-	x.gram = kernel.NewMatrix(make([]float32, n*n), n, n)
-	kernel.MatMul(x.gram, a, a)
-	mean := 0.0
-	for i := range n {
-		mean += float64(x.gram.Row(i)[i])
+	gram := newMatrix(a.Rows, a.Rows)
+	kernel.MatMul(gram, a, a)
+	sum := 0.0
+	for i := range gram.Rows {
+		sum += float64(gram.Row(i)[i])
 	}
-	mean /= float64(width)
-	x.solve, err = newCholesky(x.gram, max(ridge*mean, 1e-30))
-	x.change = kernel.NewMatrix(make([]float32, n*embed), n, embed)
-	return err
+	lambda := max(ridge*sum/float64(width), 1e-30)
+	c, err := newCholesky(gram, lambda)
+	if err != nil {
+		return err
+	}
+	c.invert(gram)
+	x.inverse.Pack(gram)
+	x.ridge, x.change = float32(lambda), newMatrix(embed, gram.Rows)
+	return nil
 }
 
-// refit fits an expert to what is left of the output for its tokens, which it
-// updates.
-func (x *expertFit) refit(rest kernel.Matrix) {
-	// What is left, with what the expert made up for so far.
-	made := x.made()
-	for i := range rest.Rows {
-		kernel.AddScaled(rest.Row(i), made.Row(i), 1)
+// refit fits an expert, for some elements of the output, to what is left and what
+// it made up for before, which it may not have yet, and sets their rows of its
+// change. It updates what is left and returns what it makes up for.
+func (x *expertFit) refit(rest, made, change kernel.Matrix) kernel.Matrix {
+	wanted := newMatrix(rest.Rows, len(x.tokens))
+	for i := range wanted.Rows {
+		from, to := rest.Row(i), wanted.Row(i)
+		for j, t := range x.tokens {
+			to[j] = from[t]
+		}
+		if made.Rows > 0 {
+			kernel.AddScaled(to, made.Row(i), 1)
+		}
 	}
-	right := rest
-	if !x.dual {
-		right = product2(transposed(x.phi), rest)
-	}
-	x.solve.times(x.change, right)
-	made = x.made()
-	for i := range rest.Rows {
-		kernel.AddScaled(rest.Row(i), made.Row(i), -1)
-	}
-}
-
-// made is what the change of the expert gives for its tokens.
-func (x *expertFit) made() kernel.Matrix {
+	now := newMatrix(wanted.Rows, wanted.Cols)
 	if x.dual {
-		return product2(x.gram, x.change)
+		// φ·φᵀ·a = wanted − λ·a for the solution a.
+		kernel.Multiply(wanted, kernel.Output{Dst: change, Weights: &x.inverse})
+		for i := range now.Rows {
+			copy(now.Row(i), wanted.Row(i))
+			kernel.AddScaled(now.Row(i), change.Row(i), -x.ridge)
+		}
+	} else {
+		right := newMatrix(wanted.Rows, x.phi.Cols)
+		kernel.Multiply(wanted, kernel.Output{Dst: right, Weights: &x.up})
+		kernel.Multiply(right, kernel.Output{Dst: change, Weights: &x.inverse})
+		kernel.Multiply(change, kernel.Output{Dst: now, Weights: &x.down})
 	}
-	return product2(x.phi, x.change)
+	for i := range wanted.Rows {
+		to, before, after := rest.Row(i), wanted.Row(i), now.Row(i)
+		for j, t := range x.tokens {
+			to[t] = before[j] - after[j]
+		}
+	}
+	return now
 }
 
-// product2 is the product of matrices a [n, k] and b [k, m].
-func product2(a, b kernel.Matrix) kernel.Matrix {
-	out := kernel.NewMatrix(make([]float32, a.Rows*b.Cols), a.Rows, b.Cols)
-	kernel.MatMul(out, a, transposed(b))
-	return out
+func newMatrix(rows, cols int) kernel.Matrix {
+	return kernel.NewMatrix(make([]float32, rows*cols), rows, cols)
 }
 
 func transposed(m kernel.Matrix) kernel.Matrix {
-	out := kernel.NewMatrix(make([]float32, m.Rows*m.Cols), m.Cols, m.Rows)
+	out := newMatrix(m.Cols, m.Rows)
 	for i := range m.Rows {
 		for j, v := range m.Row(i) {
 			out.Row(j)[i] = v
@@ -345,7 +377,7 @@ func transposed(m kernel.Matrix) kernel.Matrix {
 	return out
 }
 
-// corrections are those of all experts.
+// corrections are those of all experts, in the form that takes less memory.
 func (f *fit) corrections() []correction {
 	list := make([]correction, f.l.par.Experts)
 	for _, x := range f.experts {
@@ -355,7 +387,8 @@ func (f *fit) corrections() []correction {
 		case x.phi.Rows*(x.phi.Cols+f.x.Cols) < x.phi.Cols*f.x.Cols:
 			c.right = x.phi
 		default:
-			c.left = product2(transposed(x.phi), x.change)
+			c.left = newMatrix(f.x.Cols, x.phi.Cols)
+			kernel.MatMul(c.left, x.change, transposed(x.phi))
 		}
 	}
 	return list
@@ -399,11 +432,12 @@ func (r *Refit) Rows(ctx context.Context, name string, first, n int64, dst []flo
 
 // add adds a row of the correction.
 func (c *correction) add(dst []float32, row int) {
-	for i := range c.left.Rows {
-		v := c.left.Row(i)[row]
-		if c.right.Rows == 0 {
-			dst[i] += v
-		} else {
+	switch {
+	case c.left.Rows == 0:
+	case c.right.Rows == 0:
+		addTo(dst, c.left.Row(row))
+	default:
+		for i, v := range c.left.Row(row) {
 			kernel.AddScaled(dst, c.right.Row(i), v)
 		}
 	}
