@@ -41,7 +41,7 @@ func (m *Model) Forward(ctx context.Context, seqs [][]int32) (*Hidden, error) {
 	}
 	h.rows.Data = make([]float32, h.rows.Rows*h.rows.Cols)
 	batches := m.batches(h.seqs)
-	p := &pass{m: m, blocks: len(batches) * len(m.layers)}
+	p := &pass{m: m, blocks: len(batches) * m.steps()}
 	for _, b := range batches {
 		p.start(h, seqs[b.first:b.first+b.n], h.seqs[b.first:b.first+b.n])
 		if err := p.run(ctx, 0); err != nil {
@@ -114,7 +114,7 @@ type keysValues struct{ k, vt kernel.Matrix }
 
 // buffers are the activations within a block, kept from block to block.
 type buffers struct {
-	norm, latent, qLatent, q, k, v, z, alpha, vt, att, kB, hidden, logits, branch, beside, perLayer, watched buffer
+	norm, latent, qLatent, q, k, v, z, alpha, vt, att, kB, hidden, logits, branch, beside, perLayer, watched, next buffer
 }
 
 type buffer struct{ data []float32 }
@@ -149,7 +149,7 @@ func (p *pass) run(ctx context.Context, through int) error {
 	}
 	if through == 0 {
 		// x [tokens, embed] = rows of the embedding
-		if err := p.embed(ctx, p.x); err != nil {
+		if err := p.embed(ctx, p.m.embd, p.x); err != nil {
 			return err
 		}
 	}
@@ -157,10 +157,7 @@ func (p *pass) run(ctx context.Context, through int) error {
 		if err := p.block(ctx, &p.m.layers[i]); err != nil {
 			return fmt.Errorf("block %d: %w", i, err)
 		}
-		p.done++
-		if report := p.m.opt.Events.Layer; report != nil {
-			report(p.done, p.blocks, p.x.Rows)
-		}
+		p.passed()
 		if p.after == nil {
 			continue
 		}
@@ -172,7 +169,20 @@ func (p *pass) run(ctx context.Context, through int) error {
 	if err := p.normalize(ctx, p.m.outNorm, p.x); err != nil {
 		return err
 	}
-	return p.observeOutput(ctx)
+	if w := p.m.output.w; w != p.m.embd {
+		if err := p.observeHead(ctx, w); err != nil {
+			return err
+		}
+	}
+	return p.predict(ctx)
+}
+
+// passed tells that the batch is through a block.
+func (p *pass) passed() {
+	p.done++
+	if report := p.m.opt.Events.Layer; report != nil {
+		report(p.done, p.blocks, p.x.Rows)
+	}
 }
 
 // block runs one transformer block and lets its weights go.
@@ -270,20 +280,20 @@ func (p *pass) scaleOutput(ctx context.Context, l *layer) error {
 
 func scaleBy(x []float32, f float32) { kernel.Scaled(x, x, nil, f) }
 
-// embed looks up the rows of the token embedding.
-func (p *pass) embed(ctx context.Context, dst kernel.Matrix) error {
+// embed looks up the rows of a token embedding.
+func (p *pass) embed(ctx context.Context, embd *tensor, dst kernel.Matrix) error {
 	m, scale := p.m, p.m.Params().EmbeddingScale
 	if m.arch.Family.Block.ScaleEmbedding {
 		scale = float32(math.Sqrt(float64(p.x.Cols)))
 	}
 	return m.chunks(ctx, len(p.ids), func(w *worker, first, n int) error {
 		for i := first; i < first+n; i++ {
-			row, err := m.read(ctx, w, 0, m.embd, int(p.ids[i]), 1)
+			row, err := m.read(ctx, w, 0, embd, int(p.ids[i]), 1)
 			if err != nil {
 				return err
 			}
 			if !finite(row) {
-				return fmt.Errorf("tensor %q, row %d is not finite", m.embd.info.Name, p.ids[i])
+				return fmt.Errorf("tensor %q, row %d is not finite", embd.info.Name, p.ids[i])
 			}
 			copy(dst.Row(i), row.Data)
 			if scale != 0 {

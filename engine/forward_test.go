@@ -176,14 +176,14 @@ func poison(name string) func(*gguf.TensorInfo, int64, int64, []byte) ([]byte, e
 
 // TestNotFinite poisons one tensor after the other: the error names it.
 func TestNotFinite(t *testing.T) {
-	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e"} {
+	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32_mtp", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e"} {
 		a := alter(t, family)
-		m := a.load(t, Options{})
+		m := a.load(t, Options{Observer: recorder{}}) // runs multi-token prediction, too
 		seqs := someSeqs(500, 120)
 		seqs[0][3] = 0
 		for i := range a.tensors {
 			name := a.tensors[i].Name
-			if !m.inPass(arch.ParseName(name)) {
+			if n := arch.ParseName(name); m.Idle(n) != "" || n.Role == arch.NextnSharedHead {
 				continue
 			}
 			a.rows = poison(name)
@@ -248,13 +248,13 @@ func TestForwardErrors(t *testing.T) {
 // TestReadErrors fails the reading of one tensor after the other.
 func TestReadErrors(t *testing.T) {
 	broken := errors.New("disk on fire")
-	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e"} {
+	for _, family := range []string{"deepseek_v3", "mistral", "deepseek_v32_mtp", "qwen3_next", "qwen3_5_moe", "kimi_linear", "gemma4_e"} {
 		a := alter(t, family)
-		m := a.load(t, Options{})
+		m := a.load(t, Options{Observer: recorder{}}) // runs multi-token prediction, too
 		seqs := someSeqs(500, 120)
 		for i := range a.tensors {
 			name := a.tensors[i].Name
-			if !m.inPass(arch.ParseName(name)) {
+			if n := arch.ParseName(name); m.Idle(n) != "" || n.Role == arch.NextnSharedHead {
 				continue
 			}
 			a.rows = func(info *gguf.TensorInfo, _, _ int64, data []byte) ([]byte, error) {

@@ -40,7 +40,7 @@ func TestLeaveOneOut(t *testing.T) {
 	for _, family := range fixtures.Families(t) {
 		t.Run(family, func(t *testing.T) {
 			a := alter(t, family)
-			m := a.load(t, Options{})
+			m := a.load(t, Options{Nextn: true})
 			if !slices.ContainsFunc(m.layers, func(l layer) bool { return l.router.w != nil }) {
 				t.SkipNow()
 			}
@@ -55,11 +55,12 @@ func TestLeaveOneOut(t *testing.T) {
 			if p.factors, err = m.ropeFactors(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if err := p.embed(t.Context(), p.x); err != nil {
+			if err := p.embed(t.Context(), p.m.embd, p.x); err != nil {
 				t.Fatal(err)
 			}
-			for i := range m.layers {
-				l := &m.layers[i]
+			for i := range len(m.layers) + len(m.nextn) {
+				l := m.block(i)
+				reachBlock(t, p, l)
 				if l.router.w != nil {
 					before := slices.Clone(p.x.Data)
 					maskExperts(t, p, l, got[i][calib.LeaveOut])

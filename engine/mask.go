@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/winnow-moe/winnow/formats/arch"
 )
@@ -11,7 +12,7 @@ import (
 type Mask struct {
 	// Keep has, by number of a block, the numbers of the experts that may be
 	// chosen, ascending. In blocks that it does not name all may; those of
-	// multi-token prediction, which are not run, do not matter.
+	// multi-token prediction do not matter where they are not run.
 	Keep map[int][]int
 	// Flatten has routers choose among all experts, whatever groups they are in.
 	Flatten bool
@@ -29,19 +30,19 @@ type Mask struct {
 // the logits of all experts as they were before.
 func (m *Model) Masked(mask Mask) (*Model, error) {
 	for l := range mask.Keep {
-		idle := l >= len(m.layers) && l < m.Params().Layers
-		if !idle && (l < 0 || l >= len(m.layers) || m.layers[l].router.w == nil) {
+		b, idle := m.block(l), l >= len(m.layers)+len(m.nextn) && l < m.Params().Layers
+		if !idle && (b == nil || b.router.w == nil) {
 			return nil, fmt.Errorf("block %d has no routed experts", l)
 		}
 	}
 	out := &Model{
 		src: m.src, arch: m.arch, opt: m.opt, embd: m.embd, outNorm: m.outNorm, output: m.output,
 		ropeFreqs: m.ropeFreqs, ropeLong: m.ropeLong, ropeShort: m.ropeShort, perLayer: m.perLayer,
-		layers: append([]layer(nil), m.layers...), budget: m.budget,
+		layers: slices.Clone(m.layers), nextn: slices.Clone(m.nextn), budget: m.budget,
 	}
 	out.makeWorkers()
-	for i := range out.layers {
-		l := &out.layers[i]
+	for i := range len(m.layers) + len(m.nextn) {
+		l := out.block(i)
 		if l.par, l.barred = m.arch.Params.At(i), nil; mask.Flatten && l.par.ExpertGroups > 1 {
 			par := *l.par
 			par.ExpertGroups, par.GroupsUsed = 1, 1

@@ -24,6 +24,9 @@ func (m *Model) Memory(tokens, longest int, groupBytes int64) int64 {
 	for i := range m.layers {
 		n.layer(&m.layers[i])
 	}
+	for i := range m.predictors() {
+		n.next(&m.nextn[i])
+	}
 	total := n.batch() + n.shared
 	for _, floats := range n.most {
 		total += floats
@@ -58,6 +61,7 @@ const (
 	atLogits
 	atPerLayer
 	atWatched
+	atNext
 	places
 )
 
@@ -253,8 +257,8 @@ func (m *Model) workerBytes(longest int) int64 {
 		most = tileIntegers
 	}
 	tile, out := tileFloats, queryBlock*longest
-	for i := range m.layers {
-		for _, index := range m.layers[i].indices {
+	for i := range m.steps() {
+		for _, index := range m.block(i).indices {
 			info := &m.src.Tensors()[index]
 			rows, cols := int(info.Rows()), max(1, int(info.RowLen()))
 			tile = max(tile, min(rows, kernel.Active().Lanes)*cols)
@@ -303,13 +307,13 @@ func (m *Model) holdOutput(ctx context.Context) error {
 // Work returns about how many multiplications the blocks take for a token, and
 // its logits.
 func (m *Model) Work() (blocks, logits float64) {
-	for i := range m.layers {
-		par := m.layers[i].par
-		for _, index := range m.layers[i].indices {
+	for i := range m.steps() {
+		l := m.block(i)
+		for _, index := range l.indices {
 			info := &m.src.Tensors()[index]
 			n := float64(info.Elements())
-			if len(info.Shape) == 3 && par.Experts > 0 && int(info.Shape[2]) == par.Experts {
-				n *= float64(par.ExpertsUsed) / float64(par.Experts)
+			if len(info.Shape) == 3 && l.par.Experts > 0 && int(info.Shape[2]) == l.par.Experts {
+				n *= float64(l.par.ExpertsUsed) / float64(l.par.Experts)
 			}
 			blocks += n
 		}

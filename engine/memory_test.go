@@ -29,6 +29,7 @@ func TestMemory(t *testing.T) {
 	}
 	for _, family := range []string{
 		"gemma4_e", "gemma4_moe", "deepseek_v32", "qwen3_moe", "qwen3_next", "kimi_linear", "llama4_scout",
+		"deepseek_v32_mtp", "glm4_moe",
 	} {
 		for _, group := range []int64{0, 1} {
 			checkMemory(t, family, Options{GroupBytes: group}, 40, 100)

@@ -57,6 +57,9 @@ type Options struct {
 	// ObserveOutput has the observer told of the input of the output weight too,
 	// unless it is the embedding.
 	ObserveOutput bool
+	// Nextn binds the blocks of multi-token prediction for Sampled, though nothing
+	// has passes run them.
+	Nextn bool
 }
 
 // Events report progress. Nil fields are skipped. They are called from the
@@ -81,7 +84,8 @@ type Model struct {
 	// Factors on the wavelengths of the rotary embedding, [rotated/2].
 	ropeFreqs, ropeLong, ropeShort *tensor
 	perLayer                       perLayer
-	layers                         []layer
+	layers                         []layer   // of the trunk
+	nextn                          []layer   // of multi-token prediction, behind them
 	workers                        sync.Pool // of *worker
 	rounds                         sync.Pool // of *roundBuffer
 	budget                         int       // floats of a group
@@ -106,6 +110,7 @@ type layer struct {
 	kvA, kvANorm, kB, vB *tensor
 	indexer              indexer
 	recurrent            recurrent // instead of attention
+	nextn                nextn
 
 	gate, up, down          affine // dense network
 	router                  affine
@@ -155,6 +160,7 @@ func (l *layer) slots() map[arch.Role]affineSlots {
 	}
 	maps.Copy(slots, l.indexer.slots())
 	maps.Copy(slots, l.recurrent.slots())
+	maps.Copy(slots, l.nextn.slots())
 	return slots
 }
 
@@ -193,14 +199,15 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 	if opt.GroupBytes <= 0 {
 		opt.GroupBytes = DefaultGroupBytes
 	}
-	m := &Model{src: src, arch: am, opt: opt, budget: int(opt.GroupBytes / 4), layers: make([]layer, am.Params.Trunk())}
+	m := &Model{src: src, arch: am, opt: opt, budget: int(opt.GroupBytes / 4), layers: make([]layer, am.Params.Trunk()), nextn: make([]layer, boundNextn(am, &opt))}
 	m.makeWorkers()
 	if err := checkMechanisms(am); err != nil {
 		return nil, err
 	}
-	for l := range m.layers {
-		m.layers[l].number, m.layers[l].par = l, am.Params.At(l)
-		if _, err := newRope(m.layers[l].par, am.Family.Block.Rope, nil); err != nil {
+	for i := range len(m.layers) + len(m.nextn) {
+		l := m.block(i)
+		l.number, l.par = i, am.Params.At(i)
+		if _, err := newRope(l.par, am.Family.Block.Rope, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -208,6 +215,17 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// block returns a block by its number, nil if there is none or it is not bound.
+func (m *Model) block(l int) *layer {
+	switch {
+	case l < 0 || l >= len(m.layers)+len(m.nextn):
+		return nil
+	case l < len(m.layers):
+		return &m.layers[l]
+	}
+	return &m.nextn[l-len(m.layers)]
 }
 
 func (m *Model) makeWorkers() { m.workers.New = func() any { return new(worker) } }
@@ -261,7 +279,7 @@ func CheckFamily(f *arch.Family) (some bool, err error) {
 		if r.Where == arch.Global {
 			l = -1
 		}
-		if r.Where != arch.MTPBlocks && m.slot(r.Name(l)) == nil {
+		if m.slot(r.Name(l)) == nil {
 			return r.Optional || r.If != nil || r.In != nil, fmt.Errorf("%s: tensors of the role %s are not supported by the engine", f.Arch, r.Role)
 		}
 	}
@@ -287,7 +305,7 @@ func (m *Model) bind() error {
 			return fmt.Errorf("tensor %q is missing", name)
 		}
 		delete(byName, name)
-		if !m.inPass(want.Name) {
+		if n := want.Name; n.Layer >= 0 && m.block(n.Layer) == nil || m.borrows(n) {
 			weights[name] = nil
 			continue
 		}
@@ -320,23 +338,26 @@ func (m *Model) bind() error {
 	return nil
 }
 
-// inPass reports whether the pass uses a tensor.
-func (m *Model) inPass(n arch.Name) bool { return m.Idle(n) == "" }
-
 // Idle says why the pass does not use a tensor of a block, and nothing if it
-// does: it does not use multi-token prediction, and the keys and values of blocks
-// that share another's.
+// does: it does not use the keys and values of blocks that share another's, and
+// multi-token prediction only for an observer or a sampler.
 func (m *Model) Idle(n arch.Name) string {
-	if n.Layer >= len(m.layers) {
+	switch {
+	case n.Layer >= len(m.layers) && len(m.predictors()) == 0:
 		return "multi-token prediction"
-	}
-	switch n.Role {
-	case arch.AttnK, arch.AttnV, arch.AttnKNorm:
-		if m.arch.Params.SharesKV(n.Layer) != n.Layer {
-			return "keys and values of an earlier block are used"
-		}
+	case m.borrows(n):
+		return "keys and values of an earlier block are used"
 	}
 	return ""
+}
+
+// borrows reports whether those of an earlier block are used in a tensor's place.
+func (m *Model) borrows(n arch.Name) bool {
+	switch n.Role {
+	case arch.AttnK, arch.AttnV, arch.AttnKNorm:
+		return n.Layer >= 0 && m.arch.Params.SharesKV(n.Layer) != n.Layer
+	}
+	return false
 }
 
 func (m *Model) bindOne(want *arch.Tensor, i int) (*tensor, error) {
@@ -349,8 +370,10 @@ func (m *Model) bindOne(want *arch.Tensor, i int) (*tensor, error) {
 		return nil, fmt.Errorf("tensor %q has a role that is not supported by the engine", t.info.Name)
 	}
 	*slot = t
-	if l := want.Name.Layer; l >= 0 {
-		m.layers[l].indices = append(m.layers[l].indices, i)
+	switch l := m.block(want.Name.Layer); {
+	case l == nil, want.Name.Role == arch.NextnEmbd, want.Name.Role == arch.NextnSharedHead: // rows are looked up; not multiplied
+	default:
+		l.indices = append(l.indices, i)
 	}
 	return t, nil
 }
@@ -370,8 +393,8 @@ func (m *Model) bindFactors(weights map[string]*tensor, i int) (bool, error) {
 }
 
 func (m *Model) slot(n arch.Name) **tensor {
-	if n.Layer >= 0 {
-		return m.layers[n.Layer].slots()[n.Role].of(n.Suffix)
+	if l := m.block(n.Layer); l != nil {
+		return l.slots()[n.Role].of(n.Suffix)
 	}
 	return map[arch.Role]affineSlots{
 		arch.TokenEmbd: {weight: &m.embd}, arch.OutputNorm: {weight: &m.outNorm.w, bias: &m.outNorm.b},

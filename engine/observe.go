@@ -63,9 +63,9 @@ func (p *pass) observeProducts(ctx context.Context, products ...product) error {
 	return p.observe(ctx, list...)
 }
 
-// observeOutput tells of the input of the output weight, if it is asked for.
-func (p *pass) observeOutput(ctx context.Context) error {
-	if w := p.m.output.w; p.m.opt.Observer != nil && p.m.opt.ObserveOutput && w != p.m.embd {
+// observeHead tells of the input of an output weight, if it is asked for.
+func (p *pass) observeHead(ctx context.Context, w *tensor) error {
+	if p.m.opt.Observer != nil && p.m.opt.ObserveOutput {
 		return p.observe(ctx, observation{weights: []string{w.info.Name}, matrices: 1, x: p.x, parts: p.seqs})
 	}
 	return nil

@@ -72,7 +72,7 @@ func (p *pass) perLayerEmbeddings(ctx context.Context, block int) error {
 	m, width := p.m, p.m.Params().PerLayerEmbed
 	n := min(len(m.layers)-block, max(1, m.budget/(width*max(1, p.x.Rows))))
 	p.perLayer = perLayerPart{block, n, p.buffers.perLayer.matrix(p.x.Rows, n*width)}
-	if err := p.embed(ctx, p.norm); err != nil {
+	if err := p.embed(ctx, m.embd, p.norm); err != nil {
 		return err
 	}
 	own := p.perLayer.rows

@@ -397,7 +397,7 @@ func (f *fit) corrections() []correction {
 // Has reports whether a tensor is computed.
 func (r *Refit) Has(name string) bool {
 	n := arch.ParseName(name)
-	return n.Role == arch.ExpertDown && n.Suffix == "weight" && r.opt.Keep[n.Layer] != nil && n.Layer < len(r.m.layers)
+	return n.Role == arch.ExpertDown && n.Suffix == "weight" && r.opt.Keep[n.Layer] != nil && r.m.block(n.Layer) != nil
 }
 
 // Rows fills dst with rows of a down projection that is computed: of all experts,
@@ -407,7 +407,7 @@ func (r *Refit) Rows(ctx context.Context, name string, first, n int64, dst []flo
 		return fmt.Errorf("tensor %q is not fitted", name)
 	}
 	layer := arch.ParseName(name).Layer
-	t := r.m.layers[layer].expDown.w
+	t := r.m.block(layer).expDown.w
 	if t.factors != nil {
 		return fmt.Errorf("tensor %q has factors beside it, which a fitted weight would not have", name)
 	}

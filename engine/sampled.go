@@ -26,10 +26,10 @@ type Sampled struct {
 
 // Sampled takes a sample of a block. The model must not have an observer.
 func (m *Model) Sampled(ctx context.Context, block int, s *calib.Sample) (*Sampled, error) {
-	if block < 0 || block >= len(m.layers) || m.layers[block].router.w == nil {
+	l := m.block(block)
+	if l == nil || l.router.w == nil {
 		return nil, fmt.Errorf("block %d has no routed experts", block)
 	}
-	l := &m.layers[block]
 	if s.Tokens == 0 || len(s.Inputs) != s.Tokens*m.embd.cols || len(s.Logits) != s.Tokens*l.par.Experts || len(s.Weights) != s.Tokens {
 		return nil, fmt.Errorf("block %d: a sample of %d tokens has %d inputs, %d logits and %d weights; the model has %d and %d of the first two for each",
 			block, s.Tokens, len(s.Inputs), len(s.Logits), len(s.Weights), m.embd.cols, l.par.Experts)

@@ -34,7 +34,7 @@ func sampledBlocks(t *testing.T, do func(t *testing.T, b *sampledBlock)) {
 	for _, family := range fixtures.Families(t) {
 		t.Run(family, func(t *testing.T) {
 			a := alter(t, family)
-			m := a.load(t, Options{})
+			m := a.load(t, Options{Nextn: true})
 			if !slices.ContainsFunc(m.layers, func(l layer) bool { return l.router.w != nil }) {
 				t.SkipNow()
 			}
@@ -51,11 +51,12 @@ func sampledBlocks(t *testing.T, do func(t *testing.T, b *sampledBlock)) {
 			if p.factors, err = m.ropeFactors(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if err := p.embed(t.Context(), p.x); err != nil {
+			if err := p.embed(t.Context(), p.m.embd, p.x); err != nil {
 				t.Fatal(err)
 			}
-			for i := range m.layers {
-				l := &m.layers[i]
+			for i := range len(m.layers) + len(m.nextn) {
+				l := m.block(i)
+				reachBlock(t, p, l)
 				if l.router.w != nil {
 					before := slices.Clone(p.x.Data)
 					reachExperts(t, p, l)
@@ -249,13 +250,13 @@ type fittedBlock struct {
 // lost is what the block lacks with a down projection.
 func (f *fittedBlock) lost(t *testing.T, down []float32) float64 {
 	f.model.data = down
-	m, err := Load(f.model, Options{})
+	m, err := Load(f.model, Options{Nextn: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := *f.p
 	p.m = m
-	return f.lacks(routedOutput(t, &p, &m.layers[f.l.number], others(f.keep, f.l.par.Experts), true))
+	return f.lacks(routedOutput(t, &p, m.block(f.l.number), others(f.keep, f.l.par.Experts), true))
 }
 
 func (f *fittedBlock) check(t *testing.T, ridge float64) {

@@ -78,7 +78,7 @@ func (m *Model) Resume(ctx context.Context, seqs [][]int32, from *State, after f
 	if done > len(m.layers) {
 		return h, nil
 	}
-	p := &pass{m: m, blocks: len(m.layers), done: done, after: after}
+	p := &pass{m: m, blocks: m.steps(), done: done, after: after}
 	p.start(h, seqs, h.seqs)
 	if from != nil {
 		p.restore(from)

@@ -19,10 +19,22 @@ func (s *State) clone() *State {
 	return c
 }
 
+var errStop = errors.New("stop")
+
+// stopAfter ends a pass after so many blocks and keeps its state.
+func stopAfter(done int, at **State) func(*State) error {
+	return func(s *State) error {
+		if s.Done < done {
+			return nil
+		}
+		*at = s.clone()
+		return errStop
+	}
+}
+
 // TestResume stops passes after every block and goes on with another model: the
 // bits are those of a pass that was not stopped.
 func TestResume(t *testing.T) {
-	stop := errors.New("stop")
 	for _, family := range fixtures.Families(t) {
 		path := filepath.Join(fixtures.Family(t, family), "ref-bf16.gguf")
 		m := openModel(t, path, Options{})
@@ -33,14 +45,8 @@ func TestResume(t *testing.T) {
 		}
 		for done := 1; done <= m.Blocks(); done++ {
 			var at *State
-			_, err := m.Resume(t.Context(), seqs, nil, func(s *State) error {
-				if s.Done < done {
-					return nil
-				}
-				at = s.clone()
-				return stop
-			})
-			if !errors.Is(err, stop) || at == nil || at.Done != done {
+			_, err := m.Resume(t.Context(), seqs, nil, stopAfter(done, &at))
+			if !errors.Is(err, errStop) || at == nil || at.Done != done {
 				t.Fatalf("%s: not stopped after %d blocks: %v", family, done, err)
 			}
 			got, err := openModel(t, path, Options{Threads: 1}).Resume(t.Context(), seqs, at, nil)

@@ -25,7 +25,7 @@ func (f *Family) Mechanisms() []string {
 		{f.Routed(), "routed experts"},
 		{f.hasRole(RouterBias), "router bias"},
 		{f.hasRole(SharedUp), "shared experts"},
-		{slices.ContainsFunc(f.Rules, func(r Rule) bool { return r.Where == MTPBlocks }), "MTP blocks"},
+		{f.HasMTP(), "MTP blocks"},
 	} {
 		if m.has {
 			list = append(list, m.name)
@@ -33,6 +33,9 @@ func (f *Family) Mechanisms() []string {
 	}
 	return slices.DeleteFunc(list, func(s string) bool { return s == "" })
 }
+
+// HasMTP reports whether models of the family may have multi-token prediction blocks.
+func (f *Family) HasMTP() bool { return f.hasRole(NextnEHProj) }
 
 // Routed reports whether models of the family may have routed experts.
 func (f *Family) Routed() bool { return f.hasRole(ExpertDown) }
