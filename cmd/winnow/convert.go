@@ -132,6 +132,7 @@ func (a *app) convert(ctx context.Context, dir, out, types string, opt convert.C
 		return err
 	}
 	defer ck.Close()
+	defer recipe.close()
 	var list []*conversion
 	if len(recipes) > 0 {
 		plan, err := planTexts(ck, out, recipes, flags, recipe)
@@ -168,14 +169,13 @@ func checkpointTypes(list string) ([]*quant.Recipe, error) {
 	return recipes, nil
 }
 
-// planTexts decides the files of the texts' model.
+// planTexts decides the files of the texts' model. The importance matrix stays open.
 func planTexts(ck *convert.Checkpoint, out string, recipes []*quant.Recipe, flags *writeFlags, recipe *recipeFlags) (*convert.Plan, error) {
 	outputs, err := outputNames(out, ck.DefaultName(), recipes)
 	if err != nil {
 		return nil, err
 	}
 	req := flags.request(outputs)
-	defer recipe.close()
 	if err := recipe.apply(&req); err != nil {
 		return nil, err
 	}
