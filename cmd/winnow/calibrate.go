@@ -45,6 +45,7 @@ texts.
 A text is tokenized once and cut into windows of --ctx tokens without overlap;
 if the vocabulary adds a BOS token it replaces the first of every window; all
 tokens count. MODEL is a GGUF file of any type or a checkpoint folder.
+Multi-token prediction blocks are measured, too, if it has them (--mtp keep).
 
 Sums are exact: runs over parts of the texts, merged, give the file of one run.
 --max-memory and --checkpoint are those of perplexity.`,
@@ -125,7 +126,7 @@ func (f *calibrateFlags) sampleTokens(p *arch.Params, texts []calibrationText) i
 
 // sampledBytes is what the sample of a token takes in all blocks.
 func sampledBytes(p *arch.Params) int {
-	return 4 * (p.Embed + p.Experts) * len(experts.Blocks(p, experts.DropMTP))
+	return 4 * (p.Embed + p.Experts) * len(experts.Blocks(p, experts.PruneMTP))
 }
 
 // splitText returns the kind of text and the file of a --text flag.
@@ -373,6 +374,10 @@ func (a *app) reportCalibration(s *calib.Statistics, m *scored, minTokens int64)
 func uncovered(s *calib.Statistics, m gguf.Model) (names []string) {
 	for _, t := range m.Tensors() {
 		matrix := len(t.Shape) > 1 && strings.HasPrefix(t.Name, "blk.") && strings.HasSuffix(t.Name, ".weight")
+		switch arch.ParseName(t.Name).Role {
+		case arch.NextnEmbd, arch.NextnSharedHead: // as the model's embedding and output weight
+			continue
+		}
 		if matrix && !strings.Contains(t.Name, "conv1d") && !s.Covers(t.Name) {
 			names = append(names, t.Name)
 		}

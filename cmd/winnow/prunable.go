@@ -2,10 +2,12 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/formats/arch"
+	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
 )
@@ -34,8 +36,7 @@ func openPrunable(path string, flags *pruneFlags) (*prunable, error) {
 	}
 	open := m.openGGUF
 	if isDir(path) {
-		open = m.openCheckpoint
-		m.ck.MTP = map[string]string{experts.DropMTP: "drop", experts.PruneMTP: "keep"}[flags.mtp]
+		open = func(r []*quant.Recipe) error { return m.openCheckpoint(r, flags) }
 	}
 	for _, r := range recipes {
 		m.types = append(m.types, r.Name)
@@ -98,13 +99,13 @@ func (m *prunable) openGGUF(recipes []*quant.Recipe) error {
 	return nil
 }
 
-func (m *prunable) openCheckpoint(recipes []*quant.Recipe) error {
+func (m *prunable) openCheckpoint(recipes []*quant.Recipe, flags *pruneFlags) error {
 	for _, r := range recipes {
 		if r.KeepsTypes {
 			return usagef("%s keeps the types of a GGUF file; name a type to convert a checkpoint to", r.Name)
 		}
 	}
-	ck, err := convert.OpenCheckpoint(m.path, m.ck)
+	ck, err := m.openFolder(flags)
 	if err != nil {
 		return err
 	}
@@ -114,6 +115,57 @@ func (m *prunable) openCheckpoint(recipes []*quant.Recipe) error {
 		return planError(err)
 	}
 	return nil
+}
+
+// openFolder opens a checkpoint with its multi-token prediction blocks if they are
+// to be pruned: as asked for, as a keep-list says, or since they were measured.
+func (m *prunable) openFolder(flags *pruneFlags) (*convert.Checkpoint, error) {
+	m.ck.MTP = map[string]string{experts.DropMTP: "drop", experts.PruneMTP: "keep"}[flags.mtp]
+	ck, err := convert.OpenCheckpoint(m.path, m.ck)
+	if err != nil || flags.mtp != "" || ck.Model.AnnouncedMTP == ck.Model.Params.NextnLayers {
+		return ck, err
+	}
+	prunes, err := flags.prunesMTP(ck.Model.Params.Layers)
+	if err == nil && !prunes {
+		return ck, nil
+	}
+	ck.Close()
+	if err != nil {
+		return nil, err
+	}
+	m.ck.MTP = "keep"
+	return convert.OpenCheckpoint(m.path, m.ck)
+}
+
+// prunesMTP reports whether the keep-list that is read prunes multi-token prediction
+// blocks, or whether statistics have them, behind so many others.
+func (f *pruneFlags) prunesMTP(blocks int) (bool, error) {
+	switch {
+	case f.plan != "":
+		k, err := parseKeepList(f.plan)
+		return err == nil && k.MTP == experts.PruneMTP, err
+	case f.stats == "" || f.merge != "":
+		return false, nil
+	}
+	s, err := calib.ReadStatistics(f.stats)
+	if err != nil {
+		return false, err
+	}
+	defer s.Close()
+	return slices.ContainsFunc(s.Domains, func(d *calib.Domain) bool { return d.Layer(blocks) != nil }), nil
+}
+
+// without is how many multi-token prediction blocks the model may have been opened
+// or written without.
+func (m *prunable) without() int {
+	p := &m.model.Params
+	switch {
+	case m.folder != nil:
+		return m.model.AnnouncedMTP - p.NextnLayers
+	case p.NextnLayers == 0 && m.model.Family.HasMTP():
+		return 1
+	}
+	return 0
 }
 
 // bytes says how the bytes of an output divide, or those of the input if there

@@ -355,7 +355,7 @@ func (c *choice) openStatistics(ctx context.Context) (err error) {
 	if c.stats, err = calib.ReadStatistics(c.flags.stats); err != nil {
 		return err
 	}
-	if err = experts.CheckStatistics(c.stats, &c.model.Params); err == nil && !c.flags.anyModel {
+	if err = experts.CheckStatistics(c.stats, &c.model.Params, c.without()); err == nil && !c.flags.anyModel {
 		err = c.checkRouters(ctx)
 	}
 	if err != nil {

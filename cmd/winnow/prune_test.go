@@ -50,7 +50,7 @@ func TestScoresGolden(t *testing.T) {
 			golden := map[string]*goldenScores{}
 			for _, domain := range domains {
 				golden[domain] = readGoldenScores(t, name, domain)
-				s := calibrateWindows(t, miniature(t, name), golden[domain].IDs, engine.Options{})
+				s := calibrateWindows(t, miniature(t, name), "", golden[domain].IDs, engine.Options{})
 				s.Domains[0].Name, stats.ChunkSize = domain, s.ChunkSize
 				stats.Domains = append(stats.Domains, s.Domains[0])
 			}

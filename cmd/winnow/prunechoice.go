@@ -85,7 +85,7 @@ func (c *choice) trials(ctx context.Context) ([]*trial, error) {
 	if err != nil {
 		return nil, err
 	}
-	opt := experts.Options{Flatten: list[0].flatten, MTP: c.defaultMTP(list[0].scores)}
+	opt := experts.Options{Flatten: list[0].flatten, MTP: c.defaultMTP(list)}
 	opt.Keep, err = c.count(opt)
 	if errors.Is(err, experts.ErrRefused) && c.flags.groups == groupsAuto && !opt.Flatten {
 		if flat := slices.DeleteFunc(list, func(t *trial) bool { return !t.flatten }); len(flat) > 0 {
@@ -248,7 +248,7 @@ func (c *choice) greedyScore(ctx context.Context, flatten bool) (*experts.Scores
 		return nil, err
 	}
 	ways, found := c.ways(), map[bool]map[int]experts.Removal{false: {}, true: {}}
-	err = s.each(ctx, "taking experts out", func(l int, b []*engine.Sampled) error {
+	err = s.each(ctx, "taking experts out", c.sampledBlocks(), func(l int, b []*engine.Sampled) error {
 		list, err := b[0].Greedy(ctx, c.removals(l, ways, super)...)
 		for i, g := range list {
 			found[ways[i]][l] = experts.Removal(*g)
@@ -315,7 +315,7 @@ func (c *choice) imatrixScore(ctx context.Context, rule string) (*experts.Scores
 
 // defaultMTP prunes MTP blocks if scores are known of all, and else leaves them
 // out, as the families' conversion may do anyway.
-func (c *choice) defaultMTP(s *experts.Scores) string {
+func (c *choice) defaultMTP(list []*trial) string {
 	switch {
 	case c.flags.mtp != "":
 		return c.flags.mtp
@@ -326,7 +326,7 @@ func (c *choice) defaultMTP(s *experts.Scores) string {
 		return ""
 	}
 	for _, l := range experts.Blocks(&c.model.Params, experts.PruneMTP) {
-		if s.Blocks[l] == nil {
+		if slices.ContainsFunc(list, func(t *trial) bool { return t.scores.Blocks[l] == nil }) {
 			c.notes = append(c.notes, "multi-token prediction blocks are left out: nothing is known of their experts")
 			return experts.DropMTP
 		}

@@ -16,7 +16,7 @@ func TestPage(t *testing.T) {
 	stats, golden := &calib.Statistics{}, []*goldenScores{}
 	for _, domain := range []string{"code", "english"} {
 		g := readGoldenScores(t, name, domain)
-		s := calibrateWindows(t, miniature(t, name), g.IDs, engine.Options{})
+		s := calibrateWindows(t, miniature(t, name), "", g.IDs, engine.Options{})
 		s.Domains[0].Name, stats.ChunkSize = domain, s.ChunkSize
 		stats.Domains, golden = append(stats.Domains, s.Domains[0]), append(golden, g)
 	}

@@ -104,7 +104,7 @@ func (m *merger) compare(ctx context.Context) (map[int]*experts.Likeness, error)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", m.flags.stats, err)
 	}
-	return blocks, s.each(ctx, "comparing", func(l int, b []*engine.Sampled) error {
+	return blocks, s.each(ctx, "comparing", experts.Blocks(&m.model.Params, experts.DropMTP), func(l int, b []*engine.Sampled) error {
 		like, err := b[0].Likeness(ctx)
 		if err == nil {
 			blocks[l].Distance, blocks[l].Cosine = like.Distance, like.Cosine
@@ -118,7 +118,7 @@ func (m *merger) to(ctx context.Context, keep int) (*experts.KeepList, convert.C
 	p := &m.model.Params
 	opt := experts.Options{Keep: keep, Flatten: p.ExpertGroups > 1}
 	if m.list.MTP != "" {
-		opt.MTP = experts.DropMTP // nothing is known of how alike their experts are
+		opt.MTP = experts.DropMTP // which merging leaves out
 	}
 	list, err := experts.SelectMerged(m.flags.merge, m.likeness, m.super, p, opt)
 	if err != nil {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"maps"
+	"slices"
 
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/engine"
@@ -27,7 +29,11 @@ func (a *app) repair(ctx context.Context, c *choice) error {
 	if err != nil {
 		return err
 	}
-	fitted := s.engines[1].NewRefit(engine.RefitOptions{Mask: kept.mask()}, func(ctx context.Context, l int) (whole, changed *engine.Sampled, err error) {
+	sampled := c.sampledBlocks()
+	mask := kept.mask()
+	mask.Keep = maps.Clone(mask.Keep)
+	maps.DeleteFunc(mask.Keep, func(l int, _ []int) bool { return !slices.Contains(sampled, l) })
+	fitted := s.engines[1].NewRefit(engine.RefitOptions{Mask: mask}, func(ctx context.Context, l int) (whole, changed *engine.Sampled, err error) {
 		b, err := s.block(ctx, l)
 		if err != nil {
 			return nil, nil, err

@@ -31,7 +31,7 @@ func (a *app) openSampling(c *choice, models ...gguf.Model) (*sampling, error) {
 	}
 	s := &sampling{app: a, choice: c}
 	for _, m := range models {
-		e, err := engine.Load(m, engine.Options{Threads: a.threads})
+		e, err := engine.Load(m, engine.Options{Threads: a.threads, Nextn: true})
 		if err != nil {
 			return nil, &inputError{fmt.Errorf("%s: %w", c.path, err)}
 		}
@@ -56,12 +56,18 @@ func (s *sampling) block(ctx context.Context, l int) (list []*engine.Sampled, er
 	return list, nil
 }
 
-// each calls do for every block, in turn, with its sample in all models. Blocks are
+// sampledBlocks are those of the trunk, and those of multi-token prediction that
+// were sampled, too.
+func (c *choice) sampledBlocks() (list []int) {
+	p := &c.model.Params
+	return slices.DeleteFunc(experts.Blocks(p, experts.PruneMTP), func(l int) bool { return l >= p.Trunk() && !c.stats.HasSample(l) })
+}
+
+// each calls do for blocks, in turn, with their samples in all models. Blocks are
 // shown as they are done.
-func (s *sampling) each(ctx context.Context, what string, do func(l int, b []*engine.Sampled) error) error {
+func (s *sampling) each(ctx context.Context, what string, blocks []int, do func(l int, b []*engine.Sampled) error) error {
 	bar := s.newProgress(what, false)
 	defer bar.finish()
-	blocks := experts.Blocks(&s.model.Params, experts.DropMTP)
 	for i, l := range blocks {
 		bar.update(int64(i), int64(len(blocks)), "")
 		list, err := s.block(ctx, l)

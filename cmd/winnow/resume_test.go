@@ -125,7 +125,16 @@ func TestKillAndResume(t *testing.T) {
 	if got != want || !bytes.Equal(a, b) || len(a) == 0 || kills < 4 {
 		t.Errorf("calibrate, killed %d times: another result, or %d bytes are not the %d of a whole run", kills, len(b), len(a))
 	}
-	if left, _ := os.ReadDir(dir); len(left) != 2 {
+
+	model = filepath.Join(fixtures.Family(t, "deepseek_v32_mtp"), "ref-bf16.gguf") // whose last block is of multi-token prediction
+	want = runProgram(t, stats("want-mtp.gguf")...)
+	got, kills = untilDone(t, checkpoint, stats("got-mtp.gguf")...)
+	a, _ = os.ReadFile(filepath.Join(dir, "want-mtp.gguf"))
+	b, _ = os.ReadFile(filepath.Join(dir, "got-mtp.gguf"))
+	if got != want || !bytes.Equal(a, b) || len(a) == 0 || kills < 4 {
+		t.Errorf("calibrate with multi-token prediction, killed %d times: another result, or %d bytes are not the %d of a whole run", kills, len(b), len(a))
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 4 {
 		t.Errorf("left behind: %v", left)
 	}
 }

@@ -19,7 +19,7 @@ func Likenesses(s *calib.Statistics, weights calib.Weights) (map[int]*Likeness, 
 		return nil, err
 	}
 	out := map[int]*Likeness{}
-	for _, l := range m.blocks() {
+	for _, l := range m.blocks {
 		like := &Likeness{}
 		if like.Counts, err = m.sum(l, calib.Selected); err == nil {
 			like.Reap, err = m.score(reap, l)

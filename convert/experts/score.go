@@ -120,7 +120,7 @@ func Score(s *calib.Statistics, name string, weights calib.Weights) (*Scores, er
 		return nil, err
 	}
 	out := &Scores{Rule: name, Blocks: map[int][]float64{}}
-	for _, l := range m.blocks() {
+	for _, l := range m.blocks {
 		if out.Blocks[l], err = m.score(r, l); err != nil {
 			return nil, fmt.Errorf("block %d: %w", l, err)
 		}
@@ -202,6 +202,7 @@ func Random(p *arch.Params, seed uint64) *Scores {
 type mixture struct {
 	domains []*calib.Domain
 	factors []float64 // nil: 1
+	blocks  []int     // with experts, of which all that count have statistics
 }
 
 // mix takes the domains that count.
@@ -217,26 +218,35 @@ func mix(s *calib.Statistics, weights calib.Weights) (*mixture, error) {
 			return nil, err
 		}
 		m.domains = []*calib.Domain{all}
+		m.blocks = commonBlocks(s.Domains)
 	}
 	for i, f := range factors {
 		if f > 0 {
 			m.domains, m.factors = append(m.domains, s.Domains[i]), append(m.factors, f)
 		}
 	}
-	if len(m.blocks()) == 0 {
+	if factors != nil {
+		m.blocks = commonBlocks(m.domains)
+	}
+	if len(m.blocks) == 0 {
 		return nil, invalid("the statistics have no experts: they are of a model without, or of no text")
 	}
 	return m, nil
 }
 
-// blocks returns the numbers of the blocks with experts.
-func (m *mixture) blocks() []int {
-	var list []int
-	for _, d := range m.domains {
-		list = append(list, d.Layers()...)
+// commonBlocks returns the blocks that all domains with statistics have those of:
+// multi-token prediction may have been measured on some of the texts only.
+func commonBlocks(domains []*calib.Domain) (list []int) {
+	for _, d := range domains {
+		have := d.Layers()
+		switch {
+		case list == nil:
+			list = have
+		case len(have) > 0:
+			list = slices.DeleteFunc(list, func(l int) bool { return !slices.Contains(have, l) })
+		}
 	}
-	slices.Sort(list)
-	return slices.Compact(list)
+	return list
 }
 
 // fold combines a statistic of a block over the domains.
@@ -315,9 +325,9 @@ const (
 
 // super lists the experts without which models fall apart: those of the first
 // blocks with an output element beyond almost all others', and beyond which
-// magnitude that is.
+// magnitude that is. Multi-token prediction blocks count where they are measured.
 func (m *mixture) super() (list []Expert, threshold float64, err error) {
-	blocks := m.blocks()
+	blocks := m.blocks
 	peaks := make([][]float64, len(blocks))
 	var all []float64
 	for i, l := range blocks {

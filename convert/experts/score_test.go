@@ -173,7 +173,7 @@ func TestRandom(t *testing.T) {
 }
 
 func TestCheckStatistics(t *testing.T) {
-	if err := CheckStatistics(&calib.Statistics{}, &arch.Params{Layers: 3}); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "no routed experts") {
+	if err := CheckStatistics(&calib.Statistics{}, &arch.Params{Layers: 3}, 0); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "no routed experts") {
 		t.Errorf("dense model: %v", err)
 	}
 	for name, change := range map[string]func(*arch.Params){
@@ -184,8 +184,35 @@ func TestCheckStatistics(t *testing.T) {
 	} {
 		p := model(0)
 		change(p)
-		if err := CheckStatistics(measured(t, false), p); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), name) {
+		if err := CheckStatistics(measured(t, false), p, 0); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), name) {
 			t.Errorf("got %v, want %q", err, name)
 		}
+	}
+	p, s := model(0), measured(t, false)
+	if err := s.Domains[0].Input([]string{downName(1)}, 0, 4, 1, make([]float64, p.ExpertFF)); err != nil {
+		t.Fatal(err)
+	}
+	p.Layers--
+	if err := CheckStatistics(s, p, 1); err != nil {
+		t.Errorf("a block that the model was opened without: %v", err)
+	}
+}
+
+// TestScoreCommonBlocks: a block that some of the texts were not measured on has no
+// score.
+func TestScoreCommonBlocks(t *testing.T) {
+	s := measured(t, false)
+	s.Domain("none")
+	if err := s.Domains[0].Experts(3, calib.NewExpertSums(4, false)); err != nil {
+		t.Fatal(err)
+	}
+	for _, weights := range []calib.Weights{nil, {"code": 1, "chat": 1}} {
+		scores, err := Score(s, "reap", weights)
+		if err != nil || len(scores.Blocks) != 2 || scores.Blocks[3] != nil {
+			t.Errorf("weights %v: blocks %v, %v", weights, scores, err)
+		}
+	}
+	if scores, err := Score(s, "reap", calib.Weights{"code": 1}); err != nil || len(scores.Blocks[3]) != 4 {
+		t.Errorf("blocks %v, %v", scores, err)
 	}
 }

@@ -149,6 +149,11 @@ func (s *Statistics) Sampled() int {
 	return n
 }
 
+// HasSample reports whether tokens were sampled of all texts for a block.
+func (s *Statistics) HasSample(layer int) bool {
+	return !slices.ContainsFunc(s.Domains, func(d *Domain) bool { return d.Chunks > 0 && d.samples[layer] == nil })
+}
+
 // Sample reads the tokens of a block that were sampled, of all domains that have
 // weight, one after the other. Their weights add up to the tokens of the texts;
 // with weights of domains each counts as Factors says.
