@@ -17,12 +17,14 @@ what `winnow logits` says.
 
 A line per folder written; exit status 1 if any of them is off, or could not be made.
 """
-import argparse, json, math, os, subprocess, sys, tempfile
+import argparse, json, math, os, subprocess, sys, tempfile, warnings
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+warnings.simplefilter("ignore", FutureWarning)  # about settings of released models
 
 import torch
 import transformers
