@@ -273,7 +273,7 @@ func TestRealLayouts(t *testing.T) {
 
 // layoutCheckpoint makes a checkpoint without files of a layout.
 func layoutCheckpoint(t *testing.T, dir string) (*Checkpoint, *layout) {
-	l := readLayout(t, filepath.Join(dir, "tensors.json.gz"))
+	l := readLayout(t, filepath.Join(dir, "tensors.json.zst"))
 	cfg, err := arch.ParseConfig(readFile(t, filepath.Join(dir, "config.json")))
 	must(t, err)
 	m, err := arch.FromConfig(cfg, false)

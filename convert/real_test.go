@@ -1,7 +1,6 @@
 package convert
 
 import (
-	"compress/gzip"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -14,6 +13,8 @@ import (
 
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/testdata/fixtures"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 // layout is the tensor list of a released checkpoint, by shard.
@@ -51,8 +52,9 @@ func readLayout(t testing.TB, path string) *layout {
 	f, err := os.Open(path)
 	must(t, err)
 	defer f.Close()
-	z, err := gzip.NewReader(f)
+	z, err := zstd.NewReader(f)
 	must(t, err)
+	defer z.Close()
 	var l layout
 	must(t, json.NewDecoder(z).Decode(&l))
 	return &l
@@ -100,7 +102,7 @@ func TestReleasedModels(t *testing.T) {
 	if testing.Short() {
 		t.Skip("writes sparse checkpoints of many files")
 	}
-	sources, err := filepath.Glob(filepath.Join("..", "testdata", "real", "*", "tensors.json.gz"))
+	sources, err := filepath.Glob(filepath.Join("..", "testdata", "real", "*", "tensors.json.zst"))
 	must(t, err)
 	if len(sources) != 8 {
 		t.Fatalf("%d layouts", len(sources))
