@@ -14,6 +14,7 @@ import (
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/formats/safetensors"
+	"github.com/winnow-moe/winnow/formats/source"
 	"github.com/winnow-moe/winnow/formats/tokenizer"
 	"github.com/winnow-moe/winnow/quant/recipefile"
 	"github.com/winnow-moe/winnow/verify"
@@ -28,6 +29,7 @@ const (
 	exitCheckFailed = 3
 	exitInput       = 4
 	exitSpace       = 5
+	exitNetwork     = 6
 	exitInterrupted = 130
 )
 
@@ -38,6 +40,7 @@ const exitHelp = `Exit status:
   3    a check failed (inspect --check, prune --verify)
   4    the input is missing, invalid or not supported
   5    not enough disk space or memory
+  6    a server cannot be reached, or does not let in
   130  interrupted`
 
 // usageError marks mistakes in the command line.
@@ -90,6 +93,8 @@ func exitStatus(err error) int {
 		return exitSpace
 	case errors.As(err, &input):
 		return exitInput
+	case errors.Is(err, source.ErrNetwork), errors.Is(err, source.ErrAccess), errors.Is(err, source.ErrCorrupt):
+		return exitNetwork
 	}
 	for _, kind := range []error{
 		convert.ErrInput, experts.ErrInvalid, arch.ErrUnsupported, gguf.ErrFormat, safetensors.ErrFormat, tokenizer.ErrInvalid, calib.ErrInvalid, recipefile.ErrInvalid, verify.ErrLogits, fs.ErrNotExist, syscall.ELOOP,
@@ -104,9 +109,12 @@ func exitStatus(err error) int {
 // hint returns what to do about an error, or "".
 func hint(err error) string {
 	var h *convert.HintError
+	var hub interface{ Hint() string }
 	switch {
 	case errors.As(err, &h):
 		return h.Hint
+	case errors.As(err, &hub):
+		return hub.Hint()
 	case errors.Is(err, arch.ErrUnknownFamily):
 		return "winnow families lists what is supported"
 	case errors.Is(err, calib.ErrInvalid):
