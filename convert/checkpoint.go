@@ -172,7 +172,7 @@ func (c *Checkpoint) identity(tensors []Tensor) *identity {
 		info := gguf.TensorInfo{Shape: tensors[i].Shape}
 		params += info.Elements()
 	}
-	return identify(c.card, c.repository, folderName(c.Dir), params, sizeLabel(tensors))
+	return identify(c.card, cmp.Or(c.repository, cachedRepo(c.Dir)), folderName(c.Dir), params, sizeLabel(tensors))
 }
 
 // vocabOptions is what a tokenizer's files leave to the model family.

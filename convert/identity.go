@@ -2,6 +2,7 @@ package convert
 
 import (
 	"fmt"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -191,12 +192,32 @@ func (id *identity) fileName() string {
 	return strings.TrimLeft(strings.Join(parts, "-"), "-.")
 }
 
-// folderName is the name of a folder, also of one given as "." or "..".
+// folderName is the name of a folder, also of one given as "." or "..", or that of
+// the repository where the folder is one of the hub's cache.
 func folderName(dir string) string {
+	if repo := cachedRepo(dir); repo != "" {
+		return path.Base(repo)
+	}
 	if abs, err := filepath.Abs(dir); err == nil {
 		dir = abs
 	}
 	return filepath.Base(dir)
+}
+
+// cachedFolder is what folders of the hub's cache are called (hub-docs, local-cache.md).
+var cachedFolder = regexp.MustCompile(`/models--([\w.-]+?)--([\w.-]+)/snapshots/[0-9a-f]{40}$`)
+
+// cachedRepo is the repository that a folder of the hub's cache is of, "" for any
+// other.
+func cachedRepo(dir string) string {
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
+	m := cachedFolder.FindStringSubmatch(filepath.ToSlash(dir))
+	if m == nil {
+		return ""
+	}
+	return m[1] + "/" + m[2]
 }
 
 // title makes a title of the name of a model, as gguf-py does: words at

@@ -101,3 +101,18 @@ func TestFileName(t *testing.T) {
 		}
 	}
 }
+
+// TestCachedRepo: a folder of the hub's cache is called as its repository.
+func TestCachedRepo(t *testing.T) {
+	commit := "/snapshots/0123456789abcdef0123456789abcdef01234567"
+	for dir, want := range map[string][2]string{
+		"/c/hub/models--org--Some-Model-7B" + commit: {"org/Some-Model-7B", "Some-Model-7B"},
+		"/c/models--o.g--a_b" + commit:               {"o.g/a_b", "a_b"},
+		"/c/models--org--name/snapshots/main":        {"", "main"},
+		"/c/org--name" + commit:                      {"", "0123456789abcdef0123456789abcdef01234567"},
+	} {
+		if repo, name := cachedRepo(dir), folderName(dir); repo != want[0] || name != want[1] {
+			t.Errorf("%s: %q, %q, want %q", dir, repo, name, want)
+		}
+	}
+}

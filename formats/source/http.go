@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -101,8 +102,12 @@ func (h *Hub) get(ctx context.Context, path string, header http.Header) (*http.R
 		stop.Stop()
 		cause := context.Cause(ctx)
 		cancel(nil)
+		var wrapped *url.Error
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err // without the address, which may be signed
+		}
 		if errors.Is(err, errRedirects) {
-			return nil, err
+			return nil, &networkError{err}
 		}
 		if cause != nil {
 			err = cause
