@@ -15,6 +15,7 @@ const module = "github.com/winnow-moe/winnow/"
 var allowed = map[string][]string{
 	"formats/dtype":       {},
 	"formats/durable":     {},
+	"formats/source":      {"formats/durable"},
 	"formats/strictjson":  {},
 	"formats/prefetch":    {},
 	"formats/gguf":        {"formats/dtype", "formats/durable", "formats/prefetch"},

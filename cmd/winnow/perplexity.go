@@ -146,6 +146,11 @@ file is removed when the run is done.`,
 			if j.texts, err = parseTexts("--text", texts); err != nil {
 				return err
 			}
+			base, err := a.local(cmd.Context(), []string{j.base})
+			if err != nil {
+				return err
+			}
+			j.base = base[0]
 			j.path, j.ctxGiven = pos[0], cmd.Flags().Changed("ctx")
 			if cmd.Flags().Changed("field") && !slices.ContainsFunc(j.texts, func(t textFile) bool { return isLines(t.path) }) {
 				return usagef("--field is for texts in .jsonl files")
