@@ -65,7 +65,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	for _, c := range models {
 		a.takeFromHub(c)
 	}
-	add("make", "Make files:", models[0], models[1], models[2], newRecipeCommand(a), newDemoCommand(a), newDownloadCommand(a))
+	add("make", "Make files:", models[0], models[1], models[2], newRecipeCommand(a), newShardCommand(a), newDemoCommand(a), newDownloadCommand(a))
 	add("look", "Look and measure:", models[3], models[4], models[5], models[6], newImatrixCommand(a), newFamiliesCommand(a))
 	add("other", "Other:", newVersionCommand(a), newCompletionCommand(a))
 	root.SetHelpCommand(newHelpCommand(root))
