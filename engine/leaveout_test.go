@@ -37,6 +37,18 @@ func addAll(dst, v []float64) {
 // an expert: its logit is -∞ (its score for the choice, where that is another),
 // and tokens are routed and experts run anew, for every expert of every family.
 func TestLeaveOneOut(t *testing.T) {
+	expertBlocks(t, func(t *testing.T, a *altered, seqs [][]int32) func(p *pass, l *layer) {
+		got := statistics{}
+		if _, err := a.load(t, Options{Observer: got, LeaveOneOut: true}).Forward(t.Context(), seqs); err != nil {
+			t.Fatal(err)
+		}
+		return func(p *pass, l *layer) { maskExperts(t, p, l, got[l.number][calib.LeaveOut]) }
+	})
+}
+
+// expertBlocks takes two sequences through a model of every family that has
+// experts, and calls what prepare returns in front of every block with some.
+func expertBlocks(t *testing.T, prepare func(t *testing.T, a *altered, seqs [][]int32) func(p *pass, l *layer)) {
 	for _, family := range fixtures.Families(t) {
 		t.Run(family, func(t *testing.T) {
 			a := alter(t, family)
@@ -44,10 +56,8 @@ func TestLeaveOneOut(t *testing.T) {
 			if !slices.ContainsFunc(m.layers, func(l layer) bool { return l.router.w != nil }) {
 				t.SkipNow()
 			}
-			seqs, got := someSeqs(m.Vocab(), 12, 21), statistics{}
-			if _, err := a.load(t, Options{Observer: got, LeaveOneOut: true}).Forward(t.Context(), seqs); err != nil {
-				t.Fatal(err)
-			}
+			seqs := someSeqs(m.Vocab(), 12, 21)
+			do := prepare(t, a, seqs)
 			p := &pass{m: m}
 			h := &Hidden{rows: kernel.NewMatrix(make([]float32, 33*m.embd.cols), 33, m.embd.cols), seqs: []span{{0, 12}, {12, 21}}}
 			p.start(h, seqs, h.seqs)
@@ -63,7 +73,7 @@ func TestLeaveOneOut(t *testing.T) {
 				reachBlock(t, p, l)
 				if l.router.w != nil {
 					before := slices.Clone(p.x.Data)
-					maskExperts(t, p, l, got[i][calib.LeaveOut])
+					do(p, l)
 					copy(p.x.Data, before)
 				}
 				if err := p.block(t.Context(), l); err != nil {

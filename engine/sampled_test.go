@@ -17,7 +17,6 @@ import (
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/formats/gguf"
 	"github.com/winnow-moe/winnow/quant"
-	"github.com/winnow-moe/winnow/testdata/fixtures"
 )
 
 // sampledBlock is a block of a fixture with the sample of all tokens of a pass,
@@ -31,55 +30,29 @@ type sampledBlock struct {
 
 // sampledBlocks calls do for every block with experts of every family.
 func sampledBlocks(t *testing.T, do func(t *testing.T, b *sampledBlock)) {
-	for _, family := range fixtures.Families(t) {
-		t.Run(family, func(t *testing.T) {
-			a := alter(t, family)
-			m := a.load(t, Options{Nextn: true})
-			if !slices.ContainsFunc(m.layers, func(l layer) bool { return l.router.w != nil }) {
-				t.SkipNow()
-			}
-			seqs, stats := someSeqs(m.Vocab(), 12, 21), &calib.Statistics{ChunkSize: 1}
-			d := stats.Domain("test")
-			d.Chunks = 33
-			if _, err := a.load(t, Options{Sampler: d, SampleTokens: 100}).Forward(t.Context(), seqs); err != nil {
+	expertBlocks(t, func(t *testing.T, a *altered, seqs [][]int32) func(p *pass, l *layer) {
+		stats := &calib.Statistics{ChunkSize: 1}
+		d := stats.Domain("test")
+		d.Chunks = 33
+		if _, err := a.load(t, Options{Sampler: d, SampleTokens: 100}).Forward(t.Context(), seqs); err != nil {
+			t.Fatal(err)
+		}
+		return func(p *pass, l *layer) {
+			reachExperts(t, p, l)
+			sample, err := stats.Sample(l.number, nil)
+			if err != nil {
 				t.Fatal(err)
 			}
-			p := &pass{m: m}
-			h := &Hidden{rows: kernel.NewMatrix(make([]float32, 33*m.embd.cols), 33, m.embd.cols), seqs: []span{{0, 12}, {12, 21}}}
-			p.start(h, seqs, h.seqs)
-			var err error
-			if p.factors, err = m.ropeFactors(t.Context()); err != nil {
+			for t := range sample.Weights {
+				sample.Weights[t] = 0.5 + float64(t%3) // they are not all alike
+			}
+			s, err := p.m.Sampled(t.Context(), l.number, sample)
+			if err != nil {
 				t.Fatal(err)
 			}
-			if err := p.embed(t.Context(), p.m.embd, p.x); err != nil {
-				t.Fatal(err)
-			}
-			for i := range len(m.layers) + len(m.nextn) {
-				l := m.block(i)
-				reachBlock(t, p, l)
-				if l.router.w != nil {
-					before := slices.Clone(p.x.Data)
-					reachExperts(t, p, l)
-					sample, err := stats.Sample(i, nil)
-					if err != nil {
-						t.Fatal(err)
-					}
-					for t := range sample.Weights {
-						sample.Weights[t] = 0.5 + float64(t%3) // they are not all alike
-					}
-					s, err := m.Sampled(t.Context(), i, sample)
-					if err != nil {
-						t.Fatal(err)
-					}
-					do(t, &sampledBlock{s, p, l, routedOutput(t, p, l, nil, false)})
-					copy(p.x.Data, before)
-				}
-				if err := p.block(t.Context(), l); err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
-	}
+			do(t, &sampledBlock{s, p, l, routedOutput(t, p, l, nil, false)})
+		}
+	})
 }
 
 // routedOutput returns what the routed experts of a block add where some cannot be

@@ -74,18 +74,6 @@ func (m *Masks) Compare(ctx context.Context, masks ...engine.Mask) ([]*Compariso
 	return CompareAll(ctx, m.base, models, m.text, m.opt)
 }
 
-// Best measures masks and returns which has the smallest mean divergence over all
-// scored tokens, the first of equals.
-func (m *Masks) Best(ctx context.Context, masks ...engine.Mask) (best int, all []*Comparison, err error) {
-	if len(masks) == 0 {
-		return 0, nil, errors.New("there are no choices of experts to compare")
-	}
-	if all, err = m.Compare(ctx, masks...); err != nil {
-		return 0, nil, err
-	}
-	return Closest(all), all, nil
-}
-
 // Closest returns which of some comparisons with one base has the smallest mean
 // divergence, the first of equals.
 func Closest(all []*Comparison) (best int) {
