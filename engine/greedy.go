@@ -156,6 +156,9 @@ func (g *greedy) cheapest(ctx context.Context) (int, error) {
 		parts[first/chunk] = g.costs(first, n)
 		return nil
 	})
+	if err != nil {
+		return 0, err
+	}
 	best, least := -1, 0.0
 	for e := range g.left {
 		if !g.may(e) {
@@ -169,17 +172,19 @@ func (g *greedy) cheapest(ctx context.Context) (int, error) {
 			best, least = e, cost
 		}
 	}
-	return best, err
+	return best, nil
 }
 
-// costs returns what tokens lack more without each of the experts that they
-// choose now.
+// costs returns what tokens lack more without each of the experts that decide what
+// they choose now. Without others they lack what they do now, or all but that where
+// gates are shares of all experts that are left.
 func (g *greedy) costs(first, n int) []float64 {
 	cost, d := make([]float64, len(g.left)), g.difference()
-	router := g.router(g.opt.Flatten, append(slices.Clip(g.barred), 0))
+	now, router := g.router(g.opt.Flatten, g.barred), g.router(g.opt.Flatten, append(slices.Clip(g.barred), 0))
 	chosen, gate := make([]int32, g.now.used), make([]float32, g.now.used)
 	for t := first; t < first+n; t++ {
-		for _, e := range g.now.of(t) {
+		now.take(t, chosen, gate)
+		for _, e := range now.deciding(chosen) {
 			router.barred[len(g.barred)] = e
 			router.take(t, chosen, gate)
 			lost := d.between(g.all.of(t), g.all.gates(t), chosen, gate, g.products[t])

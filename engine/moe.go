@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"math"
+	"slices"
 
 	"github.com/winnow-moe/winnow/engine/kernel"
 	"github.com/winnow-moe/winnow/formats/arch"
@@ -637,16 +638,40 @@ func (r *router) limit() {
 }
 
 func groupScore(scores []float32, kind arch.GroupScore) float32 {
+	sum := float32(0)
+	for _, i := range groupBest(scores, kind) {
+		sum += scores[i]
+	}
+	return sum
+}
+
+// groupBest returns the experts of a group that its score is of.
+func groupBest(scores []float32, kind arch.GroupScore) []int32 {
 	best := make([]int32, 1, 2)
 	if kind == arch.GroupTop2 && len(scores) > 1 {
 		best = best[:2]
 	}
 	top(best, scores)
-	sum := float32(0)
-	for _, i := range best {
-		sum += scores[i]
+	return best
+}
+
+// deciding returns the experts that the choice for the last token hangs on: without
+// any other it is the same. Those are the ones that were chosen and, of groups that
+// were, the ones that their scores are of.
+func (r *router) deciding(chosen []int32) []int32 {
+	list := slices.Clone(chosen)
+	if r.par.ExpertGroups < 2 {
+		return list
 	}
-	return sum
+	size := len(r.choice) / len(r.groups)
+	for _, g := range r.picked {
+		for _, i := range groupBest(r.choice[int(g)*size:][:size], r.par.GroupScore()) {
+			if e := g*int32(size) + i; !slices.Contains(list, e) {
+				list = append(list, e)
+			}
+		}
+	}
+	return list
 }
 
 // top fills best with the indices of the largest values, largest first, the

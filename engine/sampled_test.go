@@ -111,6 +111,115 @@ func TestGreedy(t *testing.T) {
 	})
 }
 
+// TestGreedyGroups takes experts out of large groups of which a token uses some,
+// trying all: the choice hangs on more experts than it has.
+func TestGreedyGroups(t *testing.T) {
+	a := alter(t, "deepseek_v3")
+	m := a.load(t, Options{})
+	l := slices.IndexFunc(m.layers, func(l layer) bool { return l.router.w != nil })
+	par := *m.layers[l].par
+	par.ExpertGroups, par.GroupsUsed, par.ExpertsUsed = 2, 1, 1
+	m.layers[l].par = &par
+	s, err := m.Sampled(t.Context(), l, randomSample(300, m.embd.cols, par.Experts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := s.outputs(t)
+	got, err := s.Greedy(t.Context(), GreedyOptions{Keep: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var barred []int32
+	for step, e := range got[0].Order {
+		least, lost := math.Inf(1), math.NaN()
+		for c := range par.Experts {
+			// the experts go in turns, one of each of the groups of 4
+			if slices.Contains(barred, int32(c)) || step%2 == 1 && int(barred[step-1])/4 == c/4 {
+				continue
+			}
+			d := s.lack(t, u, append(slices.Clip(barred), int32(c)))
+			if least = min(least, d); c == e {
+				lost = d
+			}
+		}
+		if !(lost <= least*(1+1e-4)) {
+			t.Errorf("step %d: expert %d is taken out, without which %.8g is lost; the least is %.8g", step, e, lost, least)
+		}
+		barred = append(barred, int32(e))
+	}
+}
+
+// randomSample is a sample of random inputs and logits.
+func randomSample(tokens, cols, experts int) *calib.Sample {
+	rng := rand.New(rand.NewPCG(3, 4))
+	s := &calib.Sample{Tokens: tokens, Inputs: make([]float32, tokens*cols), Logits: make([]float32, tokens*experts)}
+	for _, list := range [][]float32{s.Inputs, s.Logits} {
+		for i := range list {
+			list[i] = float32(rng.NormFloat64())
+		}
+	}
+	for range tokens {
+		s.Weights = append(s.Weights, 0.5+rng.Float64())
+	}
+	return s
+}
+
+// outputs are those of every expert for every token: output e·tokens+t.
+func (s *Sampled) outputs(t *testing.T) kernel.Matrix {
+	t.Helper()
+	n := s.l.par.Experts * s.x.Rows
+	u := kernel.NewMatrix(make([]float32, n*s.x.Cols), n, s.x.Cols)
+	if err := s.all(t.Context(), 0, s.x.Rows, true, u); err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// lack is what the block's output lacks where some experts cannot be chosen.
+func (s *Sampled) lack(t *testing.T, u kernel.Matrix, barred []int32) float64 {
+	t.Helper()
+	sum := 0.0
+	add := func(y []float64, r *routes, token int, sign float64) {
+		for i, e := range r.of(token) {
+			for k, v := range u.Row(int(e)*s.x.Rows + token) {
+				y[k] += sign * float64(r.gates(token)[i]) * float64(v)
+			}
+		}
+	}
+	whole, err := s.routes(t.Context(), false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, err := s.routes(t.Context(), false, barred)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for token := range s.x.Rows {
+		y := make([]float64, s.x.Cols)
+		add(y, whole, token, 1)
+		add(y, left, token, -1)
+		for _, v := range y {
+			sum += s.weights[token] * v * v
+		}
+	}
+	return sum
+}
+
+// TestGreedyInterrupted: an interrupted step ends with the context's error.
+func TestGreedyInterrupted(t *testing.T) {
+	sampledBlocks(t, func(t *testing.T, b *sampledBlock) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		g := &greedy{Sampled: b.Sampled, left: make([]bool, b.l.par.Experts)}
+		for e := range g.left {
+			g.left[e] = true
+		}
+		if _, err := g.cheapest(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("block %d: error %v", b.l.number, err)
+		}
+	})
+}
+
 func (b *sampledBlock) checkGreedy(t *testing.T, got *Greedy, flatten bool, protected []int, steps int) {
 	t.Helper()
 	par := b.l.par
