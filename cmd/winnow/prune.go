@@ -42,6 +42,8 @@ type pruneFlags struct {
 	repair         bool
 	evaluation     evaluationFlags
 	dryRun, force  bool
+
+	inputs []string // files that no output may replace
 }
 
 func newPruneCommand(a *app) *cobra.Command {
@@ -176,15 +178,8 @@ func (f *pruneFlags) check(c *cobra.Command, model string) (err error) {
 	if !f.dryRun && f.save == "" && f.out == "" && f.slice == "" && f.page == "" {
 		return usagef("prune writes a model or a keep-list: --output OUT, --save-plan FILE, or --dry-run to look at the choice (--report FILE: as a page)")
 	}
-	if err := f.checkPage(model); err != nil {
+	if err := f.checkFiles(model); err != nil {
 		return err
-	}
-	for _, out := range []string{f.out, f.slice} {
-		if out != "" && !f.dryRun && !strings.Contains(out, "{") && !isDir(out) {
-			if err := checkOutput(out, []string{model, f.stats, f.imatrix, f.plan}, f.force); err != nil {
-				return err
-			}
-		}
 	}
 	if f.slice != "" && f.stats == "" && f.imatrix == "" {
 		return usagef("--slice-imatrix needs what to slice: --stats or --from-imatrix")
@@ -214,10 +209,7 @@ func (f *pruneFlags) check(c *cobra.Command, model string) (err error) {
 	if targets != 1 {
 		return usagef("prune needs one of --keep N, --ratio R, --size SIZE and --max-kld X")
 	}
-	if err := f.checkScores(); err != nil || f.save == "" || f.dryRun {
-		return err
-	}
-	return checkOutput(f.save, []string{model, f.stats, f.imatrix}, f.force)
+	return f.checkScores()
 }
 
 // checkTexts sees that there are texts for what needs them.
@@ -235,11 +227,16 @@ func (f *pruneFlags) checkTexts(c *cobra.Command) error {
 		return usagef("--merge is %q, want one of %s", f.merge, strings.Join(mergeNames(), ", "))
 	case f.slice != "" && f.merge != "":
 		return usagef("--slice-imatrix and --merge exclude each other: what was measured of experts says nothing about merged ones")
+	case slices.ContainsFunc(f.texts, standardInput) && slices.ContainsFunc(f.proof, standardInput):
+		return usagef("standard input can be read for one text only, got --text and --verify")
 	case len(f.proof) == 0 && (c.Flags().Changed("prompts") || c.Flags().Changed("generate")):
 		return usagef("--prompts and --generate are for --verify")
 	}
 	return f.evaluation.check()
 }
+
+// standardInput reports whether a text is read from there.
+func standardInput(text string) bool { return text == "-" || strings.HasSuffix(text, "=-") }
 
 // checkPlan refuses what a keep-list has decided already.
 func (f *pruneFlags) checkPlan(c *cobra.Command) error {
@@ -323,19 +320,21 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 	if err != nil {
 		return err
 	}
-	var written []output
 	if !flags.dryRun {
 		if flags.save != "" {
 			if err := saveKeepList(c.list, flags.save); err != nil {
 				return err
 			}
 		}
-		if written, err = a.apply(ctx, c); err != nil {
+		if c.written, err = a.apply(ctx, c); err != nil {
 			return err
+		}
+		for _, o := range c.written {
+			report.Outputs = append(report.Outputs, o.path)
 		}
 	}
 	if len(flags.proof) > 0 {
-		if report.Proofs, err = a.prove(ctx, c, written); err != nil {
+		if report.Proofs, err = a.prove(ctx, c); err != nil {
 			return err
 		}
 	}

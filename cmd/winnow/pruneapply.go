@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
+	"strings"
 
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/formats/calib"
@@ -18,6 +20,61 @@ type pruning struct {
 // is the input and no type is asked for.
 func (c *choice) asFolder() bool { return c.folder != nil && len(c.recipes) == 0 }
 
+// files are the outputs by the flags that name them.
+func (f *pruneFlags) files() []struct{ flag, path string } {
+	return []struct{ flag, path string }{{"output", f.out}, {"save-plan", f.save}, {"slice-imatrix", f.slice}, {"report", f.page}}
+}
+
+// checkFiles sees that outputs can be written, and over no other file. The names
+// of models in a folder, or of several types, are checked when they are known.
+func (f *pruneFlags) checkFiles(model string) error {
+	if f.dryRun {
+		return nil
+	}
+	f.inputs = []string{model, f.stats, f.imatrix, f.plan}
+	for _, flag := range []struct {
+		name   string
+		values []string
+	}{{"--text", f.texts}, {"--verify", f.proof}} {
+		texts, err := parseTexts(flag.name, flag.values)
+		if err != nil {
+			return err
+		}
+		for _, t := range texts {
+			f.inputs = append(f.inputs, t.path)
+		}
+	}
+	seen := map[string]string{}
+	for _, o := range f.files() {
+		if o.path == "" {
+			continue
+		}
+		if other := seen[filepath.Clean(o.path)]; other != "" {
+			return usagef("--%s and --%s name the same file %q", o.flag, other, o.path)
+		}
+		seen[filepath.Clean(o.path)] = o.flag
+		if o.flag == "output" && (strings.Contains(o.path, "{") || isDir(o.path)) {
+			continue
+		}
+		if err := checkOutput(o.path, f.inputs, f.force); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkModels sees that models can be written, and over no other output.
+func (f *pruneFlags) checkModels(p *conversion) error {
+	for _, path := range p.outputs() {
+		for _, o := range f.files() {
+			if o.flag != "output" && o.path != "" && filepath.Clean(o.path) == filepath.Clean(path) {
+				return usagef("--%s and --output name the same file %q", o.flag, path)
+			}
+		}
+	}
+	return checkOutputs([]*conversion{p}, f.force)
+}
+
 // checkOutput finds before the choice is made, which may take long, what keeps its
 // outputs from being written.
 func (c *choice) checkOutput() error {
@@ -31,7 +88,7 @@ func (c *choice) checkOutput() error {
 	if err != nil {
 		return err
 	}
-	return checkOutputs([]*conversion{p}, c.flags.force)
+	return c.flags.checkModels(p)
 }
 
 // planPruning decides the outputs: GGUF files, or the checkpoint folder.
@@ -47,12 +104,12 @@ func (c *choice) planPruning() (*pruning, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pruning{files: p}, checkOutputs([]*conversion{p}, c.flags.force)
+	return &pruning{files: p}, c.flags.checkModels(p)
 }
 
 // planFiles plans GGUF files, of the whole model as long as nothing is chosen.
 func (c *choice) planFiles() (*conversion, error) {
-	outputs, err := outputNames(c.flags.out, "", c.recipes)
+	outputs, err := outputNames(c.flags.out, c.defaultName(), c.recipes)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +124,16 @@ func (c *choice) planFiles() (*conversion, error) {
 	if err != nil {
 		return nil, planError(err)
 	}
+	p.inputs = append(p.inputs, c.flags.inputs...)
 	return p, nil
+}
+
+// defaultName is the stem of the names of models in a folder.
+func (c *choice) defaultName() string {
+	if c.folder != nil {
+		return c.folder.DefaultName() + "-pruned"
+	}
+	return c.file.DefaultName() + "-pruned"
 }
 
 // output is a model that was written: output index of the plan, or the folder.

@@ -41,6 +41,7 @@ type choice struct {
 	repaired *repairReport
 	searched bool            // what became of groups in the choice, before it was merged
 	changes  convert.Changes // of weights of the experts that stay; nil: none
+	written  []output
 	notes    []string
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -14,19 +13,6 @@ import (
 	"github.com/winnow-moe/winnow/verify"
 	"github.com/winnow-moe/winnow/verify/report"
 )
-
-// checkPage sees that the page can be written, and over no other file.
-func (f *pruneFlags) checkPage(model string) error {
-	if f.page == "" || f.dryRun {
-		return nil
-	}
-	for _, o := range []struct{ flag, path string }{{"output", f.out}, {"save-plan", f.save}, {"slice-imatrix", f.slice}} {
-		if o.path != "" && filepath.Clean(o.path) == filepath.Clean(f.page) {
-			return usagef("--report and --%s name the same file %q", o.flag, f.page)
-		}
-	}
-	return checkOutput(f.page, []string{model, f.stats, f.imatrix, f.plan}, f.force)
-}
 
 // writeHTML writes the page of a choice, whole or not at all.
 func (c *choice) writeHTML(r *pruneReport, path string) error {

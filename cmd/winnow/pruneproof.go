@@ -44,14 +44,14 @@ type continuedReport struct {
 }
 
 // prove measures what was written or, if nothing was, what was chosen.
-func (a *app) prove(ctx context.Context, c *choice, written []output) ([]*proofReport, error) {
+func (a *app) prove(ctx context.Context, c *choice) ([]*proofReport, error) {
 	p := &proof{app: a, choice: c, kept: &keptExperts{list: c.list}}
-	if len(written) == 0 {
+	if len(c.written) == 0 {
 		r, err := p.masked(ctx)
 		return []*proofReport{r}, err
 	}
 	var list []*proofReport
-	for _, o := range written {
+	for _, o := range c.written {
 		r, err := p.written(ctx, o)
 		if err != nil {
 			return nil, err

@@ -33,6 +33,7 @@ type pruneReport struct {
 	MaxKLD     float64            `json:"max_kld,omitempty"`
 	Merge      *mergeReport       `json:"merge,omitempty"`
 	Repair     *repairReport      `json:"repair,omitempty"`
+	Outputs    []string           `json:"outputs,omitempty"` // models that were written
 	Proofs     []*proofReport     `json:"verified,omitempty"`
 	Warnings   []string           `json:"warnings"`
 }
@@ -173,7 +174,9 @@ func (a *app) printPrune(r *pruneReport, c *choice) error {
 	a.printChanges(r)
 	a.printf("%s\n%s\n", pruneTable(r), wrap(pruneText(r), "  "))
 	for _, s := range r.Super {
-		a.printf("super expert, which stays: %d of block %d\n", s.Expert, s.Block)
+		if slices.Contains(c.list.Blocks[s.Block], s.Expert) {
+			a.printf("super expert, which stays: %d of block %d\n", s.Expert, s.Block)
+		}
 	}
 	for _, s := range r.Sizes {
 		a.printf("%s: %s, before %s\n", s.Type, sizeText(s.After), sizeText(s.Before))
@@ -181,7 +184,7 @@ func (a *app) printPrune(r *pruneReport, c *choice) error {
 	for _, p := range r.Proofs {
 		a.printProof(p, c.flags.evaluation.compute)
 	}
-	for _, path := range []string{c.flags.out, c.flags.save, c.flags.slice, c.flags.page} {
+	for _, path := range append(slices.Clip(r.Outputs), c.flags.save, c.flags.slice, c.flags.page) {
 		if path != "" && !c.flags.dryRun {
 			a.note("written: %s", path)
 		}

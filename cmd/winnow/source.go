@@ -143,6 +143,9 @@ func checkOutputs(list []*conversion, force bool) error {
 // any other file.
 func checkOutput(path string, inputs []string, force bool) error {
 	for _, in := range inputs {
+		if in == "" {
+			continue
+		}
 		if same, err := gguf.SameFile(path, in); err == nil && same || filepath.Clean(in) == filepath.Clean(path) {
 			return usagef("output %q is the same file as the input", path)
 		}
