@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -78,8 +79,14 @@ func (f *pruneFlags) checkModels(p *conversion) error {
 // checkOutput finds before the choice is made, which may take long, what keeps its
 // outputs from being written.
 func (c *choice) checkOutput() error {
+	if c.flags.dryRun {
+		return nil
+	}
+	if err := c.checkBeside(); err != nil {
+		return err
+	}
 	switch {
-	case c.flags.out == "" || c.flags.dryRun:
+	case c.flags.out == "":
 		return nil
 	case c.asFolder():
 		return convert.CheckNewFolder(c.flags.out)
@@ -89,6 +96,31 @@ func (c *choice) checkOutput() error {
 		return err
 	}
 	return c.flags.checkModels(p)
+}
+
+// checkBeside sees that what is written beside models replaces no file of the input.
+func (c *choice) checkBeside() error {
+	var inputs []string
+	if c.folder != nil {
+		entries, err := os.ReadDir(c.path)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			inputs = append(inputs, filepath.Join(c.path, e.Name()))
+		}
+	} else {
+		inputs = c.file.Inputs()
+	}
+	for _, o := range c.flags.files() {
+		if o.path == "" || o.flag == "output" {
+			continue
+		}
+		if err := checkOutput(o.path, inputs, c.flags.force); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // planPruning decides the outputs: GGUF files, or the checkpoint folder.
