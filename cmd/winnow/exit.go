@@ -118,7 +118,7 @@ func hint(err error) string {
 	case errors.Is(err, arch.ErrUnknownFamily):
 		return "winnow families lists what is supported"
 	case errors.Is(err, calib.ErrInvalid):
-		return "measure the importance matrix anew; --exclude-weights leaves out single entries"
+		return "measure it anew; quantize --exclude-weights leaves out single entries of an importance matrix"
 	case errors.Is(err, syscall.ENOSPC):
 		return "free space or choose another folder; what was there before is untouched"
 	case errors.Is(err, context.Canceled):

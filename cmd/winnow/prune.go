@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -185,6 +187,10 @@ func (f *pruneFlags) check(c *cobra.Command, model string) (err error) {
 		return usagef("--slice-imatrix needs what to slice: --stats or --from-imatrix")
 	}
 	switch {
+	case f.weights != nil && f.stats == "":
+		return usagef("--weights need --stats")
+	case f.weights != nil && !slices.ContainsFunc(slices.Collect(maps.Values(f.weights)), func(w float64) bool { return w > 0 }):
+		return usagef("--weights add up to 0, want a positive number")
 	case c.Flags().Changed("keep") && f.keep < 1:
 		return usagef("--keep is %d, want at least 1", f.keep)
 	case f.groups != "" && f.groups != groupsEqual && f.groups != groupsFlatten && f.groups != groupsAuto:
@@ -215,7 +221,7 @@ func (f *pruneFlags) check(c *cobra.Command, model string) (err error) {
 // checkTexts sees that there are texts for what needs them.
 func (f *pruneFlags) checkTexts(c *cobra.Command) error {
 	switch {
-	case c.Flags().Changed("max-kld") && !(f.maxKLD > 0):
+	case c.Flags().Changed("max-kld") && !(f.maxKLD > 0 && f.maxKLD <= math.MaxFloat64):
 		return usagef("--max-kld is %g, want a positive number", f.maxKLD)
 	case len(f.texts) == 0 && (f.maxKLD > 0 || f.rule == autoRule || f.groups == groupsAuto):
 		return usagef("--max-kld, --rule auto and --groups auto measure choices: --text FILE, another one than those calibrated on")
@@ -254,8 +260,6 @@ func (f *pruneFlags) checkScores() error {
 	switch {
 	case f.stats != "" && f.imatrix != "":
 		return usagef("--stats and --from-imatrix exclude each other")
-	case f.weights != nil && f.stats == "":
-		return usagef("--weights need --stats")
 	case f.combine == experts.CombineMax && f.stats == "":
 		return usagef("--combine max needs --stats")
 	case (f.rule == autoRule || f.rule == experts.GreedyRule) && f.stats == "":
@@ -356,6 +360,11 @@ func (c *choice) openStatistics(ctx context.Context) (err error) {
 	}
 	if err = experts.CheckStatistics(c.stats, &c.model.Params, c.without()); err == nil && !c.flags.anyModel {
 		err = c.checkRouters(ctx)
+	}
+	if err == nil {
+		if _, err = c.stats.Factors(c.flags.weights); err != nil {
+			err = &convert.HintError{Err: err, Hint: "--weights NAME=SHARE,... takes kinds of text that were measured"}
+		}
 	}
 	if err != nil {
 		c.stats.Close()

@@ -9,7 +9,6 @@ import (
 	"github.com/winnow-moe/winnow/convert"
 	"github.com/winnow-moe/winnow/convert/experts"
 	"github.com/winnow-moe/winnow/engine"
-	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
 	"github.com/winnow-moe/winnow/verify"
 )
@@ -96,7 +95,7 @@ func (c *choice) trials(ctx context.Context) ([]*trial, error) {
 		}
 	}
 	if err != nil {
-		return nil, groupHint(err, &c.model.Params, opt.Flatten)
+		return nil, c.groupHint(err, opt)
 	}
 	// All keep as many, so that they can be compared.
 	for _, t := range list {
@@ -335,14 +334,21 @@ func (c *choice) defaultMTP(list []*trial) string {
 	return experts.PruneMTP
 }
 
-// groupHint says how a number that does not fit the groups can be had.
-func groupHint(err error, p *arch.Params, flatten bool) error {
-	if flatten || p.ExpertGroups < 2 || !errors.Is(err, experts.ErrRefused) {
+// groupHint says how a number that does not fit the groups can be had, where it can.
+func (c *choice) groupHint(err error, opt experts.Options) error {
+	p := &c.model.Params
+	if opt.Flatten || p.ExpertGroups < 2 || !errors.Is(err, experts.ErrRefused) {
 		return err
 	}
-	hint := "no smaller number keeps the groups; --groups flatten gives them up"
-	if least := experts.Smallest(p, false); least > 0 {
-		hint = fmt.Sprintf("multiples of %d from %d on keep the groups; --groups flatten gives them up", p.ExpertGroups, least)
+	least, hint := experts.Smallest(p, false), "no smaller number keeps the groups"
+	if least > 0 {
+		hint = fmt.Sprintf("multiples of %d from %d on keep the groups", p.ExpertGroups, least)
+	}
+	opt.Flatten = true
+	if _, alone := c.count(opt); alone == nil {
+		hint += "; --groups flatten gives them up"
+	} else if c.flags.size > 0 || c.flags.keep > p.Experts {
+		return err // groups are not what is in the way
 	}
 	return &convert.HintError{Err: err, Hint: hint}
 }
