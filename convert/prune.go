@@ -320,7 +320,23 @@ func PruneMatrix(m *arch.Model, keep *experts.KeepList, matrix *calib.Matrix) (*
 	if err != nil {
 		return nil, err
 	}
+	for i := range matrix.Entries {
+		e := &matrix.Entries[i]
+		if t, ok := s.tensors[e.Name]; ok && !isEmbedding(t.Name.String()) && !fits(e, t.Shape) {
+			return nil, formatError("tensor %q: %w: it has %d sums, and the model's tensor the shape %v", e.Name, calib.ErrSize, e.Size(), t.Shape)
+		}
+	}
 	return s.matrix(matrix)
+}
+
+// fits reports whether an entry has a sum for every column of a tensor, or of every
+// matrix of it.
+func fits(e *calib.Entry, shape []int64) bool {
+	size, all := int64(e.Size()), shape[0]
+	for _, n := range shape[min(2, len(shape)):] {
+		all *= n
+	}
+	return size == shape[0] || size == all
 }
 
 // PruneStatistics returns what PruneMatrix does of a calibration's statistics.

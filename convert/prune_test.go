@@ -204,6 +204,10 @@ func TestPruneImportance(t *testing.T) {
 			if _, err := PruneMatrix(m, keep, other); !errors.Is(err, calib.ErrSize) {
 				t.Errorf("a matrix of another model: %v", err)
 			}
+			other = &calib.Matrix{Entries: []calib.Entry{calib.NewEntry("blk.0.attn_output.weight", make([]float32, 7), []int64{1})}}
+			if _, err := PruneMatrix(m, keep, other); !errors.Is(err, ErrInput) {
+				t.Errorf("a matrix of other columns: %v", err)
+			}
 		})
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -190,6 +191,10 @@ func (p *pruning) outputs(c *choice) (list []output) {
 // apply writes what the flags ask for: the pruned model, and the statistics or
 // the matrix of its experts.
 func (a *app) apply(ctx context.Context, c *choice) (written []output, err error) {
+	slice, err := c.sliceMeasured() // before models are written: it may be refused
+	if err != nil {
+		return nil, err
+	}
 	if c.flags.out != "" {
 		p, err := c.planPruning()
 		if err != nil {
@@ -206,10 +211,7 @@ func (a *app) apply(ctx context.Context, c *choice) (written []output, err error
 		}
 		written = p.outputs(c)
 	}
-	if c.flags.slice == "" {
-		return written, nil
-	}
-	return written, c.sliceMeasured()
+	return written, slice()
 }
 
 // writeFolder writes a pruned checkpoint folder.
@@ -222,24 +224,26 @@ func (a *app) writeFolder(ctx context.Context, c *choice, p *convert.FolderPlan)
 	})
 }
 
-// sliceMeasured writes the statistics or the importance matrix of the experts
-// that stay, numbered as in the pruned model.
-func (c *choice) sliceMeasured() error {
-	if c.stats != nil {
+// sliceMeasured returns what writes the statistics or the importance matrix of the
+// experts that stay, numbered as in the pruned model, if that is asked for.
+func (c *choice) sliceMeasured() (write func() error, err error) {
+	switch {
+	case c.flags.slice == "":
+		return func() error { return nil }, nil
+	case c.stats != nil:
 		s, err := convert.PruneStatistics(c.model, c.list, c.stats)
 		if err != nil {
-			return fmt.Errorf("%s: %w", c.flags.stats, err)
+			return nil, fmt.Errorf("%s: %w", c.flags.stats, err)
 		}
-		return s.WriteGGUF(c.flags.slice, nil)
+		return func() error { return s.WriteGGUF(c.flags.slice, nil) }, nil
 	}
 	matrix, err := calib.Read(c.flags.imatrix, calib.Options{})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer matrix.Close()
 	pruned, err := convert.PruneMatrix(c.model, c.list, matrix)
 	if err != nil {
-		return fmt.Errorf("%s: %w", c.flags.imatrix, err)
+		return nil, fmt.Errorf("%s: %w", c.flags.imatrix, errors.Join(err, matrix.Close()))
 	}
-	return pruned.WriteGGUF(c.flags.slice)
+	return func() error { return errors.Join(pruned.WriteGGUF(c.flags.slice), matrix.Close()) }, nil
 }

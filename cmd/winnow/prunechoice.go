@@ -79,6 +79,9 @@ func (a *app) decide(ctx context.Context, c *choice) (err error) {
 func (c *choice) trials(ctx context.Context) ([]*trial, error) {
 	if c.flags.plan != "" {
 		list, err := readKeepList(c.flags.plan, &c.model.Params)
+		if err == nil && list.Merge != nil && c.flags.slice != "" {
+			err = usagef("--slice-imatrix: keep-list %q merges experts: what was measured of experts says nothing about merged ones", c.flags.plan)
+		}
 		return []*trial{{list: list}}, err
 	}
 	list, err := c.scoreAll(ctx)
