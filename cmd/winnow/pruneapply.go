@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/winnow-moe/winnow/convert"
+	"github.com/winnow-moe/winnow/convert/experts"
+	"github.com/winnow-moe/winnow/formats/arch"
 	"github.com/winnow-moe/winnow/formats/calib"
 )
 
@@ -90,13 +92,54 @@ func (c *choice) checkOutput() error {
 	case c.flags.out == "":
 		return nil
 	case c.asFolder():
-		return convert.CheckNewFolder(c.flags.out)
+		if err := convert.CheckNewFolder(c.flags.out); err != nil {
+			return err
+		}
+		return c.checkRewritten()
 	}
 	p, err := c.planFiles()
 	if err != nil {
 		return err
 	}
 	return c.flags.checkModels(p)
+}
+
+// anyChange stands for changes of weights of experts before they are known.
+type anyChange struct{ merge bool }
+
+// Has implements convert.Changes: a repair changes down projections, a merge all.
+func (a anyChange) Has(name string) bool {
+	n := arch.ParseName(name)
+	switch n.Role {
+	case arch.ExpertDown:
+		return n.Suffix == "weight"
+	case arch.ExpertGate, arch.ExpertUp, arch.ExpertGateUp:
+		return n.Suffix == "weight" && a.merge
+	}
+	return false
+}
+
+// Rows implements convert.Changes.
+func (a anyChange) Rows(context.Context, string, int64, int64, []float32) error {
+	return errors.New("changes are not known yet")
+}
+
+// checkRewritten sees that a checkpoint has experts in a form in which changed ones
+// can be written. It takes any choice of experts for that.
+func (c *choice) checkRewritten() error {
+	p := &c.model.Params
+	opt := experts.Options{Keep: experts.Smallest(p, true), Flatten: true, MTP: experts.DropMTP}
+	if c.flags.merge == "" && !c.flags.repair || opt.Keep == 0 {
+		return nil
+	}
+	list, err := experts.Select(experts.Random(p, 0), p, opt)
+	if err != nil {
+		return err
+	}
+	if _, err = c.folder.PlanFolder(list, anyChange{c.flags.merge != ""}); err != nil {
+		return planError(err)
+	}
+	return nil
 }
 
 // checkBeside sees that what is written beside models replaces no file of the input.
