@@ -325,16 +325,8 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 		return err
 	}
 	if !flags.dryRun {
-		if flags.save != "" {
-			if err := saveKeepList(c.list, flags.save); err != nil {
-				return err
-			}
-		}
-		if c.written, err = a.apply(ctx, c); err != nil {
+		if err := a.write(ctx, c, report); err != nil {
 			return err
-		}
-		for _, o := range c.written {
-			report.Outputs = append(report.Outputs, o.path)
 		}
 	}
 	if len(flags.proof) > 0 {
@@ -351,6 +343,22 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 		return err
 	}
 	return checkProofs(report.Proofs, engine.Compute(flags.evaluation.compute))
+}
+
+// write writes the keep-list and the models.
+func (a *app) write(ctx context.Context, c *choice, r *pruneReport) (err error) {
+	if c.flags.save != "" {
+		if err := saveKeepList(c.list, c.flags.save); err != nil {
+			return err
+		}
+	}
+	if c.written, err = a.apply(ctx, c); err != nil {
+		return err
+	}
+	for _, o := range c.written {
+		r.Outputs = append(r.Outputs, o.path)
+	}
+	return nil
 }
 
 // openStatistics reads statistics of the model.

@@ -103,6 +103,7 @@ func (c *choice) report() (*pruneReport, error) {
 		}
 		r.Blocks = append(r.Blocks, b)
 	}
+	r.Warnings = append(r.Warnings, c.unseenWarnings(uses)...)
 	r.Warnings = append(r.Warnings, c.superWarnings(r)...)
 	r.Warnings = append(r.Warnings, r.changeWarnings()...)
 	r.Warnings = append(r.Warnings, experts.Warnings(p, r.Keep, r.Flatten)...)
@@ -122,6 +123,23 @@ func (r *pruneReport) compared(c *choice) {
 		next, by := verify.Lead(costs)
 		r.Lead = &leadReport{r.Measured[next].Rule, r.Measured[next].Flatten, by, next}
 	}
+}
+
+// unseenWarnings count the experts that no token chose, which rules know nothing of.
+func (c *choice) unseenWarnings(uses map[int][]float64) []string {
+	n := 0
+	for _, l := range c.list.Numbers() {
+		for _, used := range uses[l] {
+			if used == 0 {
+				n++
+			}
+		}
+	}
+	if n == 0 || c.scores == nil || c.scores.Rule == experts.RandomRule {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s: %d %s by no token, so that little is known of %s: calibrate on more text", c.flags.stats, n,
+		plural(n, "expert was chosen", "experts were chosen"), plural(n, "it", "them"))}
 }
 
 // superWarnings names super experts and, of them, those that do not stay.
