@@ -231,6 +231,8 @@ func (f *pruneFlags) checkTexts(c *cobra.Command) error {
 		return usagef("--merge and --repair need --stats")
 	case f.merge != "" && !slices.Contains(mergeNames(), f.merge):
 		return usagef("--merge is %q, want one of %s", f.merge, strings.Join(mergeNames(), ", "))
+	case f.mtp == experts.PruneMTP && f.merge != "":
+		return usagef("--mtp prune and --merge exclude each other: merging leaves multi-token prediction blocks out")
 	case f.slice != "" && f.merge != "":
 		return usagef("--slice-imatrix and --merge exclude each other: what was measured of experts says nothing about merged ones")
 	case slices.ContainsFunc(f.texts, standardInput) && slices.ContainsFunc(f.proof, standardInput):

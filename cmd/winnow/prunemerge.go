@@ -69,6 +69,9 @@ func (a *app) merge(ctx context.Context, c *choice) error {
 	if err != nil {
 		return err
 	}
+	if c.list.MTP == experts.PruneMTP {
+		c.notes = append(c.notes, "multi-token prediction blocks are left out, as their experts are not merged")
+	}
 	r := &mergeReport{Method: list.Merge.Method, Align: list.Merge.Align, Groups: list.Merge.Groups}
 	if r.mergeTrial, err = m.measure(ctx, c.list, list, changes); err != nil {
 		return err
