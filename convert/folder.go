@@ -360,6 +360,9 @@ func RunFolder(ctx context.Context, p *FolderPlan, c *Checkpoint, dir string, op
 
 // CheckNewFolder refuses a folder with something in it, as RunFolder does.
 func CheckNewFolder(dir string) error {
+	if base := filepath.Base(dir); base == "." || base == ".." || base == string(filepath.Separator) {
+		return hinted("choose another folder", refused("%q cannot be made anew, as it has no name of its own", dir))
+	}
 	entries, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
