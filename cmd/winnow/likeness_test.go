@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"math"
 	"testing"
 
@@ -91,5 +92,13 @@ func comparePairs(t *testing.T, l int, name string, got []float64, raw json.RawM
 				t.Errorf("block %d, %s of %d and %d: %.8g, want %.8g", l, name, i, j, v, w)
 			}
 		}
+	}
+}
+
+// TestSampleErrors: what goes wrong with a sample names the model and the statistics.
+func TestSampleErrors(t *testing.T) {
+	s := &sampling{choice: &choice{prunable: &prunable{path: "m.gguf"}, flags: &pruneFlags{stats: "s.gguf"}}}
+	if err := s.about(errors.New("x")); exitStatus(err) != exitInput || err.Error() != "m.gguf, by the sample in s.gguf: x" {
+		t.Errorf("status %d, %v", exitStatus(err), err)
 	}
 }

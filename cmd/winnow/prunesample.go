@@ -49,7 +49,7 @@ func (s *sampling) block(ctx context.Context, l int) (list []*engine.Sampled, er
 	for _, m := range s.engines {
 		b, err := m.Sampled(ctx, l, sample)
 		if err != nil {
-			return nil, &inputError{fmt.Errorf("%s: %w", s.flags.stats, err)}
+			return nil, s.about(err)
 		}
 		list = append(list, b)
 	}
@@ -61,6 +61,12 @@ func (s *sampling) block(ctx context.Context, l int) (list []*engine.Sampled, er
 func (c *choice) sampledBlocks() (list []int) {
 	p := &c.model.Params
 	return slices.DeleteFunc(experts.Blocks(p, experts.PruneMTP), func(l int) bool { return l >= p.Trunk() && !c.stats.HasSample(l) })
+}
+
+// about names both files that an error may be due to: the model has the weights,
+// the statistics what goes into them.
+func (s *sampling) about(err error) error {
+	return &inputError{fmt.Errorf("%s, by the sample in %s: %w", s.path, s.flags.stats, err)}
 }
 
 // each calls do for blocks, in turn, with their samples in all models. Blocks are
@@ -78,7 +84,7 @@ func (s *sampling) each(ctx context.Context, what string, blocks []int, do func(
 			if errors.Is(err, context.Canceled) {
 				return err
 			}
-			return &inputError{fmt.Errorf("%s: %w", s.path, err)}
+			return s.about(err)
 		}
 	}
 	bar.update(int64(len(blocks)), int64(len(blocks)), "")
