@@ -316,7 +316,10 @@ func parseWeights(list []string) (calib.Weights, error) {
 		name, share, ok := strings.Cut(s, "=")
 		f, err := strconv.ParseFloat(share, 64)
 		if !ok || err != nil || !(f >= 0) || f > 1e9 {
-			return nil, usagef("--weights has %q, want NAME=SHARE with a share that is not negative", s)
+			return nil, usagef("--weights has %q, want NAME=SHARE with a share of 0 to 1e9", s)
+		}
+		if _, twice := w[name]; twice {
+			return nil, usagef("--weights has %q twice", name)
 		}
 		w[name] = f
 	}

@@ -309,18 +309,8 @@ func (a *app) prune(ctx context.Context, path string, flags *pruneFlags) error {
 		return err
 	}
 	defer c.ev.close()
-	if err := a.decide(ctx, c); err != nil {
+	if err := a.makeChoice(ctx, c); err != nil {
 		return err
-	}
-	if flags.merge != "" {
-		if err := a.merge(ctx, c); err != nil {
-			return err
-		}
-	}
-	if flags.repair {
-		if err := a.repair(ctx, c); err != nil {
-			return err
-		}
 	}
 	report, err := c.report()
 	if err != nil {
@@ -361,6 +351,18 @@ func (a *app) write(ctx context.Context, c *choice, r *pruneReport) (err error) 
 		r.Outputs = append(r.Outputs, o.path)
 	}
 	return nil
+}
+
+// makeChoice makes the choice, and what the flags ask for of it.
+func (a *app) makeChoice(ctx context.Context, c *choice) error {
+	err := a.decide(ctx, c)
+	if err == nil && c.flags.merge != "" {
+		err = a.merge(ctx, c)
+	}
+	if err == nil && c.flags.repair {
+		err = a.repair(ctx, c)
+	}
+	return err
 }
 
 // openStatistics reads statistics of the model.

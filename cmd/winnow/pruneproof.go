@@ -29,8 +29,9 @@ type proofReport struct {
 	// Deviation is how far what was written predicts something else than the whole
 	// model in the same types whose routers cannot choose the others.
 	Deviation *verify.Deviation `json:"deviation,omitempty"`
-	// rounded says that weights have changed and are rounded in a folder.
-	rounded bool
+	// Rounded says that weights have changed and were rounded to the types of a
+	// folder: the deviation is that of the rounding, and decides nothing.
+	Rounded bool `json:"rounded,omitempty"`
 	// Continued are the continuations of every text, or of the only one.
 	Continued []continuedReport `json:"continued,omitempty"`
 }
@@ -103,7 +104,7 @@ func (p *proof) written(ctx context.Context, o output) (*proofReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &proofReport{Path: o.path, rounded: p.changes != nil && p.asFolder()}
+	r := &proofReport{Path: o.path, Rounded: p.changes != nil && p.asFolder()}
 	r.Comparison, err = scoring(ctx, p.app, flags, p.ev.proof, []*scored{whole, m, twin}, nil, func(opt verify.Options) (c *verify.Comparison, err error) {
 		c, r.Deviation, err = verify.CompareTwin(ctx, whole.engine, m.engine, twin.engine, p.ev.proof, opt)
 		return c, err
@@ -219,7 +220,7 @@ func batches(prompts [][]int32, generate, tokens int) func(yield func([][]int32)
 // decided.
 func checkProofs(list []*proofReport, compute engine.Compute) error {
 	for _, r := range list {
-		if d := r.Deviation; d != nil && !r.rounded && compute == engine.ComputeF32 && !(d.Mean <= maxDeviation) {
+		if d := r.Deviation; d != nil && !r.Rounded && compute == engine.ComputeF32 && !(d.Mean <= maxDeviation) {
 			return &failedCheck{fmt.Errorf("%q does not predict what the whole model does without the experts that went: log-probabilities differ by %.3g on average", r.Path, d.Mean)}
 		}
 	}

@@ -31,6 +31,7 @@ type pruneReport struct {
 	Lead       *leadReport        `json:"lead,omitempty"`
 	Searched   []*verify.Tried    `json:"searched,omitempty"`
 	MaxKLD     float64            `json:"max_kld,omitempty"`
+	Merged     string             `json:"merged,omitempty"` // the method by which experts are
 	Merge      *mergeReport       `json:"merge,omitempty"`
 	Repair     *repairReport      `json:"repair,omitempty"`
 	Outputs    []string           `json:"outputs,omitempty"` // models that were written
@@ -83,6 +84,9 @@ func (c *choice) report() (*pruneReport, error) {
 		Model: c.path, Arch: c.model.Family.Arch, Experts: p.Experts, Keep: c.list.Keep(), Used: p.ExpertsUsed, Flatten: c.list.Flatten, MTP: c.list.MTP,
 		Rule: c.list.Rule, Weights: c.list.Weights, Combine: c.list.Combine, Statistics: c.list.Statistics, Super: []experts.Expert{}, Sizes: c.sizes(c.list),
 		Searched: c.search, MaxKLD: c.flags.maxKLD, Merge: c.merged, Repair: c.repaired, Warnings: append([]string{}, c.notes...),
+	}
+	if c.list.Merge != nil {
+		r.Merged = c.list.Merge.Method
 	}
 	r.compared(c)
 	if p.ExpertGroups > 1 {
@@ -281,7 +285,11 @@ func (a *app) printProof(p *proofReport, compute computeValue) {
 	}
 	a.printf("\nverified: %s\n%s", what, table("lrrrr", append([][]string{{"text", "PPL before", "after", "KLD", "same top"}}, costRows(p.Comparison)...)))
 	if p.Deviation != nil {
-		a.printf("%s\n", wrap(fmt.Sprintf("beside the whole model without those experts: |Δ ln p| at most %.2g, on average %.2g", p.Deviation.Max, p.Deviation.Mean), "  "))
+		text := fmt.Sprintf("beside the whole model without those experts: |Δ ln p| at most %.2g, on average %.2g", p.Deviation.Max, p.Deviation.Mean)
+		if p.Rounded {
+			text += ", since the folder rounds weights that changed"
+		}
+		a.printf("%s\n", wrap(text, "  "))
 	}
 	if len(p.Continued) > 0 {
 		rows := [][]string{{"continued", "prompts", "repeated before", "after", "loops before", "after"}}
@@ -323,7 +331,11 @@ func pruneText(r *pruneReport) string {
 
 // pruneTable lists the blocks, with as many of the dropped experts as fit.
 func pruneTable(r *pruneReport) string {
-	rows := [][]string{{"block", "kept", "choices lost", "dropped", ""}}
+	gone := "dropped"
+	if r.Merged != "" {
+		gone = "merged"
+	}
+	rows := [][]string{{"block", "kept", "choices lost", gone, ""}}
 	for _, b := range r.Blocks {
 		share := "-"
 		if b.Lost != nil {

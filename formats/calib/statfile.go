@@ -351,7 +351,9 @@ func (r *partReader) expert(d *Domain, i, layer, stat int) (err error) {
 		t.max[stat], err = r.values(i)
 		return err
 	}
-	t.sums[stat], err = r.series(i)
+	if t.sums[stat], err = r.series(i); err == nil && Stat(stat) != RouterGram && Stat(stat) != Gate {
+		err = r.checkPositive(i)
+	}
 	if Stat(stat) == Selected {
 		t.Experts = t.sums[stat].n
 	}
@@ -390,6 +392,20 @@ func (r *partReader) input(d *Domain, i int, weight string) error {
 func (r *partReader) series(i int) (series, error) {
 	sums, err := r.sums(i)
 	return series{n: len(sums), others: []func() ([]exact, error){func() ([]exact, error) { return r.sums(i) }}}, err
+}
+
+// checkPositive refuses sums below zero, of what is never negative.
+func (r *partReader) checkPositive(i int) error {
+	values, err := r.values(i)
+	if err != nil {
+		return err
+	}
+	for j, v := range values[:len(values)/2] {
+		if v < 0 {
+			return invalid("number %d is %v, which a sum of lengths or counts cannot be", j, v)
+		}
+	}
+	return nil
 }
 
 // sums reads exact sums.

@@ -325,7 +325,7 @@ func copyReader(ctx context.Context, to io.Writer, from io.Reader, p *downloadin
 			p.add(int64(k))
 		}
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return n, nil
 		case err != nil:
 			return n, err

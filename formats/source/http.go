@@ -153,7 +153,7 @@ func (w *watched) Read(p []byte) (int, error) {
 	w.stop.Reset(w.timeout) // whoever reads may take the time that it needs between
 	n, err := w.ReadCloser.Read(p)
 	w.stop.Stop()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		if cause := context.Cause(w.ctx); cause != nil {
 			err = cause
 		}
