@@ -14,6 +14,7 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"runtime"
@@ -43,7 +44,10 @@ type Options struct {
 	// has read it. It is for models whose rows are read or computed anew whenever
 	// they are asked for.
 	HoldOutput bool
-	Events     Events
+	// SampleBytes bounds the outputs of all experts that Sampled holds at a time,
+	// those of one token at least; 0 means DefaultSampleBytes.
+	SampleBytes int64
+	Events      Events
 	// Observer, when not nil, is told what goes through the model.
 	Observer Observer
 	// LeaveOneOut has the observer told what the output of routed experts would
@@ -199,6 +203,7 @@ func Load(src gguf.Model, opt Options) (*Model, error) {
 	if opt.GroupBytes <= 0 {
 		opt.GroupBytes = DefaultGroupBytes
 	}
+	opt.SampleBytes = cmp.Or(opt.SampleBytes, DefaultSampleBytes)
 	m := &Model{src: src, arch: am, opt: opt, budget: int(opt.GroupBytes / 4), layers: make([]layer, am.Params.Trunk()), nextn: make([]layer, boundNextn(am, &opt))}
 	m.makeWorkers()
 	if err := checkMechanisms(am); err != nil {

@@ -181,15 +181,15 @@ func (s *Sampled) all(ctx context.Context, first, n int, gated bool, outputs ker
 	})
 }
 
-// sampleBytes bounds the outputs of all experts that are held at a time.
-const sampleBytes = 256 << 20
+// DefaultSampleBytes bounds the outputs of all experts that are held at a time.
+const DefaultSampleBytes = 256 << 20
 
 // portions calls do for the outputs of all experts for some tokens after others:
 // output e·n+t is that of expert e for token first+t.
 func (s *Sampled) portions(ctx context.Context, gated bool, do func(first, n int, outputs kernel.Matrix) error) error {
 	defer s.release()
 	each := s.l.par.Experts * s.x.Cols
-	step := min(s.x.Rows, max(1, sampleBytes/4/each))
+	step := min(s.x.Rows, max(1, int(s.m.opt.SampleBytes/4)/each))
 	buf := make([]float32, step*each)
 	for first := 0; first < s.x.Rows; first += step {
 		n := min(step, s.x.Rows-first)

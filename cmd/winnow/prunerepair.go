@@ -33,7 +33,7 @@ func (a *app) repair(ctx context.Context, c *choice) error {
 	mask := kept.mask()
 	mask.Keep = maps.Clone(mask.Keep)
 	maps.DeleteFunc(mask.Keep, func(l int, _ []int) bool { return !slices.Contains(sampled, l) })
-	fitted := s.engines[1].NewRefit(engine.RefitOptions{Mask: mask}, func(ctx context.Context, l int) (whole, changed *engine.Sampled, err error) {
+	fitted := s.engines[1].NewRefit(engine.RefitOptions{Mask: mask, CacheBytes: c.samplingBytes()}, func(ctx context.Context, l int) (whole, changed *engine.Sampled, err error) {
 		b, err := s.block(ctx, l)
 		if err != nil {
 			return nil, nil, err

@@ -19,6 +19,29 @@ type sampling struct {
 	*app
 	*choice
 	engines []*engine.Model
+	most    int // tokens of a block
+}
+
+// usualSampling is what samples and what is computed of them take at most where
+// --max-memory does not say less.
+const usualSampling = 2 << 30
+
+// samplingBytes is a quarter of that.
+func (c *choice) samplingBytes() int64 {
+	total := int64(usualSampling)
+	if given := int64(c.flags.evaluation.maxMemory); given > 0 {
+		total = min(total, given)
+	}
+	return total / 4
+}
+
+// samplingTokens is how many tokens of a block are worked on: each takes its input
+// and the sums of outputs, what its experts' hidden layers hold, and the products of
+// the outputs of all pairs of experts.
+func (c *choice) samplingTokens() int {
+	p := &c.model.Params
+	each := 4*(4*p.Embed+p.Experts+p.ExpertsUsed*p.ExpertFF) + 2*p.Experts*p.Experts
+	return max(1, int(c.samplingBytes())/each)
 }
 
 // openSampling loads models for it.
@@ -29,9 +52,18 @@ func (a *app) openSampling(c *choice, models ...gguf.Model) (*sampling, error) {
 			Hint: "calibrate again: --sample N keeps N tokens of every window",
 		}
 	}
-	s := &sampling{app: a, choice: c}
+	s := &sampling{app: a, choice: c, most: c.samplingTokens()}
+	if n := c.stats.Sampled(); n > s.most {
+		note := fmt.Sprintf("of the %d tokens that were sampled %d are used, as the memory allows", n, s.most)
+		if !slices.Contains(c.notes, note) {
+			c.notes = append(c.notes, note)
+		}
+	}
+	bytes := c.samplingBytes()
 	for _, m := range models {
-		e, err := engine.Load(m, engine.Options{Threads: a.threads, Nextn: true})
+		e, err := engine.Load(m, engine.Options{
+			Threads: a.threads, Nextn: true, SampleBytes: min(bytes, engine.DefaultSampleBytes), GroupBytes: min(bytes, engine.DefaultGroupBytes),
+		})
 		if err != nil {
 			return nil, &inputError{fmt.Errorf("%s: %w", c.path, err)}
 		}
@@ -46,6 +78,7 @@ func (s *sampling) block(ctx context.Context, l int) (list []*engine.Sampled, er
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.flags.stats, err)
 	}
+	sample = sample.Thin(s.most)
 	for _, m := range s.engines {
 		b, err := m.Sampled(ctx, l, sample)
 		if err != nil {

@@ -22,6 +22,30 @@ type Sample struct {
 	Weights []float64
 }
 
+// Thin returns n of the tokens, spread evenly, which stand for as many together; s
+// itself if it has no more.
+func (s *Sample) Thin(n int) *Sample {
+	if n >= s.Tokens {
+		return s
+	}
+	out, before, after := &Sample{Tokens: n}, 0.0, 0.0
+	inputs, logits := len(s.Inputs)/s.Tokens, len(s.Logits)/s.Tokens
+	for i := range n {
+		t := (2*i + 1) * s.Tokens / (2 * n)
+		out.Inputs = append(out.Inputs, s.Inputs[t*inputs:][:inputs]...)
+		out.Logits = append(out.Logits, s.Logits[t*logits:][:logits]...)
+		out.Weights = append(out.Weights, s.Weights[t])
+		after += s.Weights[t]
+	}
+	for _, w := range s.Weights {
+		before += w
+	}
+	for i := range out.Weights {
+		out.Weights[i] *= before / after
+	}
+	return out
+}
+
 // sampled are the tokens of a block that a text was sampled by, in the order in
 // which they came.
 type sampled struct {

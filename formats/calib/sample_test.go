@@ -132,3 +132,14 @@ func TestSampleErrors(t *testing.T) {
 		})
 	}
 }
+
+func TestSampleThin(t *testing.T) {
+	s := &Sample{Tokens: 5, Inputs: []float32{0, 0, 1, 1, 2, 2, 3, 3, 4, 4}, Logits: []float32{0, 10, 20, 30, 40}, Weights: []float64{1, 1, 2, 2, 2}}
+	got := s.Thin(2)
+	if got.Tokens != 2 || !slices.Equal(got.Inputs, []float32{1, 1, 3, 3}) || !slices.Equal(got.Logits, []float32{10, 30}) || got.Weights[0]+got.Weights[1] != 8 || got.Weights[1] != 2*got.Weights[0] {
+		t.Errorf("%+v", got)
+	}
+	if s.Thin(5) != s || s.Thin(9) != s {
+		t.Error("all tokens are not all")
+	}
+}
