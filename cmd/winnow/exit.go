@@ -37,7 +37,7 @@ const exitHelp = `Exit status:
   0    success
   1    failure not listed here
   2    wrong usage: unknown flag or type, output exists or equals the input
-  3    a check failed (inspect --check, prune --verify)
+  3    a check failed (verify, inspect --check, prune --verify)
   4    the input is missing, invalid or not supported
   5    not enough disk space or memory
   6    a server cannot be reached, or does not let in

@@ -60,13 +60,13 @@ func (a *app) addCommands(root *cobra.Command) {
 		}
 	}
 	models := []*cobra.Command{
-		newConvertCommand(a), newQuantizeCommand(a), newPruneCommand(a), newPerplexityCommand(a), newLogitsCommand(a), newInspectCommand(a), newCalibrateCommand(a),
+		newConvertCommand(a), newQuantizeCommand(a), newPruneCommand(a), newPerplexityCommand(a), newLogitsCommand(a), newInspectCommand(a), newCalibrateCommand(a), newVerifyCommand(a),
 	}
 	for _, c := range models {
 		a.takeFromHub(c)
 	}
 	add("make", "Make files:", models[0], models[1], models[2], newRecipeCommand(a), newShardCommand(a), newDemoCommand(a), newDownloadCommand(a))
-	add("look", "Look and measure:", models[3], models[4], models[5], models[6], newImatrixCommand(a), newFamiliesCommand(a))
+	add("look", "Look and measure:", models[3], models[4], models[5], models[6], models[7], newImatrixCommand(a), newFamiliesCommand(a))
 	add("other", "Other:", newVersionCommand(a), newCompletionCommand(a))
 	root.SetHelpCommand(newHelpCommand(root))
 	root.SetHelpCommandGroupID("other")
