@@ -108,10 +108,10 @@ func (g *greedy) run(ctx context.Context) (*Greedy, error) {
 		d.add(g.all.of(t), g.all.gates(t), 1)
 		whole += float64(g.weights[t] * d.square(g.products[t]))
 	}
+	if err := g.reroute(ctx); err != nil {
+		return nil, err
+	}
 	for experts := len(g.left); experts > g.opt.Keep; experts-- {
-		if err := g.reroute(ctx); err != nil {
-			return nil, err
-		}
 		e, err := g.cheapest(ctx)
 		if err != nil {
 			return nil, err

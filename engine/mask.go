@@ -43,10 +43,8 @@ func (m *Model) Masked(mask Mask) (*Model, error) {
 	out.makeWorkers()
 	for i := range len(m.layers) + len(m.nextn) {
 		l := out.block(i)
-		if l.par, l.barred = m.arch.Params.At(i), nil; mask.Flatten && l.par.ExpertGroups > 1 {
-			par := *l.par
-			par.ExpertGroups, par.GroupsUsed = 1, 1
-			l.par = &par
+		if l.par, l.barred = m.arch.Params.At(i), nil; mask.Flatten {
+			l.par = l.par.Flattened()
 		}
 		keep, ok := mask.Keep[i]
 		if !ok {

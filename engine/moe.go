@@ -538,14 +538,7 @@ func (r *router) route(logits []float32, chosen []int32, weight []float32) {
 // HF modeling_deepseek_v2.py and _v3.py). The bias decides about the choice
 // and never enters the weights. Of equal scores the lower number wins.
 func (r *router) choose(scores []float32, chosen []int32, weight []float32) {
-	switch r.par.Gating {
-	case arch.GatingSigmoid:
-		for i, v := range scores {
-			scores[i] = kernel.Sigmoid(v)
-		}
-	case arch.GatingSoftmax:
-		share(scores)
-	}
+	r.score(scores)
 	copy(r.choice, scores)
 	if r.bias != nil {
 		addTo(r.choice, r.bias)
@@ -556,6 +549,19 @@ func (r *router) choose(scores []float32, chosen []int32, weight []float32) {
 	}
 	top(chosen, r.choice)
 	r.weigh(scores, chosen, weight)
+}
+
+// score turns the logits of all experts into scores; those of which only the
+// chosen ones get shares stay as they are.
+func (r *router) score(logits []float32) {
+	switch r.par.Gating {
+	case arch.GatingSigmoid:
+		for i, v := range logits {
+			logits[i] = kernel.Sigmoid(v)
+		}
+	case arch.GatingSoftmax:
+		share(logits)
+	}
 }
 
 // weigh computes the weights of chosen experts from the scores of all.

@@ -60,10 +60,8 @@ func (s *Sampled) inputGates() bool { return s.m.arch.Family.Block.WeightInput }
 // own.
 func (s *Sampled) router(flatten bool, barred []int32) *sampleRouter {
 	par := s.l.par
-	if flatten && par.ExpertGroups > 1 {
-		one := *par
-		one.ExpertGroups, one.GroupsUsed = 1, 1
-		par = &one
+	if flatten {
+		par = par.Flattened()
 	}
 	return &sampleRouter{newRouter(&s.m.arch.Family.Block, par, s.bias, barred), s, make([]float32, par.Experts)}
 }
@@ -110,14 +108,12 @@ func (s *Sampled) routes(ctx context.Context, flatten bool, barred []int32) (*ro
 func (r *routes) of(t int) []int32      { return r.chosen[t*r.used:][:r.used] }
 func (r *routes) gates(t int) []float32 { return r.gate[t*r.used:][:r.used] }
 
-// gate returns the gate that a token has for an expert whatever others it
+// alone returns the gate that a token has for an expert whatever others it
 // chooses, which is so where gates apply to inputs.
 func (s *Sampled) alone(r *sampleRouter, t int, e int32) float32 {
 	gate := [1]float32{}
 	copy(r.logits, s.logits.Row(t))
-	for i, v := range r.logits {
-		r.logits[i] = kernel.Sigmoid(v)
-	}
+	r.score(r.logits)
 	r.weigh(r.logits, []int32{e}, gate[:])
 	return gate[0]
 }

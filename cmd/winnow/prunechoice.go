@@ -38,7 +38,7 @@ type choice struct {
 	search   []*verify.Tried // numbers of experts that were measured for --max-kld
 	merged   *mergeReport    // nil: experts are not merged, or as the keep-list says
 	repaired *repairReport
-	searched bool            // what became of groups in the choice, before it was merged
+	flatten  bool            // groups are given up in the choice, before it is merged
 	changes  convert.Changes // of weights of the experts that stay; nil: none
 	written  []output
 	notes    []string
@@ -68,7 +68,7 @@ func (a *app) decide(ctx context.Context, c *choice) (err error) {
 			return err
 		}
 	}
-	c.scores, c.list, c.searched = c.tried[c.best].scores, c.tried[c.best].list, c.tried[c.best].list.Flatten
+	c.scores, c.list, c.flatten = c.tried[c.best].scores, c.tried[c.best].list, c.tried[c.best].list.Flatten
 	if c.flags.maxKLD > 0 {
 		return a.searchFewest(ctx, c)
 	}

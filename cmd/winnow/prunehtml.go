@@ -64,7 +64,7 @@ func (c *choice) page(r *pruneReport) (*report.Prune, error) {
 // addCurves tells the page what blocks lack with fewer and fewer experts, if a
 // search of greedy found that out.
 func (c *choice) addCurves(p *report.Prune) {
-	s := c.greedy[c.searched]
+	s := c.greedy[c.flatten]
 	if s == nil {
 		return
 	}

@@ -52,13 +52,24 @@ type Pruning struct {
 	Merged  string // the method by which others were merged into them, "" if none were
 }
 
+// Flattened returns the hyper-parameters with all routed experts in one group: p
+// itself where they are.
+func (p *Params) Flattened() *Params {
+	if p.ExpertGroups < 2 {
+		return p
+	}
+	q := *p
+	q.ExpertGroups, q.GroupsUsed = 1, 1
+	return &q
+}
+
 // Pruned returns the hyper-parameters of the pruned model.
 func (p *Params) Pruned(how Pruning) Params {
 	q := *p
-	q.Experts = how.Experts
 	if how.Flatten {
-		q.ExpertGroups, q.GroupsUsed = 1, 1
+		q = *p.Flattened()
 	}
+	q.Experts = how.Experts
 	if how.DropMTP {
 		q.Layers, q.NextnLayers = p.Trunk(), 0
 		q.KVHeadsAt, q.FFAt = upTo(q.KVHeadsAt, q.Layers), upTo(q.FFAt, q.Layers)
